@@ -1,0 +1,92 @@
+"""What IMM is compared with: noising, reverse distillation and interpolation, with the estimators' signatures."""
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.estimators import SampledIMM, Target
+from imm_lib.induced import accumulator, cross_entropy, noising_risk
+from imm_lib.targets.table import as_target
+
+
+class SampledNoising(SampledIMM):
+    """Noising with soft targets: the target against the full model itself in k sampled extended contexts (eq. 14).
+
+    The arguments, call and errors of :class:`imm_lib.SampledIMM`; with k = 1 the two are equal. The estimate is
+    unbiased for the noising risk at every k, and that risk is an upper bound of IMM's (eq. 15).
+
+    >>> import torch
+    >>> from imm_lib import BeliefContexts
+    >>> log_q = torch.tensor([[0.9, 0.1]]).log()
+    >>> noising = SampledNoising(torch.tensor([[0.7, 0.3]]), BeliefContexts(torch.tensor([[1.0]])))
+    >>> noising(lambda short, extended: log_q[extended], torch.tensor([0]))
+    tensor(0.7645)
+    """
+
+    _joint_risk = staticmethod(noising_risk)
+
+    def __init__(self, target: Target, contexts: nn.Module, k: int = 1, generator: torch.Generator | None = None):
+        super().__init__(target, contexts, k, sequential=False, generator=generator)
+
+
+def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
+    """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
+    log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
+    rows = target(checks.tensor("short", short))
+    if rows.shape != log_q.shape:
+        raise ValueError(f"log_q must be (B, Y) = {tuple(rows.shape)}, got {checks.describe(log_q)}")
+    checks.same_device("log_q", log_q, "target", rows)
+    return rows.to(log_q.dtype), log_q
+
+
+class ReverseKD(nn.Module):
+    """Reverse distillation: mean_t H(P̂(·|s_t), Q(·|s_t,e_t)), the target against the full model (eqs. 1, 14).
+
+    It is eq. 13 without the correction, and the same objective as noising. Inconsistent unless λ vanishes (Prop. 6.1).
+
+    Args:
+        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+
+    Raises:
+        TypeError, ValueError: when built, for a bad target; when called, for bad log-probabilities or ids.
+
+    >>> import torch
+    >>> ReverseKD(torch.tensor([[0.7, 0.3]]))(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0]))
+    tensor(0.7645)
+    """
+
+    def __init__(self, target: Target):
+        super().__init__()
+        self.target, self.risk = as_target(target), None
+
+    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, from (B, Y) log-probabilities and (B,) short contexts."""
+        mean = cross_entropy(*_pair(self.target, log_q, short)).mean()
+        self.risk = mean.detach()
+        return mean
+
+
+class Interpolation(nn.Module):
+    """Interpolation at prediction time: log((1 - weight) Q(y|s,e) + weight P̂(y|s)). Nothing is trained.
+
+    Args:
+        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+        weight: share of the target, in [0, 1].
+
+    Raises:
+        TypeError, ValueError: when built, for a bad target or weight; when called, for bad log-probabilities or ids.
+
+    >>> import torch
+    >>> Interpolation(torch.tensor([[0.7, 0.3]]), 0.5)(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0])).exp()
+    tensor([[0.8000, 0.2000]])
+    """
+
+    def __init__(self, target: Target, weight: float):
+        super().__init__()
+        self.target, self.weight = as_target(target), checks.number("weight", weight, 0, 1)
+
+    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
+        """(B, Y) log-probabilities and (B,) short contexts -> (B, Y) log-probabilities."""
+        rows, log_q = _pair(self.target, log_q, short)
+        share = log_q.new_tensor(self.weight)
+        return torch.logaddexp(log_q + (1 - share).log(), rows.log() + share.log())

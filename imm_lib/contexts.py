@@ -1,0 +1,201 @@
+"""Where extended contexts come from: the law π(e|s) of the extended context e given the short context s.
+
+Every class answers the same three questions, for a batch of B short contexts:
+
+- ``log_weights(short)``: the exact log π(e|s), dense, (B, E).
+- ``support(short)``: the same as a flat list of the pairs with π(e|s) > 0.
+- ``sample(short, k, generator)``: (B, k) extended contexts drawn from π(e|s), with replacement.
+
+Extended contexts are named by an index: of a data point (``GroupedContexts``, ``KernelContexts``) or of a hidden state
+(``BeliefContexts``). The tensors are non-persistent buffers: ``.to(device)`` moves them, ``state_dict`` leaves them
+out, since they are the data.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+
+Support = tuple[Tensor, Tensor, Tensor]
+
+
+class GroupedContexts(nn.Module):
+    """Discrete short contexts: e is drawn uniformly from the multiset extend(s) of data points that share s (eq. 10).
+
+    Stored as a compressed index of O(n + S) integers; sampling is vectorised over the batch.
+
+    Args:
+        short: (n,) ids of the short context of every data point.
+        num_short: number S of short contexts; by default the largest id plus one.
+
+    Raises:
+        TypeError: ``short`` is not an integer tensor.
+        ValueError: it is empty, not 1-D, or has ids outside [0, num_short).
+
+    >>> import torch
+    >>> contexts = GroupedContexts(torch.tensor([0, 1, 0, 0]))
+    >>> contexts.extend(0)
+    tensor([0, 2, 3])
+    >>> contexts.log_weights(torch.tensor([1])).exp()
+    tensor([[0., 1., 0., 0.]])
+    """
+
+    def __init__(self, short: Tensor, num_short: int | None = None):
+        super().__init__()
+        if num_short is not None:
+            checks.count("num_short", num_short)
+        short = checks.ids("short", short, num_short)
+        counts = torch.bincount(short, minlength=num_short or 0)
+        self.register_buffer("short", short, persistent=False)
+        self.register_buffer("order", torch.argsort(short, stable=True), persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
+
+    def extend(self, s: int) -> Tensor:
+        """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq. 10."""
+        start, count = self.starts[s], self.counts[s]
+        return self.order[start : start + count]
+
+    def _known(self, short: Tensor) -> Tensor:
+        short = checks.ids("short", short, len(self.counts))
+        checks.same_device("short", short, "the data of GroupedContexts", self.order)
+        if checks.visible(short) and (self.counts[short] == 0).any():
+            unseen = short[self.counts[short] == 0][0].item()
+            raise ValueError(f"short has a context never seen in the data: {unseen}; expected one with data points")
+        return short
+
+    def log_weights(self, short: Tensor) -> Tensor:
+        """(B,) ids -> (B, n) float64 log π_n(e|s): -log |extend(s)| on the data points of s, -inf elsewhere."""
+        short = self._known(short)
+        same = short.unsqueeze(1) == self.short
+        return torch.where(same, -self.counts[short].double().log().unsqueeze(1), -math.inf)
+
+    def support(self, short: Tensor) -> Support:
+        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,), ``log_w`` (N,)."""
+        short = self._known(short)
+        count = self.counts[short]
+        row = torch.repeat_interleave(count)
+        within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        return row, self.order[self.starts[short][row] + within], -count.double().log()[row]
+
+    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+        """(B,) ids -> (B, k) data points drawn uniformly with replacement from extend(s).
+
+        Raises:
+            ValueError: k < 1 or, on CPU, a short context without data. On a GPU, where a look at the values would
+                wait, such a context yields the index n, so that the caller's indexing fails.
+        """
+        checks.count("k", k)
+        short = self._known(short)
+        count = self.counts[short].unsqueeze(1)
+        device = generator.device if generator is not None else short.device
+        # float64: float32 could not reach every one of more than 2^24 data points
+        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(short.device)
+        within = (u * count).long().minimum(count - 1)
+        extended = self.order[(self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)]
+        return extended.masked_fill(count == 0, len(self.order))
+
+
+class _DenseContexts(nn.Module):
+    """Extended contexts whose weights are cheapest as a dense (B, E) table."""
+
+    def log_weights(self, short: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def support(self, short: Tensor) -> Support:
+        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,), ``log_w`` (N,)."""
+        log_w = self.log_weights(short)
+        row, extended = (log_w > -math.inf).nonzero(as_tuple=True)
+        return row, extended, log_w[row, extended]
+
+    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+        """B short contexts -> (B, k) extended contexts drawn from π(e|s) with replacement.
+
+        Raises:
+            ValueError: k < 1, or as ``log_weights``.
+        """
+        checks.count("k", k)
+        weights = self.log_weights(short).double().exp()
+        device = generator.device if generator is not None else weights.device
+        drawn = torch.multinomial(weights.to(device), k, replacement=True, generator=generator)
+        return drawn.to(weights.device)
+
+
+class KernelContexts(_DenseContexts):
+    """Continuous short contexts: a soft nearest-neighbour estimate of π(e|s) with a Laplace kernel (eqs. 21, 22).
+
+    The extended context of data point t has weight exp(-|s - values_t|₁ / bandwidth), normalised over the n points. The
+    paper's α is 1 / bandwidth.
+
+    Args:
+        values: (n,) or (n, d) short contexts of the data points.
+        bandwidth: width of the kernel, in the units of ``values``.
+
+    Raises:
+        TypeError: ``values`` is not a floating-point tensor.
+        ValueError: it is empty, has more than two dimensions or is not finite, or ``bandwidth`` is not positive.
+
+    >>> import torch
+    >>> contexts = KernelContexts(torch.tensor([0.0, 1.0]), bandwidth=1.0)
+    >>> contexts.log_weights(torch.tensor([0.0])).exp()
+    tensor([[0.7311, 0.2689]])
+    """
+
+    def __init__(self, values: Tensor, bandwidth: float = 1.0):
+        super().__init__()
+        self.bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
+        if checks.floating("values", values).dim() not in (1, 2) or values.numel() == 0:
+            raise ValueError(f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}")
+        if not torch.isfinite(values).all():
+            raise ValueError(f"values must be finite, got NaN or infinite entries in {checks.describe(values)}")
+        self.register_buffer("values", values.detach(), persistent=False)
+
+    def log_weights(self, short: Tensor) -> Tensor:
+        """(B,) or (B, d) short contexts -> (B, n) log π(e|s).
+
+        Raises:
+            TypeError: ``short`` is not a floating-point tensor.
+            ValueError: it is empty or does not have the shape or device of ``values``.
+        """
+        checks.same_device("short", checks.floating("short", short), "values", self.values)
+        if short.shape[1:] != self.values.shape[1:] or short.dim() != self.values.dim() or len(short) == 0:
+            raise ValueError(
+                f"short must be a non-empty batch like values {tuple(self.values.shape)}, got {checks.describe(short)}"
+            )
+        if checks.visible(short) and not torch.isfinite(short).all():
+            raise ValueError(f"short must be finite, got NaN or infinite entries in {checks.describe(short)}")
+        points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
+        query = (short.unsqueeze(1) if short.dim() == 1 else short).to(points.dtype)
+        return torch.log_softmax(-torch.cdist(query, points, p=1) / self.bandwidth, dim=-1)
+
+
+class BeliefContexts(_DenseContexts):
+    """Known π(e|s): row s of ``belief`` is the law of the hidden extended context, a POMDP's belief for instance.
+
+    Args:
+        belief: (S, E) rows that sum to 1.
+
+    Raises:
+        TypeError: ``belief`` is not a floating-point tensor.
+        ValueError: it is not 2-D, not finite, negative, or has rows that do not sum to 1.
+
+    >>> import torch
+    >>> contexts = BeliefContexts(torch.tensor([[0.5, 0.5, 0.0]]))
+    >>> contexts.support(torch.tensor([0]))[1]
+    tensor([0, 1])
+    """
+
+    def __init__(self, belief: Tensor):
+        super().__init__()
+        if checks.floating("belief", belief).dim() != 2:
+            raise ValueError(f"belief must be (S, E), got {checks.describe(belief)}")
+        checks.probabilities("belief", belief)
+        self.register_buffer("belief", belief.detach(), persistent=False)
+
+    def log_weights(self, short: Tensor) -> Tensor:
+        """(B,) ids -> (B, E) log π(e|s); raises TypeError or ValueError for ids outside [0, S)."""
+        short = checks.ids("short", short, len(self.belief))
+        checks.same_device("short", short, "belief", self.belief)
+        return self.belief[short].log()

@@ -1,0 +1,176 @@
+"""The induced model and its risk: pure functions of log-probabilities, in nats, with no hidden reduction.
+
+Throughout, k counts extended contexts of one short context and Y counts labels. Half-precision inputs are accumulated
+in float32. Shapes are always checked; values only on CPU tensors, so that a GPU never waits for a check.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks
+
+
+def accumulator(log_q: Tensor) -> Tensor:
+    """``log_q`` in the dtype it is accumulated in: float32 for half precision, unchanged otherwise."""
+    return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
+
+
+def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Checked and broadcastable (..., k, Y) log_q and (..., k, 1) log_w, uniform by default."""
+    log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
+    k = log_q.shape[-2]
+    if log_w is None:
+        return log_q, log_q.new_full((k, 1), -math.log(k))
+    checks.log_probabilities("log_w", log_w, dim=1)
+    checks.same_device("log_w", log_w, "log_q", log_q)
+    if log_w.shape[-1] != k:
+        raise ValueError(f"log_w must end in k = {k} as log_q {tuple(log_q.shape)} does, got {checks.describe(log_w)}")
+    if checks.visible(log_w):
+        error = accumulator(log_w.detach()).logsumexp(-1).abs().max().item()
+        if not error <= 1e-3:
+            raise ValueError(f"log_w must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}")
+    return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
+
+
+def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
+    """Target probabilities in the dtype of ``log_q``, checked against its label count."""
+    checks.floating("target", target)
+    checks.same_device("target", target, "log_q", log_q)
+    if target.dim() < 1 or target.shape[-1] != log_q.shape[-1]:
+        raise ValueError(
+            f"target must end in Y = {log_q.shape[-1]} labels as log_q {tuple(log_q.shape)} does, "
+            f"got {checks.describe(target)}"
+        )
+    if checks.visible(target):
+        low, error = target.detach().amin().item(), (target.detach().float().sum(-1) - 1).abs().max().item()
+        if not (low >= 0 and error <= 1e-2):
+            raise ValueError(f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error {error:g}")
+    return target.to(log_q.dtype)
+
+
+def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
+    """H(target, p) = -sum_y target(y) log p(y) in nats, unchecked; (..., Y), (..., Y) -> (...).
+
+    A label of target probability 0 contributes exactly 0, also where ``log_p`` is -inf.
+    """
+    return -(target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
+
+
+def _log(total: Tensor) -> Tensor:
+    """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can move it."""
+    dead = total == 0
+    return total.masked_fill(dead, 1.0).log().masked_fill(dead, -math.inf)
+
+
+def _log_sum_exp(x: Tensor) -> Tensor:
+    """(..., k, Y) -> (..., Y) log sum exp; torch.logsumexp has NaN gradients where all k entries are -inf."""
+    top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
+    return _log((x - top).exp().sum(-2)) + top.squeeze(-2)
+
+
+def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """The induced model log Q̂(y|s) = log sum_e w_e Q(y|s,e) (eq. 4; eqs. 6 and 18 with uniform weights).
+
+    Args:
+        log_q: (..., k, Y) log-probabilities of the full model in k extended contexts.
+        log_w: (..., k) log-weights log π(e|s), normalised; uniform by default. -inf leaves a context out.
+
+    Returns:
+        (..., Y) log-probabilities in nats.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes or devices do not fit; on CPU also NaN, positive log_q, or weights that are not normalised.
+
+    >>> import torch
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()     # k = 2 extended contexts, Y = 2 labels
+    >>> induce(log_q).exp()
+    tensor([0.7000, 0.3000])
+    """
+    log_q, log_w = _operands(log_q, log_w)
+    return _log_sum_exp(log_q + log_w)
+
+
+def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """The IMM risk H(P̂(·|s), Q̂(·|s)) of each short context (eqs. 7, 9, 12), in nats.
+
+    Args:
+        target: (..., Y) probabilities of the restricted model.
+        log_q: (..., k, Y) log-probabilities of the full model.
+        log_w: (..., k) normalised log-weights; uniform by default.
+
+    Returns:
+        (...) cross-entropies. Subtract the target's entropy for the KL divergence of eq. 5.
+
+    Raises:
+        TypeError, ValueError: as :func:`induce`; also a target with another number of labels.
+
+    >>> import torch
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    >>> imm_risk(torch.tensor([0.7, 0.3]), log_q)               # the target's own entropy: a perfect match
+    tensor(0.6109)
+    """
+    log_q, log_w = _operands(log_q, log_w)
+    target = _target_rows(target, log_q)
+    return cross_entropy(target, _log_sum_exp(log_q + log_w))
+
+
+def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """The risk of noising and of reverse distillation, sum_e w_e H(P̂(·|s), Q(·|s,e)) (eqs. 14, 15), in nats.
+
+    Jensen's inequality makes it an upper bound of :func:`imm_risk`, with the same arguments and errors. The two agree
+    when k = 1 or when Q does not depend on e.
+
+    >>> import torch
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    >>> noising_risk(torch.tensor([0.7, 0.3]), log_q)
+    tensor(0.7288)
+    """
+    log_q, log_w = _operands(log_q, log_w)
+    target = _target_rows(target, log_q)
+    weight = log_w.exp().squeeze(-1)
+    # a context of weight 0 counts for nothing, even where it gives a label probability 0
+    risk = cross_entropy(target.unsqueeze(-2), log_q.masked_fill(log_w == -math.inf, 0.0))
+    return (weight * risk).sum(-1)
+
+
+def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """The crosstalk C_i(y) = w_i Q_i(y) / sum_j w_j Q_j(y) of Appendix C.2 (eq. 20), without a gradient.
+
+    It is the posterior of the extended context given the label, and ``-target * crosstalk`` is exactly the gradient of
+    :func:`imm_risk` with respect to ``log_q``: ``-(target * crosstalk * log_q).sum()`` has the risk's gradient and
+    splits into k terms that can be computed one after another.
+
+    Args:
+        log_q: (..., k, Y) log-probabilities of the full model.
+        log_w: (..., k) normalised log-weights; uniform by default.
+
+    Returns:
+        (..., k, Y) weights that sum to 1 over k.
+
+    Raises:
+        TypeError, ValueError: as :func:`induce`.
+
+    >>> import torch
+    >>> crosstalk(torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log())
+    tensor([[0.6429, 0.1667],
+            [0.3571, 0.8333]])
+    """
+    log_q, log_w = _operands(log_q, log_w)
+    return torch.softmax((log_q + log_w).detach(), dim=-2)
+
+
+def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """log sum exp of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) -> (size, Y).
+
+    The induced model when the extended contexts of each short context lie in a flat list (eq. 6). Differentiable;
+    an empty segment gives -inf.
+    """
+    top = values.detach().new_full((size, values.shape[-1]), -math.inf)
+    rows = index.unsqueeze(1).expand_as(values)
+    # a finite floor keeps -inf - top from being NaN
+    top = top.scatter_reduce_(0, rows, values.detach(), "amax").clamp_min_(torch.finfo(values.dtype).min)
+    total = torch.zeros_like(top).index_add(0, index, (values - top[index]).exp())
+    return _log(total) + top

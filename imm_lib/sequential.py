@@ -1,0 +1,105 @@
+"""The sampled IMM risk with the activations of one extended context at a time (Appendix C.2).
+
+The forward pass keeps only the running log-sum of the k contexts. The backward pass runs each context again, with the
+random state it had, and feeds it the cached gradient of the risk with respect to its log-probabilities: -target times
+the crosstalk. Time: one extra forward pass. Memory: independent of k.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from imm_lib.induced import accumulator, cross_entropy
+
+
+class _Surroundings:
+    """The random state and autocast settings a forward pass depends on, to be replayed around its second run."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu_state = torch.get_rng_state()
+        self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+    @contextlib.contextmanager
+    def replay(self) -> Iterator[None]:
+        enabled, dtype = self.autocast
+        devices = [self.device] if self.cuda_state is not None else []
+        with torch.random.fork_rng(devices=devices), torch.autocast(self.device.type, dtype, enabled):
+            torch.set_rng_state(self.cpu_state)
+            if self.cuda_state is not None:
+                torch.cuda.set_rng_state(self.cuda_state, self.device)
+            yield
+
+
+def _leaves(output: Tensor) -> dict[int, Tensor]:
+    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
+    if output.grad_fn is None:
+        return {id(output): output} if output.requires_grad else {}
+    found, seen, stack = {}, set(), [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+class _Replay(torch.autograd.Function):
+    """The risk as a function of the leaves behind it; its backward pass runs the k contexts again, one by one."""
+
+    @staticmethod
+    def forward(ctx, risk, target, log_sum, passes, surroundings, *leaves):
+        ctx.passes, ctx.surroundings, ctx.leaves = passes, surroundings, leaves
+        ctx.save_for_backward(target, log_sum)
+        return risk.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_risk):
+        target, log_sum = ctx.saved_tensors
+        scale = -target * grad_risk.unsqueeze(-1)
+        # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0 there too
+        log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
+        total = [None] * len(ctx.leaves)
+        for run, surroundings in zip(ctx.passes, ctx.surroundings, strict=True):
+            with torch.enable_grad(), surroundings.replay():
+                log_q = run()
+            if not log_q.requires_grad:
+                continue
+            cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
+            # the graph may reach back into one that the caller built and will still use
+            grads = torch.autograd.grad(log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True)
+            total = [g if t is None else t if g is None else t + g for t, g in zip(total, grads, strict=True)]
+        return None, None, None, None, None, *total
+
+
+def sequential_risk(target: Tensor, passes: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """:func:`imm_lib.imm_risk` of k extended contexts, each computed by one of ``passes`` and forgotten.
+
+    Args:
+        target: (D, Y) probabilities, on the device where the passes run.
+        passes: k functions of no argument, each returning the (D, Y) log-probabilities in one extended context of
+            every short context. Each is called once here and once in the backward pass; what it draws from torch's
+            default generators (dropout) is replayed, what it draws from a generator of its own is not.
+
+    Returns:
+        (D,) risks in nats, differentiable once with respect to every leaf behind the passes.
+    """
+    leaves: dict[int, Tensor] = {}
+    surroundings, log_sum = [], None
+    for run in passes:
+        surroundings.append(_Surroundings(target.device))
+        log_q = run()
+        leaves |= _leaves(log_q)
+        log_q = accumulator(log_q.detach())
+        log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
+    target = target.to(log_sum.dtype)
+    risk = cross_entropy(target, log_sum - math.log(len(passes)))
+    return _Replay.apply(risk, target, log_sum, passes, surroundings, *leaves.values()) if leaves else risk

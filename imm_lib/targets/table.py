@@ -1,0 +1,55 @@
+"""Targets: what plays P̂(y|s), the restricted model, as rows of probabilities."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+
+
+class TableTarget(nn.Module):
+    """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is given, not learnt."""
+
+    def __init__(self, table: Tensor):
+        super().__init__()
+        if checks.floating("target", table).dim() != 2:
+            raise ValueError(f"target must be a (S, Y) table or a callable, got {checks.describe(table)}")
+        self.register_buffer("table", checks.probabilities("target", table).detach(), persistent=False)
+
+    def forward(self, short: Tensor) -> Tensor:
+        """(B,) ids -> (B, Y) rows of the table."""
+        short = checks.ids("short", short, len(self.table))
+        checks.same_device("short", short, "target", self.table)
+        return self.table[short]
+
+
+class CallableTarget(nn.Module):
+    """A function short -> (B, Y) probabilities; its first answer has its values checked, every answer its shape."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+        self.checked = False
+
+    @torch.no_grad()
+    def forward(self, short: Tensor) -> Tensor:
+        """B short contexts -> (B, Y) probabilities."""
+        rows = checks.floating("target(short)", self.function(short))
+        if rows.dim() != 2 or len(rows) != len(short):
+            raise ValueError(f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}")
+        if not self.checked:
+            checks.probabilities("target(short)", rows)
+            self.checked = True
+        return rows
+
+
+def as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
+    """``target`` as a module short -> (B, Y) probabilities; raises TypeError if it is neither table nor callable."""
+    if isinstance(target, TableTarget | CallableTarget):
+        return target
+    if isinstance(target, Tensor):
+        return TableTarget(target)
+    if callable(target):
+        return CallableTarget(target)
+    raise TypeError(f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {checks.describe(target)}")
