@@ -39,7 +39,7 @@ class GroupedContexts(nn.Module):
     >>> contexts.extend(0)
     tensor([0, 2, 3])
     >>> contexts.log_weights(torch.tensor([1])).exp()
-    tensor([[0., 1., 0., 0.]])
+    tensor([[0., 1., 0., 0.]], dtype=torch.float64)
     """
 
     def __init__(self, short: Tensor, num_short: int | None = None):

@@ -162,15 +162,21 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     return torch.softmax((log_q + log_w).detach(), dim=-2)
 
 
+def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """The largest of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) -> (size, Y), detached.
+
+    At least the dtype's lowest finite number, so that ``values - segment_max`` is never inf - inf.
+    """
+    top = values.detach().new_full((size, values.shape[-1]), torch.finfo(values.dtype).min)
+    return top.scatter_reduce_(0, index.unsqueeze(1).expand_as(values), values.detach(), "amax")
+
+
 def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
     """log sum exp of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) -> (size, Y).
 
     The induced model when the extended contexts of each short context lie in a flat list (eq. 6). Differentiable;
     an empty segment gives -inf.
     """
-    top = values.detach().new_full((size, values.shape[-1]), -math.inf)
-    rows = index.unsqueeze(1).expand_as(values)
-    # a finite floor keeps -inf - top from being NaN
-    top = top.scatter_reduce_(0, rows, values.detach(), "amax").clamp_min_(torch.finfo(values.dtype).min)
-    total = torch.zeros_like(top).index_add(0, index, (values - top[index]).exp())
-    return _log(total) + top
+    top = segment_max(values, index, size)
+    share = (-top).index_select(0, index).add_(values).exp_()
+    return _log(torch.zeros_like(top).index_add(0, index, share)) + top

@@ -1,0 +1,41 @@
+"""Induced Model Matching: let a small accurate model of few features help to train a large one.
+
+Four nouns: where extended contexts come from (``contexts``), the induced model and its risk (``induced``), how the
+risk's gradient is estimated (``estimators``), and the restricted model that is matched (``targets``).
+"""
+
+from imm_lib import data, plotting, results
+from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
+from imm_lib.clipping import clipped_backward
+from imm_lib.contexts import BeliefContexts, GroupedContexts, KernelContexts
+from imm_lib.estimators import ExactIMM, SampledIMM
+from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
+from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
+from imm_lib.tabular import TabularWorld, counterexample
+from imm_lib.targets import KneserNeyBigram
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BeliefContexts",
+    "ExactIMM",
+    "GroupedContexts",
+    "Interpolation",
+    "KernelContexts",
+    "KneserNeyBigram",
+    "MovingAverageIMM",
+    "ReverseKD",
+    "SampledIMM",
+    "SampledNoising",
+    "SerializedIMM",
+    "TabularWorld",
+    "clipped_backward",
+    "counterexample",
+    "crosstalk",
+    "data",
+    "imm_risk",
+    "induce",
+    "noising_risk",
+    "plotting",
+    "results",
+]

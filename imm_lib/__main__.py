@@ -1,0 +1,81 @@
+"""The command line: python -m imm_lib list | run | show | bench."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from imm_lib import data, experiments, results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m imm_lib", description="Run and show the book's experiments.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="name the experiments")
+    run = commands.add_parser("run", help="run experiments and write their results")
+    run.add_argument("name", nargs="?", help="an experiment; see list")
+    run.add_argument("--all", action="store_true", help="every experiment, one after another")
+    show = commands.add_parser("show", help="print the table of a stored result")
+    show.add_argument("name")
+    bench = commands.add_parser("bench", help="measure speed and memory; the same as run bench-core")
+    for command in (run, show):
+        command.add_argument("--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci")
+    for command in (run, bench):
+        command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--resume", action="store_true", help="keep what an interrupted run has finished")
+    for command in (run, show, bench):
+        command.add_argument("--out", type=Path, help="folder of the results; by default book/results")
+    return parser
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    if args.command == "bench":
+        return ["bench-core"]
+    if args.all == (args.name is not None):
+        raise ValueError("name one experiment, or give --all")
+    return list(experiments.registry()) if args.all else [args.name]
+
+
+def _act(args: argparse.Namespace, words: list[str]) -> None:
+    if args.command == "list":
+        _print_table([[e.name, e.description] for e in experiments.registry().values()])
+    elif args.command == "show":
+        experiment = experiments.find(args.name)
+        _print_table(experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out)))
+    else:
+        command = shlex.join(["python", "-m", "imm_lib", *words])
+        for experiment in [experiments.find(name) for name in _names(args)]:
+            scale = getattr(args, "scale", "full")
+            file = experiments.run(experiment, scale, args.seed, args.device, args.resume, args.out, command)
+            _print_table(experiment.table(results.load(file.stem, file.parent)))
+            print(f"written: {file.name}")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 2 for a mistake in the call, 1 for a failure, 130 when stopped."""
+    words = sys.argv[1:] if words is None else words
+    args = _parser().parse_args(words)
+    try:
+        _act(args, words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (data.DataError, results.ResultError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        again = shlex.join(["python", "-m", "imm_lib", *words, *([] if "--resume" in words else ["--resume"])])
+        print(f"\nstopped; to go on: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

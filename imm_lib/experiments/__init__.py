@@ -1,0 +1,152 @@
+"""The experiments by name, and the one runner that they share: units of work, each saved when it is done.
+
+An experiment lists its *units*, small JSON objects, and computes one unit at a time. The runner writes every finished
+unit to a partial file before it takes the next, so that a kill at any moment loses none of them; the result appears
+under its name when all are there.
+"""
+
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imm_lib import results
+
+MODULES = ("kneser_ney", "bench")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment module offers as ``EXPERIMENTS``.
+
+    Attributes:
+        name: of the result's file, lower-case letters, digits and hyphens.
+        description: one line.
+        scales: configuration by scale, JSON objects: "full", and "ci" for a quick look.
+        units: (config, seed) -> list of JSON objects, one per unit of work.
+        run: (unit, config, device) -> JSON object of numbers.
+        table: result -> rows of text, the first of them the header.
+    """
+
+    name: str
+    description: str
+    scales: dict[str, dict]
+    units: Callable[[dict, int], list[dict]]
+    run: Callable[[dict, dict, torch.device], dict]
+    table: Callable[[dict], list[list[str]]]
+
+
+def registry() -> dict[str, Experiment]:
+    """Every experiment by name, in the order of the book."""
+    modules = [importlib.import_module(f"imm_lib.experiments.{module}") for module in MODULES]
+    return {experiment.name: experiment for module in modules for experiment in module.EXPERIMENTS}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name; raises ValueError listing the known ones."""
+    known = registry()
+    if name not in known:
+        raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+def file_name(experiment: Experiment, scale: str) -> str:
+    """NAME for the full scale, NAME-SCALE for another, so that a quick look never replaces a full run."""
+    return experiment.name if scale == "full" else f"{experiment.name}-{scale}"
+
+
+def _partial(experiment: Experiment, scale: str, where: Path) -> Path:
+    return where / ".partial" / f"{file_name(experiment, scale)}.json"
+
+
+def _resumed(file: Path, key: dict) -> list[dict]:
+    """Finished units of an interrupted run; none where there was none."""
+    try:
+        partial = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    differing = [field for field in key if partial.get(field) != key[field]]
+    if differing:
+        raise ValueError(
+            f"resume: {file.name} was begun with another {', '.join(differing)}; run without --resume to begin anew"
+        )
+    return partial["units"]
+
+
+def run(
+    experiment: Experiment,
+    scale: str = "full",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    where: Path | None = None,
+    command: str = "",
+) -> Path:
+    """Run all units of an experiment, with a progress bar, and write its result.
+
+    Args:
+        experiment: what to run.
+        scale: one of ``experiment.scales``.
+        seed: handed to ``experiment.units``.
+        device: "cpu", "cuda", ...
+        resume: keep the units that an interrupted run of the same configuration and seed has finished.
+        where: folder of the result; by default :func:`imm_lib.results.folder`.
+        command: what reproduces the run, stored with it.
+
+    Returns:
+        The result's file.
+
+    Raises:
+        ValueError: an unknown scale or device, or a partial run of another configuration or seed.
+    """
+    if scale not in experiment.scales:
+        raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, got {str(device)!r} without CUDA")
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("running experiments needs tqdm: pip install 'imm_lib[data,experiments]'") from error
+    where, config = where or results.folder(), experiment.scales[scale]
+    key = {"config": config, "seed": seed, "device": str(device)}
+    partial = _partial(experiment, scale, where)
+    units = experiment.units(config, seed)
+    done = _resumed(partial, key) if resume else []
+    finished = {_identity(entry["unit"]): entry for entry in done}
+    entries = []
+    for unit in tqdm(units, desc=file_name(experiment, scale), unit="unit"):
+        entry = finished.get(_identity(unit))
+        if entry is None:
+            start = time.perf_counter()
+            numbers = experiment.run(unit, config, device)
+            entry = {"unit": unit, "numbers": numbers, "wall_s": round(time.perf_counter() - start, 3)}
+            results.write_json(partial, {**key, "units": [*entries, entry]})
+        entries.append(entry)
+    result = {
+        "schema": results.SCHEMA_VERSION,
+        "experiment": experiment.name,
+        "scale": scale,
+        "config": config,
+        "seed": seed,
+        "units": entries,
+        "wall_s": round(sum(entry["wall_s"] for entry in entries), 3),
+        "command": command
+        or f"python -m imm_lib run {experiment.name} --scale {scale} --seed {seed} --device {device}",
+        **results.provenance(device),
+    }
+    file = results.save(result, file_name(experiment, scale), where)
+    partial.unlink(missing_ok=True)
+    return file
+
+
+def _identity(unit: dict) -> str:
+    return hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,238 @@
+"""The core's benchmarks: ratios measured in one process, never asserted in a test (``python -m imm_lib bench``).
+
+- sampling: SampledIMM joint against sequential, seconds and peak bytes, over k.
+- sharing: one set of extended contexts per distinct word of a Penn Treebank batch against one per position.
+- moving_average: a training step of a language model with MovingAverageIMM against the same step without.
+- kneser_ney: fit and evaluation against NLTK's KneserNeyInterpolated on the same tokens.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import data
+from imm_lib.contexts import GroupedContexts
+from imm_lib.estimators import SampledIMM
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.measure import compare, peak_bytes
+from imm_lib.induced import imm_risk
+from imm_lib.surrogates import MovingAverageIMM
+from imm_lib.targets import KneserNeyBigram
+
+CONFIG = {
+    "sampling": {"k": [1, 4, 16, 64], "short": 64, "extended": 512, "width": 512, "labels": 1000, "batch": 128},
+    "sharing": {"batches": 5, "k": 10, "width": 200, "batch": 20, "unroll": 35},
+    "moving_average": {"width": 200, "layers": 2, "batch": 20, "unroll": 35, "batches": 3},
+    "kneser_ney": {"train": 20_000, "test": 500},
+    "repeats": 9,
+}
+
+
+def tokens() -> tuple[Tensor, int]:
+    """Penn Treebank training tokens and vocabulary size; without that data, tokens of Zipf's law."""
+    if data.available("ptb"):
+        corpus = data.load("ptb")
+        return corpus.train, len(corpus.vocab)
+    generator = torch.Generator().manual_seed(0)
+    zipf = 1 / torch.arange(1, 10_001, dtype=torch.float64)
+    return torch.multinomial(zipf, 929_589, replacement=True, generator=generator), 10_000
+
+
+class LSTMLanguageModel(nn.Module):
+    """The paper's topology at another width: embedding, LSTM layers, softmax; (L, B) tokens -> (L B, V) log-probs."""
+
+    def __init__(self, vocab_size: int, width: int, layers: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.lstm = nn.LSTM(width, width, layers)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """(L, B) ids -> (L * B, V) log-probabilities of the next word."""
+        return self.head(self.lstm(self.embedding(words))[0]).flatten(0, 1).log_softmax(-1)
+
+
+def _pair_model(extended: int, width: int, labels: int, generator: torch.Generator) -> nn.Module:
+    """A network of two hidden layers on random features of the extended context."""
+    features = torch.randn(extended, width, generator=generator)
+    layers = [nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, labels)]
+    network = nn.Sequential(*layers, nn.LogSoftmax(-1))
+    network.register_buffer("features", features)
+    return network
+
+
+def _step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def work() -> None:
+        network.zero_grad(set_to_none=True)
+        loss().backward()
+
+    return work
+
+
+def sampling(config: dict, device: torch.device, repeats: int) -> dict:
+    """Joint against sequential sampling over k: seconds, peak bytes of a forward and backward pass, their ratios."""
+    generator = torch.Generator().manual_seed(0)
+    network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(device)
+    short = torch.randint(config["short"], (config["extended"],), generator=generator)
+    contexts = GroupedContexts(short).to(device)
+    target = torch.rand(config["short"], config["labels"], generator=generator).softmax(-1)
+    batch = short[: config["batch"]].to(device)
+
+    def step(k: int, sequential: bool) -> Callable[[], None]:
+        draws = torch.Generator().manual_seed(1)
+        term = SampledIMM(target, contexts, k, sequential, draws).to(device)
+        return _step(network, lambda: term(lambda _, extended: network(network.features[extended]), batch))
+
+    table = {}
+    for k in config["k"]:
+        joint, sequential = step(k, False), step(k, True)
+        seconds = compare({"joint": joint, "sequential": sequential}, repeats, device)
+        memory = {"joint": peak_bytes(joint, device), "sequential": peak_bytes(sequential, device)}
+        table[str(k)] = {
+            "joint_s": seconds["joint"],
+            "sequential_s": seconds["sequential"],
+            "time_ratio": seconds["sequential"] / seconds["joint"],
+            "joint_bytes": memory["joint"],
+            "sequential_bytes": memory["sequential"],
+        }
+    growth = table["64"]["sequential_bytes"] / table["4"]["sequential_bytes"] - 1
+    return {"by_k": table, "sequential_growth_4_to_64": growth}
+
+
+def sharing(config: dict, device: torch.device, repeats: int) -> dict:
+    """Samples shared between equal words of a batch against samples of every position's own: seconds and ratio."""
+    words, vocab_size = tokens()
+    contexts = GroupedContexts(words[:-1], vocab_size).to(device)
+    target = KneserNeyBigram.fit(words, vocab_size).to(device)
+    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
+    words = words.to(device)
+    size, k = config["batch"] * config["unroll"], config["k"]
+    generator = torch.Generator().manual_seed(0)
+    shared = SampledIMM(target, contexts, k, generator=generator).to(device)
+    chunk = 70  # positions a pass, so that 700 positions of 10 histories fit in memory
+
+    def query(short: Tensor, extended: Tensor) -> Tensor:
+        previous = words[(extended - 1).clamp_min(0)]
+        return network(torch.stack([previous, short]))[len(short) :]
+
+    start = torch.randint(len(words) - size, (1,), generator=generator).item()
+    batch = words[start : start + size]
+    distinct = batch.unique()
+
+    def positions() -> None:
+        for part in batch.split(chunk):
+            extended = contexts.sample(part, k, generator)
+            log_q = query(part.repeat_interleave(k), extended.flatten()).unflatten(0, (-1, k))
+            (imm_risk(target(part), log_q).sum() / size).backward()
+
+    def types() -> None:
+        for group in distinct.split(chunk):
+            part = batch[torch.isin(batch, group)]
+            (shared(query, part) * len(part) / size).backward()
+
+    seconds = compare({"shared": types, "per_position": positions}, max(1, repeats // 3), device)
+    return {
+        "positions": size,
+        "distinct": len(distinct),
+        "shared_s": seconds["shared"],
+        "per_position_s": seconds["per_position"],
+        "ratio": seconds["per_position"] / seconds["shared"],
+    }
+
+
+def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
+    """A language model's training step with MovingAverageIMM over the plain step: seconds, ratio, bytes."""
+    words, vocab_size = tokens()
+    network = LSTMLanguageModel(vocab_size, config["width"], config["layers"]).to(device)
+    term = MovingAverageIMM(KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1).to(device)
+    length, batch = config["unroll"], config["batch"]
+    streams = words[: len(words) // batch * batch].view(batch, -1).T[: length * config["batches"] + 1].to(device)
+    turn = {"plain": 0, "with_imm": 0}
+
+    def loss(name: str) -> Tensor:
+        start = turn[name] % config["batches"] * length
+        turn[name] += 1
+        x, y = streams[start : start + length], streams[start + 1 : start + length + 1]
+        log_q = network(x)
+        primary = nn.functional.nll_loss(log_q, y.flatten())
+        return primary if name == "plain" else primary + 0.2 * term(log_q, x.flatten())
+
+    steps = {name: _step(network, lambda name=name: loss(name)) for name in turn}
+    seconds = compare(steps, repeats, device)
+    memory = {name: peak_bytes(work, device) for name, work in steps.items()}
+    return {
+        "plain_s": seconds["plain"],
+        "with_imm_s": seconds["with_imm"],
+        "ratio": seconds["with_imm"] / seconds["plain"],
+        "plain_bytes": memory["plain"],
+        "with_imm_bytes": memory["with_imm"],
+        "table_bytes": term.table.numel() * term.table.element_size(),
+    }
+
+
+def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
+    """Fit plus evaluation against NLTK's interpolated Kneser-Ney bigram on the same tokens: seconds and ratio."""
+    from nltk.lm import KneserNeyInterpolated
+    from nltk.util import bigrams
+
+    words, vocab_size = tokens()
+    train, test = words[: config["train"]], words[config["train"] : config["train"] + config["test"]]
+    texts = [[str(w) for w in part.tolist()] for part in (train, test)]
+
+    def ours() -> float:
+        return KneserNeyBigram.fit(train, vocab_size).to(device).perplexity(test.to(device))
+
+    def nltk() -> float:
+        model = KneserNeyInterpolated(2)
+        model.fit([bigrams(texts[0]), ((w,) for w in texts[0])], texts[0])
+        scores = [model.score(b, [a]) for a, b in bigrams(texts[1])]
+        return math.exp(-sum(math.log(max(s, 1e-12)) for s in scores) / len(scores))
+
+    seconds = compare({"ours": ours, "nltk": nltk}, max(1, repeats // 3), device)
+    return {
+        "train_tokens": len(train),
+        "test_tokens": len(test),
+        "ours_s": seconds["ours"],
+        "nltk_s": seconds["nltk"],
+        "ratio": seconds["nltk"] / seconds["ours"],
+    }
+
+
+PARTS = {"sampling": sampling, "sharing": sharing, "moving_average": moving_average, "kneser_ney": kneser_ney}
+
+
+def _units(config: dict, seed: int) -> list[dict]:
+    return [{"part": part} for part in PARTS]
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    return PARTS[unit["part"]](config[unit["part"]], device, config["repeats"])
+
+
+def _table(result: dict) -> list[list[str]]:
+    part = {entry["unit"]["part"]: entry["numbers"] for entry in result["units"]}
+    rows = [["measurement", "value"]]
+    for k, numbers in part["sampling"]["by_k"].items():
+        joint, sequential = numbers["joint_bytes"] / 1e6, numbers["sequential_bytes"] / 1e6
+        rows.append([f"sampling, k = {k}: sequential / joint time", f"{numbers['time_ratio']:.2f}"])
+        rows.append([f"sampling, k = {k}: joint, sequential peak", f"{joint:.1f} MB, {sequential:.1f} MB"])
+    growth = part["sampling"]["sequential_growth_4_to_64"]
+    rows.append(["sequential peak, growth from k = 4 to 64", f"{100 * growth:.1f} %"])
+    rows.append(["samples per position / shared, time", f"{part['sharing']['ratio']:.2f}"])
+    rows.append(["step with moving-average IMM / plain step, time", f"{part['moving_average']['ratio']:.2f}"])
+    rows.append(["Kneser-Ney, NLTK / ours, time", f"{part['kneser_ney']['ratio']:.0f}"])
+    return rows
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="bench-core",
+        description="speed and memory of the core, as ratios in one process",
+        scales={"full": CONFIG, "ci": {**CONFIG, "repeats": 1}},
+        units=_units,
+        run=_run,
+        table=_table,
+    )
+]

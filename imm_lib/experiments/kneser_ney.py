@@ -1,0 +1,68 @@
+"""The restricted model of the language experiments: Kneser-Ney on the Penn Treebank (Table 5's last column)."""
+
+import time
+
+import torch
+
+from imm_lib import data
+from imm_lib.experiments import Experiment
+from imm_lib.targets import KneserNeyBigram
+
+PAPER = {"train": 92.19, "valid": 199.28, "test": 185.71}
+"""Perplexities that the paper prints in Table 5."""
+
+CONVENTIONS = ("safe", "zero-loss", "drop", "paper")
+
+
+def _units(config: dict, seed: int) -> list[dict]:
+    return [{"part": "fit"}, *({"part": "perplexity", "split": split} for split in config["splits"])]
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    corpus = data.load(config["corpus"])
+    start = time.perf_counter()
+    model = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    seconds = time.perf_counter() - start
+    if unit["part"] == "fit":
+        return {
+            "tokens": len(corpus.train),
+            "vocabulary": len(corpus.vocab),
+            "fit_s": seconds,
+            "discounts": list(model.discounts),
+            "bigrams": len(model.keys),
+            "stored_bytes": sum(b.numel() * b.element_size() for b in model.buffers()),
+            "dense_bytes": 4 * model.vocab_size**2,
+            "orphans": [corpus.vocab[i] for i in model.orphans.nonzero().flatten().tolist()],
+        }
+    tokens = getattr(corpus, unit["split"]).to(device)
+    model = model.to(device)
+    return {
+        "tokens": len(tokens),
+        "orphan_tokens": int(model.orphans[tokens[1:]].sum()),
+        **{convention: model.perplexity(tokens, convention) for convention in CONVENTIONS},
+    }
+
+
+def _table(result: dict) -> list[list[str]]:
+    rows = [["split", "paper", *CONVENTIONS, "paper's convention - paper"]]
+    for entry in result["units"]:
+        if entry["unit"]["part"] == "perplexity":
+            split, numbers = entry["unit"]["split"], entry["numbers"]
+            values = [f"{numbers[convention]:.2f}" for convention in CONVENTIONS]
+            rows.append([split, f"{PAPER[split]:.2f}", *values, f"{numbers['paper'] - PAPER[split]:+.3f}"])
+    return rows
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="kneser-ney",
+        description="modified Kneser-Ney bigram on the Penn Treebank: discounts, size, perplexity by convention",
+        scales={
+            "full": {"corpus": "ptb", "splits": ["train", "valid", "test"]},
+            "ci": {"corpus": "ptb", "splits": ["valid"]},
+        },
+        units=_units,
+        run=_run,
+        table=_table,
+    )
+]

@@ -1,0 +1,81 @@
+"""How time and memory are measured: ratios in one process, alternating, medians; live tensor bytes at their peak."""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from imm_lib import checks
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def compare(
+    works: dict[str, Callable[[], object]], repeats: int = 9, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """Median seconds of each piece of work, run in turns so that a change of the machine's mood meets all alike.
+
+    Args:
+        works: functions of no argument by name. Each runs once before the clock starts.
+        repeats: rounds, at least 1.
+        device: waited for before and after each piece of work.
+
+    Returns:
+        Median wall-clock seconds by name.
+
+    Raises:
+        TypeError, ValueError: for bad ``repeats`` or no work.
+    """
+    checks.count("repeats", repeats)
+    if not works:
+        raise ValueError("works must hold at least one function, got none")
+    device = torch.device(device)
+    for work in works.values():
+        work()
+    seconds = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            seconds[name].append(_seconds(work, device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_bytes(work: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """Bytes of tensors alive at the peak of ``work``, above what was alive before; exact and repeatable.
+
+    Counted by the allocator on CUDA, from the profiler's allocation events on a CPU. ``work`` runs twice: what it keeps
+    from its first run (gradients, optimiser states) belongs to what was there before.
+    """
+    device = torch.device(device)
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    events = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+    alive = peak = 0
+    for event in events:
+        alive += event["args"]["Bytes"]
+        peak = max(peak, alive)
+    return peak

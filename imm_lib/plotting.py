@@ -1,0 +1,119 @@
+"""One look for every picture of the book: a colour and a marker per method, an opaque ground, readable on a phone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+#: Okabe and Ito's colours, told apart with every common colour blindness.
+COLORS = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "yellow": "#F0E442",
+    "black": "#000000",
+}
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+class Style(NamedTuple):
+    """Colour, marker and line of a method; ``ax.plot(x, y, **style._asdict())`` takes it as it is."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+#: The same method looks the same in every chapter. Methods differ in marker or line as well as in colour.
+METHOD_STYLE = {
+    "baseline": Style(COLORS["black"], "o", "--"),
+    "noising": Style(COLORS["vermillion"], "s", "-"),
+    "reverse-KD": Style(COLORS["orange"], "v", "-."),
+    "interpolation": Style(COLORS["purple"], "D", ":"),
+    "IMM exact": Style(COLORS["blue"], "^", "-"),
+    "IMM sampled": Style(COLORS["sky"], "P", "-"),
+    "IMM serialized": Style(COLORS["green"], "X", "-."),
+    "IMM moving average": Style("#661100", "*", ":"),
+    "target": Style("#777777", "d", "--"),
+}
+
+
+def _matplotlib():
+    """matplotlib, which only pictures need; raises ImportError with the command that installs it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'imm_lib[plot]'") from error
+    return matplotlib
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the book's look, for the rest of the session.
+
+    Lines cycle through colour and marker together; text is at least 10 points; the ground is opaque white, so that
+    a picture reads in the dark theme; an SVG file has the same bytes in every run.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    matplotlib = _matplotlib()
+    colors = [c for name, c in COLORS.items() if name != "yellow"]
+    matplotlib.rcParams.update(
+        {
+            "axes.prop_cycle": matplotlib.cycler(color=colors, marker=_MARKERS[: len(colors)]),
+            "axes.facecolor": "white",
+            "axes.grid": True,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 12,
+            "axes.labelsize": 12,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 120,
+            "figure.facecolor": "white",
+            "figure.figsize": (5.0, 3.3),
+            "font.size": 11,
+            "grid.color": "#dddddd",
+            "legend.fontsize": 10,
+            "legend.framealpha": 0.9,
+            "lines.linewidth": 2,
+            "lines.markersize": 6,
+            "savefig.dpi": 160,
+            "savefig.facecolor": "white",
+            "savefig.transparent": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "imm",
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+        }
+    )
+
+
+def band(
+    ax: Axes, x: Sequence[float], low: Sequence[float], mid: Sequence[float], high: Sequence[float], method: str
+) -> None:
+    """Draw ``mid`` over ``x`` as a line in the method's style, and the interval from ``low`` to ``high`` as a band.
+
+    The four sequences have one length, (n,). ``method`` is a key of :data:`METHOD_STYLE`; it becomes the line's label.
+    Raises ValueError for another name, or for sequences of different lengths.
+
+    >>> import matplotlib.figure
+    >>> ax = matplotlib.figure.Figure().subplots()
+    >>> band(ax, [1, 2], [0, 1], [1, 2], [2, 3], "IMM exact")
+    >>> ax.lines[0].get_label()
+    'IMM exact'
+    """
+    if method not in METHOD_STYLE:
+        raise ValueError(f"method must be one of {', '.join(METHOD_STYLE)}; got {method!r}")
+    lengths = {name: len(values) for name, values in (("x", x), ("low", low), ("mid", mid), ("high", high))}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"x, low, mid and high must have one length, got {lengths}")
+    style = METHOD_STYLE[method]
+    ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0)
+    ax.plot(x, mid, label=method, **style._asdict())

@@ -1,0 +1,175 @@
+"""Results of runs: one JSON file per experiment, checked against a schema, written whole or not at all."""
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+SCHEMA_VERSION = 1
+_TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
+SCHEMA = {
+    "type": "object",
+    "required": [
+        "schema",
+        "experiment",
+        "scale",
+        "config",
+        "seed",
+        "units",
+        "device",
+        "versions",
+        "wall_s",
+        "peak_memory_bytes",
+        "commit",
+        "command",
+        "created",
+    ],
+    "additionalProperties": False,
+    "properties": {
+        "schema": {"const": SCHEMA_VERSION},
+        "experiment": _TEXT,
+        "scale": _TEXT,
+        "config": _OBJECT,
+        "seed": {"type": "integer"},
+        "units": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["unit", "numbers", "wall_s"],
+                "additionalProperties": False,
+                "properties": {"unit": _OBJECT, "numbers": _OBJECT, "wall_s": _NUMBER},
+            },
+        },
+        "device": _TEXT,
+        "versions": {"type": "object", "additionalProperties": _TEXT},
+        "wall_s": _NUMBER,
+        "peak_memory_bytes": {"type": "integer", "minimum": 0},
+        "commit": _TEXT,
+        "command": _TEXT,
+        "created": _TEXT,
+    },
+}
+
+
+class ResultError(RuntimeError):
+    """A stored result is missing, damaged or of another form; the message names the file and the field."""
+
+
+def folder() -> Path:
+    """Where results lie: ``IMM_RESULTS``, else the checkout's book/results, else ./results."""
+    if named := os.environ.get("IMM_RESULTS"):
+        return Path(named)
+    root = Path(__file__).resolve().parent.parent
+    return root / "book" / "results" if (root / "_config.yml").is_file() else Path("results")
+
+
+def path(name: str, where: Path | None = None) -> Path:
+    """The file of a result; raises ValueError for a name that is not letters, digits and hyphens."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be lower-case letters, digits and hyphens, got {name!r}")
+    return (where or folder()) / f"{name}.json"
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write JSON beside ``file`` and move it there, so that a reader finds the old file or the new one, never a part.
+
+    Raises:
+        ValueError: NaN or an infinite number, for which JSON has no form; nothing is then written.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check(value: object, where: str = "result") -> dict:
+    """``value``, if it has the form of a result; raises ResultError naming ``where`` and the field."""
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise ImportError("reading results needs jsonschema: pip install 'imm_lib[experiments]'") from error
+    problem = next(iter(jsonschema.Draft202012Validator(SCHEMA).iter_errors(value)), None)
+    if problem is not None:
+        field = "/".join(str(part) for part in problem.absolute_path) or "top level"
+        raise ResultError(f"{where}: {field}: {problem.message[:200]}")
+    return value
+
+
+def save(value: dict, name: str, where: Path | None = None) -> Path:
+    """Check a result and write it; returns its file."""
+    file = path(name, where)
+    write_json(file, check(value, file.name))
+    return file
+
+
+def load(name: str, where: Path | None = None) -> dict:
+    """A stored result.
+
+    Raises:
+        ResultError: there is none (the message has the command that makes it), or it is damaged or of another form.
+    """
+    file = path(name, where)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"no result {file.name}: python -m imm_lib run {name.removesuffix('-ci')}") from None
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{file.name}: not JSON: {error}") from None
+    return check(value, file.name)
+
+
+def provenance(device: torch.device) -> dict:
+    """What a result owes its reader: versions, device, commit, time, and the peak memory of the process in bytes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()},
+        "peak_memory_bytes": _peak_memory(device),
+        "commit": _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no getrusage
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _commit() -> str:
+    """The checkout's commit, with -dirty where files of the library differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "imm_lib"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+def finite(value: float) -> float | str:
+    """A number as JSON can hold it: itself, or "inf", "-inf", "nan" in words."""
+    return value if math.isfinite(value) else str(value)

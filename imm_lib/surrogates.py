@@ -1,0 +1,257 @@
+"""Estimators that reuse the pass of the cross-entropy: a surrogate whose gradient estimates the IMM risk's (eq. 13).
+
+A call takes the log-probabilities that the full model has just computed for its data points, and their short contexts.
+It returns one scalar to differentiate, a mean over the batch whose value means nothing; add λ times it to the
+cross-entropy. After each call ``.risk`` holds the detached risk, of the table of Q̂ that is kept, in nats.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.estimators import Target
+from imm_lib.induced import accumulator, segment_logsumexp, segment_max
+from imm_lib.targets.table import TableTarget, as_target
+
+
+def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    """Refuse a state_dict of another size before anything of it is loaded."""
+    for name in ("table", "visited"):
+        came = state.get(prefix + name)
+        if came is not None and came.shape != getattr(module, name).shape:
+            raise ValueError(
+                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
+            )
+
+
+class _Batch(NamedTuple):
+    """A batch of B data points by its D distinct short contexts, once for each of which the target is looked up."""
+
+    short: Tensor  # (D,) ids
+    inverse: Tensor  # (B,) place of each point among them
+    count: Tensor  # (D, 1) points of each
+    rows: Tensor  # (D, Y) the target
+
+
+def _mixture(old: Tensor, top: Tensor, q: Tensor, batch: _Batch, new_share: Tensor) -> Tensor:
+    """log((1 - new_share) exp(old) + new_share * mean of q exp(top)), (D, y), taken relative to the larger side."""
+    total = torch.zeros_like(old).index_add_(0, batch.inverse, q)
+    larger = torch.maximum(old, top)
+    new = (top - larger).exp_().mul_(total).mul_(new_share / batch.count)
+    return (old - larger).exp_().mul_(1 - new_share).add_(new).log_().add_(larger)
+
+
+def _sum_over_labels(weight: Tensor, log_p: Tensor) -> Tensor:
+    """sum_y weight(y) log_p(y), where 0 times -inf is 0."""
+    if checks.visible(log_p):
+        total = torch.linalg.vecdot(weight, log_p)
+        if not total.isnan().any():
+            return total
+    return torch.linalg.vecdot(weight, log_p.clamp_min(torch.finfo(log_p.dtype).min))
+
+
+class _Weighted(torch.autograd.Function):
+    """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
+
+    @staticmethod
+    def forward(ctx, log_q, weight):
+        ctx.save_for_backward(weight)
+        return -_sum_over_labels(weight, log_q).mean()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (weight,) = ctx.saved_tensors
+        return weight * (-upstream / len(weight)), None
+
+
+class _TableIMM(nn.Module):
+    """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
+
+    def __init__(self, target: Target, num_short: int, num_labels: int):
+        super().__init__()
+        self.target, self.risk = as_target(target), None
+        shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
+        if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
+            raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}")
+        # NaN, so that a row used before its first visit shows instead of passing for a probability
+        self.register_buffer("table", torch.full(shape, math.nan))
+        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(_check_sizes)
+
+    def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
+        """Checked (B, Y) log_q and (B,) short."""
+        short = checks.ids("short", short, len(self.table))
+        log_q = checks.log_probabilities(name, log_q, dim=2)
+        if log_q.shape != (len(short), self.table.shape[1]):
+            raise ValueError(f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}")
+        checks.same_device(name, log_q, "the table", self.table)
+        checks.same_device("short", short, "the table", self.table)
+        return log_q, short
+
+    def _group(self, short: Tensor) -> _Batch:
+        """The batch by distinct short context, in the dtype of the table, with the target's checked rows."""
+        distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
+        rows = self.target(distinct).to(self.table.dtype)
+        if rows.shape[1] != self.table.shape[1]:
+            raise ValueError(f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}")
+        return _Batch(distinct, inverse, count.to(rows.dtype).unsqueeze(1), rows)
+
+    def _surrogate(
+        self,
+        log_q: Tensor,
+        log_frozen: Tensor,
+        batch: _Batch,
+        new_share: Tensor | None = None,
+        max_ratio: float = math.inf,
+    ) -> Tensor:
+        """-mean_t sum_y ratio_t(y) P̂(y|s_t) log Q(y|s_t,e_t), with the constant ratio = exp(log_frozen - table).
+
+        With ``new_share`` (D, 1) the table is first moved towards the mean of exp(log_frozen) over the batch. Over
+        (B, Y) every pass over memory shows in the time of a training step: what depends on the short context alone is
+        computed once per distinct one, and the exponential is taken once.
+        """
+        with torch.no_grad():
+            frozen = log_frozen.to(self.table.dtype)
+            table = self.table.index_select(0, batch.short)
+            # relative to the largest, so that labels as unlikely as e^-200 survive the exponential
+            top = segment_max(frozen, batch.inverse, len(table))
+            q = (-top).index_select(0, batch.inverse).add_(frozen).exp_()
+            if new_share is not None:
+                table = _mixture(table.masked_fill_(new_share == 1, -math.inf), top, q, batch, new_share)
+                self.table.index_copy_(0, batch.short, table)
+            self.risk = -(batch.count[:, 0] @ _sum_over_labels(batch.rows, table)) / len(log_q)
+            # finite also where both sides are 0: then q = 0 and the label weighs nothing
+            scale = (top - table).exp_().clamp_(max=torch.finfo(table.dtype).max).mul_(batch.rows)
+            weight = scale.index_select(0, batch.inverse).mul_(q)
+            if max_ratio < math.inf:
+                weight = torch.minimum(weight, (max_ratio * batch.rows).index_select(0, batch.inverse))
+        log_q = accumulator(log_q)
+        return _Weighted.apply(log_q, weight.to(log_q.dtype))
+
+
+class SerializedIMM(_TableIMM):
+    """Serialized IMM: the corrected cross-entropy of eq. 13 with a periodically refreshed Q̂† (Algorithm 2).
+
+    Between two refreshes the correction Q†/Q̂† is frozen: both sides belong to the model Q† of the last refresh. Each
+    period then minimises a majoriser of the risk (a generalised EM step), which is why the stale ratio is safe and the
+    current Q over a stale table is not.
+
+    Args:
+        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+        num_short: number S of short contexts.
+        num_labels: number Y of labels.
+
+    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of the last refresh.
+
+    Raises:
+        TypeError, ValueError: when built, for sizes that do not fit the target; when called, for bad log-probabilities,
+            ids or devices, or a short context that no refresh has seen; on load, for a state of another size.
+
+    >>> import torch
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()       # two data points of one short context
+    >>> short = torch.tensor([0, 0])
+    >>> serialized = SerializedIMM(torch.tensor([[0.7, 0.3]]), num_short=1, num_labels=2)
+    >>> serialized.refresh([(log_q, short)])
+    >>> surrogate = serialized(log_q, short, log_q_frozen=log_q)
+    >>> serialized.risk
+    tensor(0.6109)
+    """
+
+    @torch.no_grad()
+    def refresh(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Rebuild log Q̂† by one sweep over the data: the mean of Q† over each short context's data points (eq. 6).
+
+        Args:
+            batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the whole data set.
+
+        Raises:
+            TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
+        """
+        total = torch.full_like(self.table, -math.inf)
+        count = torch.zeros_like(self.visited, dtype=torch.long)
+        for log_q, short in batches:
+            log_q, short = self._batch(log_q, short)
+            distinct, inverse = torch.unique(short, return_inverse=True)
+            batch_sum = segment_logsumexp(accumulator(log_q).to(total.dtype), inverse, len(distinct))
+            total[distinct] = torch.logaddexp(total[distinct], batch_sum)
+            count += torch.bincount(short, minlength=len(count))
+        if not count.any():
+            raise ValueError("batches must hold at least one (log_q, short) pair, got none")
+        self.visited.copy_(count > 0)
+        self.table.copy_(
+            torch.where(self.visited.unsqueeze(1), total - count.to(total.dtype).log().unsqueeze(1), math.nan)
+        )
+
+    def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
+        """The surrogate of eq. 13, a mean over the batch.
+
+        Args:
+            log_q: (B, Y) log-probabilities of the current model, to differentiate.
+            short: (B,) short contexts.
+            log_q_frozen: (B, Y) log-probabilities of Q†, the model of the last refresh, at the same data points.
+        """
+        log_q, short = self._batch(log_q, short)
+        log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
+        if checks.visible(short) and not self.visited[short].all():
+            unseen = short[~self.visited[short]][0].item()
+            raise ValueError(f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first")
+        return self._surrogate(log_q, log_q_frozen, self._group(short))
+
+
+class MovingAverageIMM(_TableIMM):
+    """The correction of eq. 13 against a running average of Q̂, kept in log space: no refresh sweep, no second model.
+
+    In train mode each call first moves the rows of the batch's short contexts, Q̂ <- (1 - momentum) Q̂ + momentum times
+    the mean of the current Q over the batch, and then differentiates the corrected cross-entropy of the current Q. Data
+    points that share a short context are averaged before the step, and the first visit of a row sets it. In eval mode
+    the table stands still.
+
+    Args:
+        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+        num_short: number S of short contexts.
+        num_labels: number Y of labels.
+        momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
+        max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the model.
+
+    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met so far.
+
+    Raises:
+        TypeError, ValueError: when built, for momentum or max_ratio out of range, or sizes that do not fit the target;
+            when called, for bad log-probabilities, ids or devices; on load, for a state of another size.
+
+    >>> import torch
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    >>> average = MovingAverageIMM(torch.tensor([[0.7, 0.3]]), num_short=1, num_labels=2)
+    >>> surrogate = average(log_q, torch.tensor([0, 0]))
+    >>> average.table.exp()
+    tensor([[0.7000, 0.3000]])
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        num_short: int,
+        num_labels: int,
+        momentum: float = 0.1,
+        max_ratio: float = math.inf,
+    ):
+        super().__init__(target, num_short, num_labels)
+        self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
+        self.max_ratio = max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
+
+    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
+        """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,) short contexts."""
+        log_q, short = self._batch(log_q, short)
+        batch, new_share = self._group(short), None
+        visited = self.visited[batch.short]
+        if self.training:
+            new_share = torch.where(visited, batch.rows.new_tensor(self.momentum), 1.0).unsqueeze(1)
+            self.visited[batch.short] = True
+        elif checks.visible(short) and not visited.all():
+            unseen = batch.short[~visited][0].item()
+            raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
+        return self._surrogate(log_q, log_q, batch, new_share, self.max_ratio)

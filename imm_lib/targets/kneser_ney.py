@@ -1,0 +1,161 @@
+"""The modified Kneser-Ney bigram: the restricted model of the language experiments, stored sparsely."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+
+BLOCK = 35
+"""Words per block of the paper's evaluation, its unroll length."""
+
+
+def discounts(counts: Tensor) -> tuple[float, float, float]:
+    """Chen and Goodman's discounts D1, D2, D3+ from how many bigrams occur once, twice, three and four times.
+
+    Where a corpus is too small for the estimate (a count of counts is 0, or a discount leaves (0, count]), all three
+    are n1 / (n1 + 2 n2), the absolute discount, or 0.5 where even that is not inside (0, 1).
+
+    Args:
+        counts: (N,) occurrences of each distinct bigram.
+
+    >>> discounts(torch.tensor([1, 1, 1, 1, 2, 2, 3, 4]))
+    (0.5, 1.25, 1.0)
+    """
+    n1, n2, n3, n4 = ((counts == c).sum().item() for c in (1, 2, 3, 4))
+    absolute = n1 / (n1 + 2 * n2) if n1 else 0.0
+    if n1 and n2 and n3:
+        estimate = (1 - 2 * absolute * n2 / n1, 2 - 3 * absolute * n3 / n2, 3 - 4 * absolute * n4 / n3)
+        if all(0 < d <= count for d, count in zip(estimate, (1, 2, 3), strict=True)):
+            return estimate
+    return (absolute,) * 3 if 0 < absolute < 1 else (0.5,) * 3
+
+
+class KneserNeyBigram(nn.Module):
+    """P̂(y|x) = max(c(x,y) - D, 0) / c(x) + γ(x) b(y), with b from continuation counts (Kneser & Ney; Chen & Goodman).
+
+    b(y) counts the distinct words that precede y. A known word that none precedes (the first word of a corpus may be
+    one) would have probability 0 everywhere; such words share the mass of one further continuation, 1 / (N + 1) of N
+    bigrams, so that every known word has positive probability. A word that nothing follows has b as its row.
+
+    Build it with :meth:`fit`. Called with (B,) ids it gives (B, V) float32 probabilities, so that it serves as the
+    target of every estimator. Stored are the distinct bigrams only: 12 bytes each, and 24 bytes a word.
+
+    Buffers (not in ``state_dict``, since fitting again is quicker than reading them): ``keys`` (N,) sorted x V + y;
+    ``values`` (N,) discounted relative counts; ``starts`` (V + 1,); ``gamma`` (V,); ``backoff`` (V,).
+
+    >>> model = KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1]), vocab_size=3)
+    >>> model(torch.tensor([0])).sum().item()
+    1.0
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, gamma: Tensor, backoff: Tensor, d: tuple[float, float, float]):
+        super().__init__()
+        self.vocab_size, self.discounts = len(backoff), d
+        rows = torch.arange(len(backoff) + 1, device=keys.device) * len(backoff)
+        self.register_buffer("keys", keys, persistent=False)
+        self.register_buffer("starts", torch.searchsorted(keys, rows), persistent=False)
+        self.register_buffer("values", values.float(), persistent=False)
+        self.register_buffer("gamma", gamma.float(), persistent=False)
+        self.register_buffer("backoff", backoff.float(), persistent=False)
+
+    @classmethod
+    def fit(cls, tokens: Tensor, vocab_size: int) -> "KneserNeyBigram":
+        """Count, discount and back off, by one sort of the corpus's bigrams.
+
+        Args:
+            tokens: (n,) ids of a text, n >= 2; every two neighbours are a bigram.
+            vocab_size: number V of words.
+
+        Raises:
+            TypeError: ``tokens`` is not an integer tensor, or ``vocab_size`` not an int.
+            ValueError: fewer than two tokens, ids outside [0, vocab_size), or vocab_size < 1.
+        """
+        tokens = checks.ids("tokens", tokens, checks.count("vocab_size", vocab_size))
+        if len(tokens) < 2:
+            raise ValueError(f"tokens must hold at least 2 ids, got {checks.describe(tokens)}")
+        keys, counts = torch.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
+        left, right = keys // vocab_size, keys % vocab_size
+        d = discounts(counts)
+        total = torch.zeros(vocab_size, dtype=torch.float64, device=keys.device).index_add_(0, left, counts.double())
+        removed = counts.new_tensor([0.0, *d], dtype=torch.float64)[counts.clamp(max=3)]
+        # a word that nothing follows keeps no mass of its own: all of it backs off
+        gamma = torch.where(total > 0, torch.zeros_like(total).index_add_(0, left, removed) / total, 1.0)
+        continuations = torch.bincount(right, minlength=vocab_size).double()
+        orphans = continuations == 0
+        if orphans.any():
+            continuations = torch.where(orphans, 1 / orphans.sum(), continuations)
+        return cls(keys, (counts - removed) / total[left], gamma, continuations / continuations.sum(), d)
+
+    def forward(self, short: Tensor) -> Tensor:
+        """(B,) ids of the previous word -> (B, V) probabilities of the next; raises as ``log_prob``."""
+        short = self._ids("short", short)
+        first, count = self.starts[short], self.starts[short + 1] - self.starts[short]
+        row = torch.repeat_interleave(count)
+        place = first[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        rows = self.gamma[short].unsqueeze(1) * self.backoff
+        # (row, column) pairs are distinct, so an unordered addition is exact
+        rows.view(-1).index_add_(0, row * self.vocab_size + self.keys[place] % self.vocab_size, self.values[place])
+        return rows
+
+    def log_prob(self, short: Tensor, label: Tensor) -> Tensor:
+        """(B,) previous words, (B,) next words -> (B,) float64 log-probabilities in nats, without building rows.
+
+        Raises:
+            TypeError: an argument is not an integer tensor.
+            ValueError: ids out of range, another device, or arguments of different lengths.
+        """
+        short, label = self._ids("short", short), self._ids("label", label)
+        if short.shape != label.shape:
+            raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
+        key = short * self.vocab_size + label
+        place = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        seen = torch.where(self.keys[place] == key, self.values[place], 0.0)
+        return (seen.double() + self.gamma[short].double() * self.backoff[label].double()).log()
+
+    def dense(self) -> Tensor:
+        """The whole (V, V) table of probabilities: 4 V² bytes, 400 MB for 10,000 words."""
+        return self(torch.arange(self.vocab_size, device=self.keys.device))
+
+    def perplexity(self, tokens: Tensor, zero: str = "safe") -> float:
+        """exp of the mean of -log P̂(next word | word) over a text.
+
+        An *orphan* is a word that no word precedes in the training text; without a floor its probability is 0 and the
+        perplexity of any other text that holds one is infinite. The conventions differ in what they do about orphans.
+
+        Args:
+            tokens: (n,) ids, n >= 2.
+            zero: "safe", the model as it is, which gives orphans a positive probability; "zero-loss", an orphan costs
+                nothing but is counted; "drop", an orphan is not counted; "paper", as "zero-loss" over whole blocks of
+                35 words, the last partial block dropped, which gives the paper's printed numbers.
+
+        Raises:
+            TypeError, ValueError: bad ids, another device, fewer than 2 tokens (36 for "paper"), an unknown ``zero``.
+        """
+        conventions = ("safe", "zero-loss", "drop", "paper")
+        if zero not in conventions:
+            raise ValueError(f"zero must be one of {', '.join(conventions)}, got {zero!r}")
+        tokens = self._ids("tokens", tokens)
+        short, label = tokens[:-1], tokens[1:]
+        if zero == "paper":
+            whole = len(label) // BLOCK * BLOCK
+            short, label = short[:whole], label[:whole]
+        if len(label) == 0:
+            least = BLOCK + 1 if zero == "paper" else 2
+            raise ValueError(f"tokens must hold at least {least} ids for zero={zero!r}, got {len(tokens)}")
+        loss = -self.log_prob(short, label)
+        if zero == "safe":
+            return math.exp(loss.mean().item())
+        known = ~self.orphans[label]
+        return math.exp((loss[known].sum() / (known.sum() if zero == "drop" else len(loss))).item())
+
+    @property
+    def orphans(self) -> Tensor:
+        """(V,) which words no word precedes in the training text."""
+        return torch.bincount(self.keys % self.vocab_size, minlength=self.vocab_size) == 0
+
+    def _ids(self, name: str, value: Tensor) -> Tensor:
+        value = checks.ids(name, value, self.vocab_size)
+        checks.same_device(name, value, "the bigram", self.keys)
+        return value

@@ -1,0 +1,136 @@
+"""The Kneser-Ney bigram against a dictionary twin, its laws, its degenerate corpora, and the paper's numbers."""
+
+import math
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imm_lib as imm
+from imm_lib.targets.kneser_ney import discounts
+
+CORPORA = st.lists(st.integers(0, 5), min_size=2, max_size=80)
+
+
+def twin(tokens: list[int], vocab_size: int) -> list[list[float]]:
+    """Modified Kneser-Ney with dictionaries and loops; rows of probabilities."""
+    counts = Counter(pairwise(tokens))
+    d = discounts(torch.tensor(list(counts.values())))
+    total, before = Counter(tokens[:-1]), {y: {x for x, z in counts if z == y} for y in range(vocab_size)}
+    orphans = [y for y in range(vocab_size) if not before[y]]
+    continuations = [len(before[y]) or 1 / len(orphans) for y in range(vocab_size)]
+    backoff = [c / math.fsum(continuations) for c in continuations]
+    rows = []
+    for x in range(vocab_size):
+        follow = {y: counts[x, y] for y in range(vocab_size) if (x, y) in counts}
+        if not follow:
+            rows.append(backoff)
+            continue
+        gamma = sum(d[min(c, 3) - 1] for c in follow.values()) / total[x]
+        kept = {y: (c - d[min(c, 3) - 1]) / total[x] for y, c in follow.items()}
+        rows.append([kept.get(y, 0.0) + gamma * backoff[y] for y in range(vocab_size)])
+    return rows
+
+
+@given(CORPORA)
+@settings(max_examples=150, deadline=None)
+def test_against_the_twin(tokens):
+    model = imm.KneserNeyBigram.fit(torch.tensor(tokens), 7)
+    table = model.dense()
+    torch.testing.assert_close(table, torch.tensor(twin(tokens, 7)), rtol=1e-5, atol=1e-7)
+    assert (table > 0).all()
+    torch.testing.assert_close(table.sum(1), torch.ones(7))
+    short, label = torch.cartesian_prod(torch.arange(7), torch.arange(7)).T
+    torch.testing.assert_close(model.log_prob(short, label).exp().view(7, 7).float(), table, rtol=1e-5, atol=1e-7)
+    by_pair = -sum(math.log(table[x, y].item()) for x, y in pairwise(tokens))
+    assert model.perplexity(torch.tensor(tokens)) == pytest.approx(math.exp(by_pair / (len(tokens) - 1)), rel=1e-5)
+
+
+def test_repeated_rows_and_order():
+    model = imm.KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1]), 3)
+    table = model.dense()
+    assert torch.equal(model(torch.tensor([2, 0, 2])), table[[2, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [([0, 0], 0.5), ([0, 0, 0, 0], 0.5), ([0, 1, 2, 3], 0.5), ([0, 1, 0, 1], 1 / 3)],
+    ids=["one bigram", "one type", "all singletons", "no triples"],
+)
+def test_discounts_of_degenerate_corpora(tokens, expected):
+    counts = torch.tensor(list(Counter(pairwise(tokens)).values()))
+    assert discounts(counts) == pytest.approx((expected,) * 3)
+
+
+def test_discounts_by_hand():
+    # n1..n4 = 4, 2, 1, 1: Y = 4/8; D1 = 1 - 2Y 2/4, D2 = 2 - 3Y 1/2, D3+ = 3 - 4Y 1/1
+    assert discounts(torch.tensor([1, 1, 1, 1, 2, 2, 3, 4])) == pytest.approx((0.5, 1.25, 1.0))
+
+
+def test_conventions_differ_only_in_orphans():
+    train = torch.tensor([3, 0, 1, 2, 0, 1, 0, 2, 2, 1] * 8)[:-7]  # 3 recurs, so it has a left neighbour
+    model = imm.KneserNeyBigram.fit(train, 4)
+    assert not model.orphans.any()
+    text = torch.tensor([0, 1, 2] * 12)
+    values = {model.perplexity(text, zero) for zero in ("safe", "zero-loss", "drop", "paper")}
+    assert len({round(v, 9) for v in values}) == 1
+
+    model = imm.KneserNeyBigram.fit(torch.tensor([3, 0, 1, 2, 0, 1, 0, 2, 2, 1] + [0, 1, 2] * 5), 4)
+    assert model.orphans.tolist() == [False, False, False, True]
+    text = torch.tensor([0, 3] + [0, 1, 2] * 12)
+    loss = -model.log_prob(text[:-1], text[1:])
+    kept = text[1:] != 3
+    n = len(loss)
+    assert model.perplexity(text) == pytest.approx(math.exp(loss.mean()))
+    assert model.perplexity(text, "zero-loss") == pytest.approx(math.exp(loss[kept].sum() / n))
+    assert model.perplexity(text, "drop") == pytest.approx(math.exp(loss[kept].sum() / (n - 1)))
+    assert model.perplexity(text, "paper") == pytest.approx(math.exp(loss[:35][kept[:35]].sum() / 35))
+
+
+def test_it_serves_as_a_target_and_moves_with_the_estimator():
+    tokens = torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1])
+    term = imm.MovingAverageIMM(imm.KneserNeyBigram.fit(tokens, 3), 3, 3)
+    log_q = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).log_softmax(1).requires_grad_()
+    term(log_q, tokens[:-1]).backward()
+    assert log_q.grad.abs().sum() > 0
+    assert set(term.state_dict()) == {"table", "visited"}
+    assert term.to("meta").target.function.keys.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "pattern"),
+    [
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([], dtype=torch.long), 3), ValueError, "tokens .*non-empty"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([1]), 3), ValueError, "tokens .*at least 2"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0.0, 1.0]), 3), TypeError, "tokens .*integer.*float32"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 3]), 3), ValueError, r"tokens .*\[0, 3\).*3"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, -1]), 3), ValueError, "tokens .*-1"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 0), ValueError, "vocab_size .*0"),
+        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 2.0), TypeError, "vocab_size .*int.*2.0"),
+        (lambda m: m(torch.tensor([3])), ValueError, r"short .*\[0, 3\).*3"),
+        (lambda m: m(torch.tensor([0], device="meta")), ValueError, "short is on meta"),
+        (lambda m: m.log_prob(torch.tensor([0, 1]), torch.tensor([0])), ValueError, r"label .*2.*\(1,\)"),
+        (lambda m: m.perplexity(torch.tensor([0, 1]), "ignore"), ValueError, "zero .*safe.*'ignore'"),
+        (lambda m: m.perplexity(torch.tensor([0])), ValueError, "tokens .*at least 2.*1"),
+        (lambda m: m.perplexity(torch.tensor([0] * 35), "paper"), ValueError, "tokens .*at least 36.*35"),
+    ],
+)
+def test_bad_input(call, error, pattern):
+    model = imm.KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0]), 3)
+    with pytest.raises(error, match=pattern):
+        call(model)
+
+
+@pytest.mark.needs_data("ptb")
+def test_the_papers_numbers():
+    corpus = imm.data.load("ptb")
+    assert [len(corpus.train), len(corpus.valid), len(corpus.test), len(corpus.vocab)] == [929589, 73760, 82430, 10000]
+    model = imm.KneserNeyBigram.fit(corpus.train, 10_000)
+    assert model.discounts == pytest.approx((0.7077, 1.0838, 1.4432), abs=5e-5)
+    for split, printed in (("train", 92.19), ("valid", 199.28), ("test", 185.71)):
+        assert model.perplexity(getattr(corpus, split), "paper") == pytest.approx(printed, abs=0.01)
+    assert [corpus.vocab[i] for i in model.orphans.nonzero().flatten()] == ["aer"]
+    assert sum(b.numel() * b.element_size() for b in model.buffers()) < 4 * 10_000**2 / 50

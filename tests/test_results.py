@@ -1,0 +1,219 @@
+"""Stored results and the runner: the schema, atomic writes, and a kill at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imm_lib import experiments, results
+from imm_lib.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def toy(
+    units: int = 4, log: Path | None = None, pause: float = 0.0, broken_at: int | None = None
+) -> experiments.Experiment:
+    """An experiment that squares numbers, and writes down each time that it does."""
+
+    def run(unit: dict, config: dict, device: torch.device) -> dict:
+        if log is not None:
+            with log.open("a") as stream:
+                stream.write(f"{unit['x']}\n")
+        if unit["x"] == broken_at:
+            raise RuntimeError("broken on purpose")
+        time.sleep(pause)
+        return {"square": unit["x"] ** 2}
+
+    return experiments.Experiment(
+        name="toy",
+        description="squares",
+        scales={"full": {"units": units}, "ci": {"units": 1}},
+        units=lambda config, seed: [{"x": x + seed} for x in range(config["units"])],
+        run=run,
+        table=lambda result: [
+            ["x", "square"],
+            *([str(e["unit"]["x"]), str(e["numbers"]["square"])] for e in result["units"]),
+        ],
+    )
+
+
+def test_a_run_is_a_valid_result_with_its_provenance(tmp_path):
+    file = experiments.run(toy(), seed=2, where=tmp_path)
+    result = results.load("toy", tmp_path)
+    assert file == tmp_path / "toy.json"
+    assert [entry["numbers"]["square"] for entry in result["units"]] == [4, 9, 16, 25]
+    assert result["config"] == {"units": 4} and result["seed"] == 2 and result["device"].startswith("cpu")
+    assert result["peak_memory_bytes"] > 0 and result["versions"]["torch"] == torch.__version__
+    assert not (tmp_path / ".partial" / "toy.json").exists()
+    text = file.read_text()
+    assert str(ROOT) not in text and str(Path.home()) not in text
+
+
+def test_a_quick_look_does_not_replace_a_full_run(tmp_path):
+    experiments.run(toy(), where=tmp_path)
+    assert experiments.run(toy(), scale="ci", where=tmp_path).name == "toy-ci.json"
+    assert len(results.load("toy", tmp_path)["units"]) == 4
+
+
+def test_resume_keeps_what_was_finished(tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(RuntimeError):
+        experiments.run(toy(log=log, broken_at=2), where=tmp_path)
+    assert not (tmp_path / "toy.json").exists()
+    experiments.run(toy(log=log), where=tmp_path, resume=True)
+    assert log.read_text().split() == ["0", "1", "2", "2", "3"]
+    experiments.run(toy(log=log), where=tmp_path)
+    assert log.read_text().split()[5:] == ["0", "1", "2", "3"]
+
+
+def test_resume_refuses_another_run(tmp_path):
+    with pytest.raises(RuntimeError):
+        experiments.run(toy(broken_at=1), where=tmp_path)
+    before = (tmp_path / ".partial" / "toy.json").read_bytes()
+    for changed, field in (({"seed": 1}, "seed"), ({"experiment": toy(units=5)}, "config")):
+        with pytest.raises(ValueError, match=f"resume: toy.json was begun with another {field}"):
+            experiments.run(**{"experiment": toy(), "where": tmp_path, "resume": True, **changed})
+    assert (tmp_path / ".partial" / "toy.json").read_bytes() == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_results import toy
+from imm_lib import experiments
+experiments.run(toy(units=6, log=Path({log!r}), pause=0.15), where=Path({where!r}), resume=True)
+"""
+
+
+def test_a_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    code = KILLED.format(tests=str(Path(__file__).parent), log=str(log), where=str(tmp_path))
+    partial, kept = tmp_path / ".partial" / "toy.json", 0
+    for kill_at in (2, 4):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        while process.poll() is None and "\n" + str(kill_at) not in "\n" + log.read_text():
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        finished = len(json.loads(partial.read_text())["units"])
+        assert kept < finished and finished in (kill_at, kill_at + 1)
+        assert not (tmp_path / "toy.json").exists()
+        kept = finished
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    assert [e["unit"]["x"] for e in results.load("toy", tmp_path)["units"]] == list(range(6))
+    # only the units that a kill interrupted ran twice
+    assert len(log.read_text().split()) <= 6 + 2
+
+
+def test_writes_are_atomic(tmp_path, monkeypatch):
+    file = tmp_path / "value.json"
+    results.write_json(file, {"a": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        results.write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_numbers_are_refused(tmp_path, value):
+    with pytest.raises(ValueError):
+        results.write_json(tmp_path / "value.json", {"a": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_schema_names_file_and_field(tmp_path):
+    experiments.run(toy(), where=tmp_path)
+    good = results.load("toy", tmp_path)
+    for field, value in (("seed", "zero"), ("units", [{"unit": {}}]), ("schema", 99), ("extra", 1)):
+        (tmp_path / "toy.json").write_text(json.dumps({**good, field: value}))
+        with pytest.raises(results.ResultError, match=r"toy\.json: .*" + ("extra" if field == "extra" else field)):
+            results.load("toy", tmp_path)
+    (tmp_path / "toy.json").write_text("{")
+    with pytest.raises(results.ResultError, match=r"toy\.json: not JSON"):
+        results.load("toy", tmp_path)
+    with pytest.raises(results.ResultError, match=r"no result other\.json: python -m imm_lib run other"):
+        results.load("other", tmp_path)
+    with pytest.raises(ValueError, match="name must be lower-case"):
+        results.load("../toy", tmp_path)
+
+
+def test_bad_scale_and_device(tmp_path):
+    with pytest.raises(ValueError, match="scale must be one of full, ci, got 'tiny'"):
+        experiments.run(toy(), scale="tiny", where=tmp_path)
+    with pytest.raises(ValueError, match=r"device must be .*'gpu'"):
+        experiments.run(toy(), device="gpu", where=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device must be .*without CUDA"):
+            experiments.run(toy(), device="cuda", where=tmp_path)
+
+
+def test_the_stored_results_are_valid_and_of_known_experiments():
+    files = sorted((ROOT / "book" / "results").glob("*.json"))
+    assert files
+    known = experiments.registry()
+    for file in files:
+        result = results.load(file.stem, file.parent)
+        assert known[result["experiment"]].table(result)[0]
+        assert result["config"] == json.loads(json.dumps(known[result["experiment"]].scales[result["scale"]]))
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "registry", lambda: {"toy": toy()})
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def test_command_line(toys, capsys):
+    assert main(["list"]) == 0
+    assert "toy  squares" in capsys.readouterr().out
+    assert main(["show", "toy"]) == 1
+    assert "no result toy.json: python -m imm_lib run toy" in capsys.readouterr().err
+    assert main(["run", "toy", "--seed", "1"]) == 0
+    assert "written: toy.json" in capsys.readouterr().out
+    assert main(["show", "toy"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "1  1"
+    assert results.load("toy")["command"] == "python -m imm_lib run toy --seed 1"
+    assert main(["run", "--all", "--scale", "ci", "--out", str(toys / "else")]) == 0
+    assert (toys / "else" / "toy-ci.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["run", "tyo"], "name must be one of toy, got 'tyo'"),
+        (["show", "tyo"], "name must be one of toy, got 'tyo'"),
+        (["run"], "name one experiment, or give --all"),
+        (["run", "toy", "--all"], "name one experiment, or give --all"),
+        (["run", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
+        (["run", "toy", "--device", "tpu9"], "device must be"),
+    ],
+)
+def test_mistakes_on_the_command_line(toys, capsys, words, pattern):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert pattern in error and "Traceback" not in error
+    assert not list(toys.glob("*.json"))
+
+
+def test_an_interrupt_says_how_to_go_on(toys, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", interrupt)
+    assert main(["run", "toy"]) == 130
+    assert "python -m imm_lib run toy --resume" in capsys.readouterr().err
