@@ -1,0 +1,64 @@
+# The project's commands. `make` alone lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+STAMP := .venv/.installed
+CHAPTER ?=
+LOCK_VENV := _build/lock-venv
+# The version whose rounding the committed outputs show; a newer one means make rerun.
+TORCH := 2.13.0
+
+.PHONY: help book test rerun bench full lint format lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+# A second run finds the stamp and touches no network.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -c requirements.lock -e '.[dev]'
+	@touch $@
+
+book: $(STAMP) ## render the book to _build/html (no notebook is executed)
+	@$(BIN)/jupyter-book build . -q
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered book
+	@bash tests/gate.sh
+
+rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=05 for one)
+	@$(PY) tests/tools/rerun.py $(CHAPTER)
+
+bench: $(STAMP) ## measure; writes book/results/bench-core.json
+	@$(PY) -m imm_lib bench
+
+full: $(STAMP) ## every experiment at full scale; resumes where it was stopped
+	@$(PY) -m imm_lib run --all --scale full --resume
+
+lint: $(STAMP) ## lint and format check
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(STAMP) ## format the code and mend what the linter can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+# `pip freeze` of a fresh environment; torch's build tag and its platform's own wheels do not belong in a portable lock.
+lock: ## pin the newest allowed versions in requirements.lock (torch as it is)
+	@rm -rf $(LOCK_VENV)
+	@$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install torch==$(TORCH) -e '.[dev]'
+	@mkdir -p _build
+	@{ echo "# Constraints for pip, made by make lock: pip install -c requirements.lock -e .[dev]"; \
+	   set -o pipefail; $(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable \
+	   | sed -e '/^pip==/d' -e '/^nvidia-/d' -e '/^triton==/d' -e '/^cuda-/d' -e 's/+[a-z0-9.]*$$//'; } > _build/requirements.lock
+	@mv _build/requirements.lock requirements.lock
+	@rm -rf $(LOCK_VENV)
+
+clean: ## delete what the build made (keeps .venv)
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis .coverage
