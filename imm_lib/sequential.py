@@ -67,7 +67,7 @@ class _Replay(torch.autograd.Function):
         scale = -target * grad_risk.unsqueeze(-1)
         # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0 there too
         log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
-        total = [None] * len(ctx.leaves)
+        total: list[Tensor | None] = [None] * len(ctx.leaves)
         for run, surroundings in zip(ctx.passes, ctx.surroundings, strict=True):
             with torch.enable_grad(), surroundings.replay():
                 log_q = run()
@@ -76,7 +76,11 @@ class _Replay(torch.autograd.Function):
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
             # the graph may reach back into one that the caller built and will still use
             grads = torch.autograd.grad(log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True)
-            total = [g if t is None else t if g is None else t + g for t, g in zip(total, grads, strict=True)]
+            for place, grad in enumerate(grads):
+                if grad is not None:
+                    total[place] = grad.clone() if total[place] is None else total[place].add_(grad)
+            # or this pass's activations and gradients would still be there during the next
+            del log_q, cached, grads, grad
         return None, None, None, None, None, *total
 
 
@@ -100,6 +104,7 @@ def sequential_risk(target: Tensor, passes: Sequence[Callable[[], Tensor]]) -> T
         leaves |= _leaves(log_q)
         log_q = accumulator(log_q.detach())
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
+        del log_q
     target = target.to(log_sum.dtype)
     risk = cross_entropy(target, log_sum - math.log(len(passes)))
     return _Replay.apply(risk, target, log_sum, passes, surroundings, *leaves.values()) if leaves else risk

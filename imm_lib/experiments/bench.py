@@ -22,7 +22,7 @@ from imm_lib.surrogates import MovingAverageIMM
 from imm_lib.targets import KneserNeyBigram
 
 CONFIG = {
-    "sampling": {"k": [1, 4, 16, 64], "short": 64, "extended": 512, "width": 512, "labels": 1000, "batch": 128},
+    "sampling": {"k": [1, 4, 16, 64], "short": 256, "extended": 2048, "width": 256, "labels": 1000, "batch": 512},
     "sharing": {"batches": 5, "k": 10, "width": 200, "batch": 20, "unroll": 35},
     "moving_average": {"width": 200, "layers": 2, "batch": 20, "unroll": 35, "batches": 3},
     "kneser_ney": {"train": 20_000, "test": 500},
