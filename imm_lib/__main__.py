@@ -51,11 +51,13 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         _print_table(experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out)))
     else:
         command = shlex.join(["python", "-m", "imm_lib", *words])
-        for experiment in [experiments.find(name) for name in _names(args)]:
-            scale = getattr(args, "scale", "full")
+        chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
+        for experiment in chosen:
             file = experiments.run(experiment, scale, args.seed, args.device, args.resume, args.out, command)
             _print_table(experiment.table(results.load(file.stem, file.parent)))
             print(f"written: {file.name}")
+        for experiment in chosen:
+            experiments.forget(experiment, scale, args.out)
 
 
 def main(words: list[str] | None = None) -> int:

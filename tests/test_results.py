@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,6 @@ def test_a_run_is_a_valid_result_with_its_provenance(tmp_path):
     assert [entry["numbers"]["square"] for entry in result["units"]] == [4, 9, 16, 25]
     assert result["config"] == {"units": 4} and result["seed"] == 2 and result["device"].startswith("cpu")
     assert result["peak_memory_bytes"] > 0 and result["versions"]["torch"] == torch.__version__
-    assert not (tmp_path / ".partial" / "toy.json").exists()
     text = file.read_text()
     assert str(ROOT) not in text and str(Path.home()) not in text
 
@@ -71,6 +71,11 @@ def test_resume_keeps_what_was_finished(tmp_path):
     assert log.read_text().split() == ["0", "1", "2", "2", "3"]
     experiments.run(toy(log=log), where=tmp_path)
     assert log.read_text().split()[5:] == ["0", "1", "2", "3"]
+    experiments.run(toy(log=log), where=tmp_path, resume=True)
+    assert len(log.read_text().split()) == 9
+    experiments.forget(toy(), where=tmp_path)
+    experiments.run(toy(log=log), where=tmp_path, resume=True)
+    assert len(log.read_text().split()) == 13
 
 
 def test_resume_refuses_another_run(tmp_path):
@@ -190,6 +195,18 @@ def test_command_line(toys, capsys):
     assert results.load("toy")["command"] == "python -m imm_lib run toy --seed 1"
     assert main(["run", "--all", "--scale", "ci", "--out", str(toys / "else")]) == 0
     assert (toys / "else" / "toy-ci.json").is_file()
+    assert not list(toys.rglob(".partial/*"))
+
+
+def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
+    log = toys / "log"
+    first, second = toy(log=log), replace(toy(log=log, broken_at=1), name="tyro")
+    monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": second})
+    with pytest.raises(RuntimeError):
+        main(["run", "--all"])
+    monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": replace(toy(log=log), name="tyro")})
+    assert main(["run", "--all", "--resume"]) == 0
+    assert log.read_text().split() == ["0", "1", "2", "3", "0", "1", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(

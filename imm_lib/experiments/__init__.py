@@ -143,9 +143,12 @@ def run(
         or f"python -m imm_lib run {experiment.name} --scale {scale} --seed {seed} --device {device}",
         **results.provenance(device),
     }
-    file = results.save(result, file_name(experiment, scale), where)
-    partial.unlink(missing_ok=True)
-    return file
+    return results.save(result, file_name(experiment, scale), where)
+
+
+def forget(experiment: Experiment, scale: str = "full", where: Path | None = None) -> None:
+    """Delete what ``run`` keeps for ``resume``; it is left in place so that a series of runs can be resumed whole."""
+    _partial(experiment, scale, where or results.folder()).unlink(missing_ok=True)
 
 
 def _identity(unit: dict) -> str:
