@@ -101,8 +101,9 @@ def _download(name: str, split: str) -> Path:
         )
     try:
         import pooch
+        import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError
     except ImportError as error:
-        raise DataError(f"downloading {name} needs pooch: pip install 'imm_lib[data]', or {advice}") from error
+        raise DataError(f"downloading {name} needs {error.name}: pip install 'imm_lib[data]', or {advice}") from error
     target = _cache() / name
     try:
         # pooch downloads to a temporary file, verifies it and only then moves it to its name

@@ -1,6 +1,7 @@
 """Loading corpora: local copies, the cache, verified downloads, and one sentence when something is wrong."""
 
 import hashlib
+import sys
 
 import pooch
 import pytest
@@ -65,6 +66,14 @@ def test_downloads_are_verified_and_whole(tiny, monkeypatch):
     Downloader.texts = TEXT
     assert data.load("tiny").valid.tolist() == [4, 2, 0]
     assert data.available("tiny")
+
+
+@pytest.mark.parametrize("package", ["pooch", "tqdm"])
+def test_a_download_says_which_package_it_misses(tiny, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(data.DataError, match=rf"needs {package}: pip install 'imm_lib\[data\]', or set IMM_DATA"):
+        data.load("tiny")
+    assert not any(p.is_file() for p in (tiny / "cache").rglob("*"))
 
 
 def test_no_network(tiny, monkeypatch):

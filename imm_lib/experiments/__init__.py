@@ -17,7 +17,7 @@ import torch
 
 from imm_lib import results
 
-MODULES = ("kneser_ney", "bench")
+MODULES = ("kneser_ney", "sensors", "bench")
 
 
 @dataclass(frozen=True)
