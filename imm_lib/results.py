@@ -136,13 +136,12 @@ def load(name: str, where: Path | None = None) -> dict:
 
 
 def provenance(device: torch.device) -> dict:
-    """What a result owes its reader: versions, device, commit, time, and the peak memory of the process in bytes."""
+    """What a result owes its reader: versions, device, time, and the peak memory of the process in bytes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "device": name,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()},
         "peak_memory_bytes": _peak_memory(device),
-        "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -158,7 +157,7 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, with -dirty where files of the library differ from it; "unknown" outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:

@@ -20,8 +20,7 @@ def twin(tokens: list[int], vocab_size: int) -> list[list[float]]:
     counts = Counter(pairwise(tokens))
     d = discounts(torch.tensor(list(counts.values())))
     total, before = Counter(tokens[:-1]), {y: {x for x, z in counts if z == y} for y in range(vocab_size)}
-    orphans = [y for y in range(vocab_size) if not before[y]]
-    continuations = [len(before[y]) or 1 / len(orphans) for y in range(vocab_size)]
+    continuations = [len(before[y]) or 0.5 for y in range(vocab_size)]
     backoff = [c / math.fsum(continuations) for c in continuations]
     rows = []
     for x in range(vocab_size):

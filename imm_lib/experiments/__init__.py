@@ -117,6 +117,7 @@ def run(
     except ImportError as error:
         raise ImportError("running experiments needs tqdm: pip install 'imm_lib[data,experiments]'") from error
     where, config = where or results.folder(), experiment.scales[scale]
+    commit = results.commit()  # of the code that was imported, whatever happens to the files during the run
     key = {"config": config, "seed": seed, "device": str(device)}
     partial = _partial(experiment, scale, where)
     units = experiment.units(config, seed)
@@ -141,6 +142,7 @@ def run(
         "wall_s": round(sum(entry["wall_s"] for entry in entries), 3),
         "command": command
         or f"python -m imm_lib run {experiment.name} --scale {scale} --seed {seed} --device {device}",
+        "commit": commit,
         **results.provenance(device),
     }
     return results.save(result, file_name(experiment, scale), where)

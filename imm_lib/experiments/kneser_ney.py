@@ -47,7 +47,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 
 def _table(result: dict) -> list[list[str]]:
-    rows = [["split", "paper", *CONVENTIONS, "paper's convention - paper"]]
+    rows = [["split", "printed", *CONVENTIONS, "paper - printed"]]
     for entry in result["units"]:
         if entry["unit"]["part"] == "perplexity":
             split, numbers = entry["unit"]["split"], entry["numbers"]

@@ -36,8 +36,8 @@ class KneserNeyBigram(nn.Module):
     """P̂(y|x) = max(c(x,y) - D, 0) / c(x) + γ(x) b(y), with b from continuation counts (Kneser & Ney; Chen & Goodman).
 
     b(y) counts the distinct words that precede y. A known word that none precedes (the first word of a corpus may be
-    one) would have probability 0 everywhere; such words share the mass of one further continuation, 1 / (N + 1) of N
-    bigrams, so that every known word has positive probability. A word that nothing follows has b as its row.
+    one, and every word that a small corpus lacks) would have probability 0 everywhere; it counts as half a
+    continuation, so that every known word has positive probability. A word that nothing follows has b as its row.
 
     Build it with :meth:`fit`. Called with (B,) ids it gives (B, V) float32 probabilities, so that it serves as the
     target of every estimator. Stored are the distinct bigrams only: 12 bytes each, and 24 bytes a word.
@@ -83,9 +83,7 @@ class KneserNeyBigram(nn.Module):
         # a word that nothing follows keeps no mass of its own: all of it backs off
         gamma = torch.where(total > 0, torch.zeros_like(total).index_add_(0, left, removed) / total, 1.0)
         continuations = torch.bincount(right, minlength=vocab_size).double()
-        orphans = continuations == 0
-        if orphans.any():
-            continuations = torch.where(orphans, 1 / orphans.sum(), continuations)
+        continuations = torch.where(continuations == 0, 0.5, continuations)
         return cls(keys, (counts - removed) / total[left], gamma, continuations / continuations.sum(), d)
 
     def forward(self, short: Tensor) -> Tensor:
