@@ -6,7 +6,7 @@ cross-entropy. After each call ``.risk`` holds the detached risk, of the table o
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,12 +37,27 @@ class _Batch(NamedTuple):
     rows: Tensor  # (D, Y) the target
 
 
-def _mixture(old: Tensor, top: Tensor, q: Tensor, batch: _Batch, new_share: Tensor) -> Tensor:
-    """log((1 - new_share) exp(old) + new_share * mean of q exp(top)), (D, y), taken relative to the larger side."""
-    total = torch.zeros_like(old).index_add_(0, batch.inverse, q)
-    larger = torch.maximum(old, top)
-    new = (top - larger).exp_().mul_(total).mul_(new_share / batch.count)
-    return (old - larger).exp_().mul_(1 - new_share).add_(new).log_().add_(larger)
+def _blocks(values: Tensor) -> Iterator[slice]:
+    """Blocks of rows: on a CPU of a megabyte, so that what is gathered for one stays in its cache; on a GPU all."""
+    rows = max(1, 2**20 // (4 * values.shape[1])) if values.device.type == "cpu" else len(values)
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
+
+
+def _exp_less_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """exp(values - rows[index]), (B, Y), finite; without ``rows[index]`` as a whole."""
+    result = torch.empty_like(values)
+    for block in _blocks(values):
+        part = result[block]
+        torch.sub(values[block], rows.index_select(0, index[block]), out=part)
+        part.exp_().clamp_(max=torch.finfo(part.dtype).max)
+    return result
+
+
+def _times_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """``values`` times rows[index], in place; without ``rows[index]`` as a whole."""
+    for block in _blocks(values):
+        values[block].mul_(rows.index_select(0, index[block]))
+    return values
 
 
 def _sum_over_labels(weight: Tensor, log_p: Tensor) -> Tensor:
@@ -100,35 +115,22 @@ class _TableIMM(nn.Module):
             raise ValueError(f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}")
         return _Batch(distinct, inverse, count.to(rows.dtype).unsqueeze(1), rows)
 
-    def _surrogate(
-        self,
-        log_q: Tensor,
-        log_frozen: Tensor,
-        batch: _Batch,
-        new_share: Tensor | None = None,
-        max_ratio: float = math.inf,
-    ) -> Tensor:
-        """-mean_t sum_y ratio_t(y) P̂(y|s_t) log Q(y|s_t,e_t), with the constant ratio = exp(log_frozen - table).
+    @torch.no_grad()
+    def _ratio(self, log_q: Tensor, batch: _Batch) -> Tensor:
+        """(B, Y) exp(log_q - table), finite; 0 where both sides are 0."""
+        table = self.table.index_select(0, batch.short).clamp_(min=torch.finfo(self.table.dtype).min)
+        return _exp_less_rows(log_q.detach().to(table.dtype), table, batch.inverse)
 
-        With ``new_share`` (D, 1) the table is first moved towards the mean of exp(log_frozen) over the batch. Over
-        (B, Y) every pass over memory shows in the time of a training step: what depends on the short context alone is
-        computed once per distinct one, and the exponential is taken once.
+    def _surrogate(self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, batch: _Batch) -> Tensor:
+        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), where the constant weight is ratio x scale x target.
+
+        Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
+        alone, ``scale`` (D, Y), is computed once per distinct one, and ``ratio`` (B, Y) is overwritten.
         """
-        with torch.no_grad():
-            frozen = log_frozen.to(self.table.dtype)
-            table = self.table.index_select(0, batch.short)
-            # relative to the largest, so that labels as unlikely as e^-200 survive the exponential
-            top = segment_max(frozen, batch.inverse, len(table))
-            q = (-top).index_select(0, batch.inverse).add_(frozen).exp_()
-            if new_share is not None:
-                table = _mixture(table.masked_fill_(new_share == 1, -math.inf), top, q, batch, new_share)
-                self.table.index_copy_(0, batch.short, table)
-            self.risk = -(batch.count[:, 0] @ _sum_over_labels(batch.rows, table)) / len(log_q)
-            # finite also where both sides are 0: then q = 0 and the label weighs nothing
-            scale = (top - table).exp_().clamp_(max=torch.finfo(table.dtype).max).mul_(batch.rows)
-            weight = scale.index_select(0, batch.inverse).mul_(q)
-            if max_ratio < math.inf:
-                weight = torch.minimum(weight, (max_ratio * batch.rows).index_select(0, batch.inverse))
+        table = self.table.index_select(0, batch.short)
+        self.risk = -(batch.count[:, 0] @ _sum_over_labels(batch.rows, table)) / len(log_q)
+        scale = batch.rows if scale is None else torch.mul(scale, batch.rows, out=scale)
+        weight = _times_rows(ratio, scale, batch.inverse)
         log_q = accumulator(log_q)
         return _Weighted.apply(log_q, weight.to(log_q.dtype))
 
@@ -199,7 +201,8 @@ class SerializedIMM(_TableIMM):
         if checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first")
-        return self._surrogate(log_q, log_q_frozen, self._group(short))
+        batch = self._group(short)
+        return self._surrogate(log_q, self._ratio(log_q_frozen, batch), None, batch)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -246,12 +249,36 @@ class MovingAverageIMM(_TableIMM):
     def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,) short contexts."""
         log_q, short = self._batch(log_q, short)
-        batch, new_share = self._group(short), None
+        batch = self._group(short)
         visited = self.visited[batch.short]
         if self.training:
-            new_share = torch.where(visited, batch.rows.new_tensor(self.momentum), 1.0).unsqueeze(1)
-            self.visited[batch.short] = True
+            ratio, scale = self._update(log_q.detach().to(self.table.dtype), batch, visited)
         elif checks.visible(short) and not visited.all():
             unseen = batch.short[~visited][0].item()
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
-        return self._surrogate(log_q, log_q, batch, new_share, self.max_ratio)
+        else:
+            ratio, scale = self._ratio(log_q, batch), torch.ones_like(batch.rows)
+        if self.max_ratio < math.inf:
+            _times_rows(ratio, scale, batch.inverse).clamp_(max=self.max_ratio)
+            scale = None
+        return self._surrogate(log_q, ratio, scale, batch)
+
+    @torch.no_grad()
+    def _update(self, log_q: Tensor, batch: _Batch, visited: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the rows that the batch visits; returns ratio (B, Y) and scale (D, Y), whose product is Q / Q̂.
+
+        Both sides of the mixture are taken relative to the larger of the old row and the batch's largest entry. So the
+        exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200 survive.
+        """
+        share = torch.where(visited, log_q.new_tensor(self.momentum), 1.0).unsqueeze(1)
+        total = self.table.index_select(0, batch.short).masked_fill_(~visited.unsqueeze(1), -math.inf)
+        larger = segment_max(log_q, batch.inverse, len(total))
+        torch.maximum(larger, total, out=larger)
+        ratio = _exp_less_rows(log_q, larger, batch.inverse)
+        total.sub_(larger).exp_().mul_(1 - share)
+        added = torch.zeros_like(total).index_add_(0, batch.inverse, ratio)
+        total.addcmul_(added, share / batch.count)
+        self.table.index_copy_(0, batch.short, larger.add_(torch.log(total, out=added)))
+        self.visited[batch.short] = True
+        # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
+        return ratio, total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)
