@@ -44,12 +44,12 @@ def _blocks(values: Tensor) -> Iterator[slice]:
 
 
 def _exp_less_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """exp(values - rows[index]), (B, Y), finite; without ``rows[index]`` as a whole."""
+    """exp(values - rows[index]), (B, Y), without ``rows[index]`` as a whole."""
     result = torch.empty_like(values)
     for block in _blocks(values):
         part = result[block]
         torch.sub(values[block], rows.index_select(0, index[block]), out=part)
-        part.exp_().clamp_(max=torch.finfo(part.dtype).max)
+        part.exp_()
     return result
 
 
@@ -116,18 +116,19 @@ class _TableIMM(nn.Module):
         return _Batch(distinct, inverse, count.to(rows.dtype).unsqueeze(1), rows)
 
     @torch.no_grad()
-    def _ratio(self, log_q: Tensor, batch: _Batch) -> Tensor:
-        """(B, Y) exp(log_q - table), finite; 0 where both sides are 0."""
-        table = self.table.index_select(0, batch.short).clamp_(min=torch.finfo(self.table.dtype).min)
-        return _exp_less_rows(log_q.detach().to(table.dtype), table, batch.inverse)
+    def _ratio(self, log_q: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """(B, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the table."""
+        table = self.table.index_select(0, batch.short)
+        floor = table.clamp(min=torch.finfo(table.dtype).min)
+        ratio = _exp_less_rows(log_q.detach().to(table.dtype), floor, batch.inverse)
+        return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
 
-    def _surrogate(self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, batch: _Batch) -> Tensor:
+    def _surrogate(self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, table: Tensor, batch: _Batch) -> Tensor:
         """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), where the constant weight is ratio x scale x target.
 
         Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
         alone, ``scale`` (D, Y), is computed once per distinct one, and ``ratio`` (B, Y) is overwritten.
         """
-        table = self.table.index_select(0, batch.short)
         self.risk = -(batch.count[:, 0] @ _sum_over_labels(batch.rows, table)) / len(log_q)
         scale = batch.rows if scale is None else torch.mul(scale, batch.rows, out=scale)
         weight = _times_rows(ratio, scale, batch.inverse)
@@ -202,7 +203,8 @@ class SerializedIMM(_TableIMM):
             unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first")
         batch = self._group(short)
-        return self._surrogate(log_q, self._ratio(log_q_frozen, batch), None, batch)
+        ratio, table = self._ratio(log_q_frozen, batch)
+        return self._surrogate(log_q, ratio, None, table, batch)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -252,20 +254,20 @@ class MovingAverageIMM(_TableIMM):
         batch = self._group(short)
         visited = self.visited[batch.short]
         if self.training:
-            ratio, scale = self._update(log_q.detach().to(self.table.dtype), batch, visited)
+            ratio, scale, table = self._update(log_q.detach().to(self.table.dtype), batch, visited)
         elif checks.visible(short) and not visited.all():
             unseen = batch.short[~visited][0].item()
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
         else:
-            ratio, scale = self._ratio(log_q, batch), torch.ones_like(batch.rows)
+            (ratio, table), scale = self._ratio(log_q, batch), None
         if self.max_ratio < math.inf:
-            _times_rows(ratio, scale, batch.inverse).clamp_(max=self.max_ratio)
-            scale = None
-        return self._surrogate(log_q, ratio, scale, batch)
+            ratio = ratio if scale is None else _times_rows(ratio, scale, batch.inverse)
+            ratio, scale = ratio.clamp_(max=self.max_ratio), None
+        return self._surrogate(log_q, ratio, scale, table, batch)
 
     @torch.no_grad()
-    def _update(self, log_q: Tensor, batch: _Batch, visited: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the rows that the batch visits; returns ratio (B, Y) and scale (D, Y), whose product is Q / Q̂.
+    def _update(self, log_q: Tensor, batch: _Batch, visited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Move the rows that the batch visits; returns ratio (B, Y) and scale (D, Y), whose product is Q / Q̂, and them.
 
         Both sides of the mixture are taken relative to the larger of the old row and the batch's largest entry. So the
         exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200 survive.
@@ -278,7 +280,8 @@ class MovingAverageIMM(_TableIMM):
         total.sub_(larger).exp_().mul_(1 - share)
         added = torch.zeros_like(total).index_add_(0, batch.inverse, ratio)
         total.addcmul_(added, share / batch.count)
-        self.table.index_copy_(0, batch.short, larger.add_(torch.log(total, out=added)))
+        moved = larger.add_(torch.log(total, out=added))
+        self.table.index_copy_(0, batch.short, moved)
         self.visited[batch.short] = True
         # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
-        return ratio, total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)
+        return ratio, total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max), moved
