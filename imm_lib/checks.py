@@ -5,6 +5,7 @@ tensors, outside compiled or vmapped code.
 """
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -42,16 +43,16 @@ def floating(name: str, value: object) -> Tensor:
 
 def count(name: str, value: object) -> int:
     """``value``, if it is an integer of at least 1; raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """``value``, if it is a finite real number in [low, high] (or (low, high]); raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
     inside = low < value <= high if open_low else low <= value <= high
     if not (inside and math.isfinite(value)):

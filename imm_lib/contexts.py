@@ -54,7 +54,13 @@ class GroupedContexts(nn.Module):
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
 
     def extend(self, s: int) -> Tensor:
-        """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq. 10."""
+        """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq. 10.
+
+        Raises:
+            ValueError: ``s`` is outside [0, num_short).
+        """
+        if not 0 <= s < len(self.counts):
+            raise ValueError(f"s must be in [0, {len(self.counts)}), got {s}")
         start, count = self.starts[s], self.counts[s]
         return self.order[start : start + count]
 

@@ -22,6 +22,12 @@ Query = Callable[[Tensor, Tensor], Tensor]
 Target = Tensor | Callable[[Tensor], Tensor]
 
 
+def _checked_contexts(contexts: nn.Module) -> nn.Module:
+    if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
+        raise TypeError(f"contexts must be one of the context classes, got {checks.describe(contexts)}")
+    return contexts
+
+
 def _distinct(short: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct short contexts of a batch and how often each occurs."""
     if checks.tensor("short", short).dim() < 1 or len(short) == 0:
@@ -60,7 +66,7 @@ class ExactIMM(nn.Module):
 
     def __init__(self, target: Target, contexts: nn.Module):
         super().__init__()
-        self.target, self.contexts, self.risk = as_target(target), contexts, None
+        self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""
@@ -113,7 +119,7 @@ class SampledIMM(nn.Module):
     ):
         super().__init__()
         self.k = checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), contexts, None
+        self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
         self.sequential, self.generator = sequential, generator
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
