@@ -49,6 +49,11 @@ def clipped_backward(
     for name, value in (("loss", loss), ("imm_loss", imm_loss)):
         if checks.floating(name, value).dim() != 0:
             raise ValueError(f"{name} must be a scalar, got {checks.describe(value)}")
+    if isinstance(parameters, Tensor):
+        raise TypeError(f"parameters must be an iterable of leaf tensors, got {checks.describe(parameters)}")
+    parameters = [checks.tensor("parameters", p) for p in parameters]
+    if not all(p.is_leaf for p in parameters):
+        raise ValueError("parameters must be leaf tensors, got one that was computed: its .grad is not kept")
     parameters = [p for p in parameters if p.requires_grad]
     if not parameters:
         raise ValueError("parameters must hold at least one tensor that requires a gradient, got none")

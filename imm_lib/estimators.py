@@ -91,7 +91,8 @@ class SampledIMM(nn.Module):
         contexts: one of the context classes.
         k: extended contexts drawn per distinct short context.
         sequential: run the k contexts one after another, so that the memory for activations does not grow with k, at
-            the price of a second forward pass (Appendix C.2). Dropout masks are replayed. Its ``query`` is called with
+            the price of a second forward pass (Appendix C.2). Dropout masks are replayed if they come
+            from torch's default generators; BatchNorm statistics are updated twice. Its ``query`` is called with
             one extended context per distinct short context at a time.
         generator: source of the samples; torch's default generator by default.
 
@@ -125,8 +126,8 @@ class SampledIMM(nn.Module):
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""
         distinct, count = _distinct(short)
-        extended = self.contexts.sample(distinct, self.k, self.generator)
         rows = self.target(distinct)
+        extended = self.contexts.sample(distinct, self.k, self.generator)
         risk = (self._sequential if self.sequential else self._joint)(query, distinct, extended, rows)
         mean = (count * risk).sum() / len(short)
         self.risk = mean.detach()

@@ -17,6 +17,15 @@ def accumulator(log_q: Tensor) -> Tensor:
     return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
 
 
+def _broadcast(name: str, value: Tensor, leading: torch.Size, log_q: Tensor, batch: torch.Size) -> None:
+    """Raise ValueError unless the leading dimensions fit and ``value`` is not empty."""
+    fits = all(a == b or 1 in (a, b) for a, b in zip(reversed(leading), reversed(batch), strict=False))
+    if not fits or value.numel() == 0:
+        raise ValueError(
+            f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got {checks.describe(value)}"
+        )
+
+
 def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
     """Checked and broadcastable (..., k, Y) log_q and (..., k, 1) log_w, uniform by default."""
     log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
@@ -31,6 +40,7 @@ def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
         error = accumulator(log_w.detach()).logsumexp(-1).abs().max().item()
         if not error <= 1e-3:
             raise ValueError(f"log_w must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}")
+    _broadcast("log_w", log_w, log_w.shape[:-1], log_q, log_q.shape[:-2])
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
 
 
@@ -43,6 +53,7 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
             f"target must end in Y = {log_q.shape[-1]} labels as log_q {tuple(log_q.shape)} does, "
             f"got {checks.describe(target)}"
         )
+    _broadcast("target", target, target.shape[:-1], log_q, log_q.shape[:-2])
     if checks.visible(target):
         low, error = target.detach().amin().item(), (target.detach().float().sum(-1) - 1).abs().max().item()
         if not (low >= 0 and error <= 1e-2):
@@ -148,7 +159,7 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
         log_w: (..., k) normalised log-weights; uniform by default.
 
     Returns:
-        (..., k, Y) weights that sum to 1 over k.
+        (..., k, Y) weights that sum to 1 over k; 0 for a label that no context gives any probability.
 
     Raises:
         TypeError, ValueError: as :func:`induce`.
@@ -159,7 +170,9 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
             [0.3571, 0.8333]])
     """
     log_q, log_w = _operands(log_q, log_w)
-    return torch.softmax((log_q + log_w).detach(), dim=-2)
+    x = (log_q + log_w).detach()
+    dead = (x == -math.inf).all(-2, keepdim=True)
+    return torch.softmax(x.masked_fill(dead, 0.0), dim=-2).masked_fill(dead, 0.0)
 
 
 def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:

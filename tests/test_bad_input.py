@@ -1,5 +1,6 @@
 """One table of bad inputs: what is called, what is raised, and what the sentence has to name."""
 
+import math
 import re
 
 import pytest
@@ -194,6 +195,19 @@ CASES = {
         ValueError,
         "imm_loss .*scalar.*(2,)",
     ),
+    "clip: a bare tensor": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, ONE), TypeError, "parameters .*iterable"),
+    "clip: not a leaf": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE * 1]), ValueError, "parameters .*leaf"),
+    "risk: leading dimensions": (
+        lambda: imm.imm_risk(TARGET[:3], LOG_Q.expand(4, 4, 3)),
+        ValueError,
+        "target .*leading dimensions",
+    ),
+    "induce: leading dimensions": (
+        lambda: imm.induce(LOG_Q.expand(4, 4, 3), LOG_Q.new_zeros(3, 4) - math.log(4)),
+        ValueError,
+        "log_w .*leading dimensions",
+    ),
+    "risk: empty target": (lambda: imm.imm_risk(TARGET[:0], LOG_Q), ValueError, "target .*(0, 3)"),
     "clip: no parameters": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, []), ValueError, "parameters .*none"),
     # tabular worlds
     "world: 2-D": (lambda: imm.TabularWorld(torch.ones(1, 1)), ValueError, "joint .*(S, E, Y).*(1, 1)"),

@@ -310,3 +310,17 @@ def test_tables_take_half_precision(dtype):
     term = imm.MovingAverageIMM(TARGET.float(), S, Y)
     term(log_q, DATA).backward()
     assert log_q.grad.dtype == dtype and term.table.dtype == torch.float32
+
+
+def test_a_module_as_target_stays_in_eval_mode():
+    net = nn.Sequential(nn.Embedding(2, 2), nn.Dropout(0.5), nn.Softmax(-1))
+    term = imm.MovingAverageIMM(net, 2, 2).train()
+    assert term.training and not any(module.training for module in net.modules())
+
+
+def test_a_bad_target_leaves_the_generator_alone():
+    source = generator(1)
+    before = source.get_state()
+    with pytest.raises(ValueError):
+        imm.SampledIMM(TARGET[:1], imm.GroupedContexts(DATA), 2, generator=source)(model(), torch.tensor([1]))
+    assert torch.equal(before, source.get_state())

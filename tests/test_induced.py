@@ -144,3 +144,10 @@ def test_segments_against_a_loop(n, size, labels, seed):
     (gradient,) = torch.autograd.grad(result[present].sum(), values)
     (twin,) = torch.autograd.grad(sum(values[index == s].logsumexp(0).sum() for s in present), values)
     torch.testing.assert_close(gradient, twin)
+
+
+def test_crosstalk_is_the_gradient_also_where_no_context_allows_a_label():
+    log_q = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64).log().requires_grad_()
+    target = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(imm.imm_risk(target, log_q), log_q)
+    torch.testing.assert_close(gradient, -target * imm.crosstalk(log_q))

@@ -252,6 +252,8 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    if device.type != "cpu":
+        raise ValueError(f"device must be cpu for the sensors experiment, got {str(device)!r}")
     t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"])
     main = unit["sensor"] == next(iter(config["sensors"]))
     methods = ["reverse-KD", "interpolation", "offset", "IMM"]

@@ -146,6 +146,8 @@ class KneserNeyBigram(nn.Module):
         if zero == "safe":
             return math.exp(loss.mean().item())
         known = ~self.orphans[label]
+        if zero == "drop" and not known.any():
+            raise ValueError("tokens must hold a word that is no orphan for zero='drop', got orphans only")
         return math.exp((loss[known].sum() / (known.sum() if zero == "drop" else len(loss))).item())
 
     @property

@@ -31,6 +31,11 @@ class CallableTarget(nn.Module):
         super().__init__()
         self.function = function
         self.checked = False
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "CallableTarget":
+        """Stays in eval mode: the target is given, and its dropout must not wake with the estimator's train()."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
