@@ -48,6 +48,7 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         _print_table([[e.name, e.description] for e in experiments.registry().values()])
     elif args.command == "show":
         experiment = experiments.find(args.name)
+        experiments.check_scale(experiment, args.scale)
         _print_table(experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out)))
     else:
         command = shlex.join(["python", "-m", "imm_lib", *words])
@@ -71,6 +72,9 @@ def main(words: list[str] | None = None) -> int:
         return 2
     except (data.DataError, results.ResultError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "imm_lib", *words, *([] if "--resume" in words else ["--resume"])])

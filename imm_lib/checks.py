@@ -61,6 +61,13 @@ def number(name: str, value: object, low: float, high: float = math.inf, open_lo
     return float(value)
 
 
+def generator(value: object) -> torch.Generator | None:
+    """``value``, if it is a torch.Generator or None; raises TypeError."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {describe(value)}")
+    return value
+
+
 def ids(name: str, value: object, size: int | None = None) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor with values in [0, size).
 

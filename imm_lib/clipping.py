@@ -49,6 +49,8 @@ def clipped_backward(
     for name, value in (("loss", loss), ("imm_loss", imm_loss)):
         if checks.floating(name, value).dim() != 0:
             raise ValueError(f"{name} must be a scalar, got {checks.describe(value)}")
+        if not value.requires_grad:
+            raise ValueError(f"{name} must depend on the parameters, got a tensor without a graph to differentiate")
     if isinstance(parameters, Tensor):
         raise TypeError(f"parameters must be an iterable of leaf tensors, got {checks.describe(parameters)}")
     parameters = [checks.tensor("parameters", p) for p in parameters]

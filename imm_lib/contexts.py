@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.induced import accumulator
+from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
 
@@ -94,6 +96,7 @@ class GroupedContexts(nn.Module):
                 wait, such a context yields the index n, so that the caller's indexing fails.
         """
         checks.count("k", k)
+        checks.generator(generator)
         short = self._known(short)
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
@@ -104,7 +107,7 @@ class GroupedContexts(nn.Module):
         return extended.masked_fill(count == 0, len(self.order))
 
 
-class _DenseContexts(nn.Module):
+class _DenseContexts(KeepsPrecision):
     """Extended contexts whose weights are cheapest as a dense (B, E) table."""
 
     def log_weights(self, short: Tensor) -> Tensor:
@@ -123,6 +126,7 @@ class _DenseContexts(nn.Module):
             ValueError: k < 1, or as ``log_weights``.
         """
         checks.count("k", k)
+        checks.generator(generator)
         weights = self.log_weights(short).double().exp()
         device = generator.device if generator is not None else weights.device
         drawn = torch.multinomial(weights.to(device), k, replacement=True, generator=generator)
@@ -152,11 +156,14 @@ class KernelContexts(_DenseContexts):
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()
         self.bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
-        if checks.floating("values", values).dim() not in (1, 2) or values.numel() == 0:
+        values = accumulator(checks.floating("values", values).detach())
+        if self.bandwidth < torch.finfo(values.dtype).tiny:
+            raise ValueError(f"bandwidth must be a normal {values.dtype} number, got {bandwidth}")
+        if values.dim() not in (1, 2) or values.numel() == 0:
             raise ValueError(f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}")
         if not torch.isfinite(values).all():
             raise ValueError(f"values must be finite, got NaN or infinite entries in {checks.describe(values)}")
-        self.register_buffer("values", values.detach(), persistent=False)
+        self.register_buffer("values", values, persistent=False)
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) or (B, d) short contexts -> (B, n) log π(e|s).
@@ -174,7 +181,9 @@ class KernelContexts(_DenseContexts):
             raise ValueError(f"short must be finite, got NaN or infinite entries in {checks.describe(short)}")
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
         query = (short.unsqueeze(1) if short.dim() == 1 else short).to(points.dtype)
-        return torch.log_softmax(-torch.cdist(query, points, p=1) / self.bandwidth, dim=-1)
+        distance = torch.cdist(query, points, p=1)
+        # relative to the nearest point, so that a small bandwidth cannot send all n weights to 0
+        return torch.log_softmax((distance.amin(-1, keepdim=True) - distance) / self.bandwidth, dim=-1)
 
 
 class BeliefContexts(_DenseContexts):

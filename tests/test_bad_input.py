@@ -63,6 +63,11 @@ CASES = {
     "sample: other device": (lambda: GROUPED.sample(DATA.to("meta"), 2), ValueError, "short is on meta"),
     "kernel: bandwidth 0": (lambda: imm.KernelContexts(torch.zeros(3), 0.0), ValueError, "bandwidth .*0"),
     "kernel: bandwidth < 0": (lambda: imm.KernelContexts(torch.zeros(3), -1), ValueError, "bandwidth .*-1"),
+    "kernel: bandwidth subnormal": (
+        lambda: imm.KernelContexts(torch.zeros(3), 1e-320),
+        ValueError,
+        "bandwidth .*1e-320",
+    ),
     "kernel: bandwidth nan": (lambda: imm.KernelContexts(torch.zeros(3), NAN), ValueError, "bandwidth .*nan"),
     "kernel: bandwidth text": (lambda: imm.KernelContexts(torch.zeros(3), "1"), TypeError, "bandwidth .*'1'"),
     "kernel: empty": (lambda: imm.KernelContexts(torch.zeros(0)), ValueError, "values .*(0,)"),
@@ -80,6 +85,8 @@ CASES = {
         ValueError,
         "short .*\\[0, 2\\).*2",
     ),
+    "sample: generator": (lambda: GROUPED.sample(DATA[:2], 2, generator=3), TypeError, "generator .*Generator.*3"),
+    "kernel sample: generator": (lambda: KERNEL.sample(torch.zeros(1), 2, 3), TypeError, "generator .*Generator.*3"),
     # pure functions
     "induce: above 0": (lambda: imm.induce(LOG_Q + 9), ValueError, "log_q .*at most 0"),
     "induce: nan": (lambda: imm.induce(off(LOG_Q, NAN)), ValueError, "log_q .*nan"),
@@ -123,6 +130,7 @@ CASES = {
     # estimators
     "sampled: k 0": (lambda: sampled(k=0), ValueError, "k .*at least 1.*0"),
     "sampled: k float": (lambda: sampled(k=1.5), TypeError, "k .*int.*1.5"),
+    "sampled: generator": (lambda: sampled(generator=3), TypeError, "generator .*Generator.*3"),
     "sampled: empty batch": (lambda: sampled()(NET, DATA[:0]), ValueError, "short .*non-empty"),
     "sampled: never seen": (lambda: sampled()(NET, torch.tensor([3])), ValueError, "short .*never seen.*3"),
     "sampled: labels": (
@@ -162,6 +170,17 @@ CASES = {
     "serialized: labels": (lambda: serialized()(LOG_Q[:, :2], DATA, LOG_Q), ValueError, "log_q .*(4, 3).*(4, 2)"),
     "serialized: rows": (lambda: serialized()(LOG_Q, DATA[:2], LOG_Q), ValueError, "log_q .*(2, 3).*(4, 3)"),
     "serialized: empty refresh": (lambda: serialized().refresh([]), ValueError, "batches .*none"),
+    "serialized: refresh with nothing": (lambda: serialized().refresh(None), TypeError, "batches .*pairs.*None"),
+    "serialized: refresh with one pair": (
+        lambda: serialized().refresh((LOG_Q, DATA)),
+        TypeError,
+        "batches .*pairs.*float64 tensor",
+    ),
+    "table: a state of another kind": (
+        lambda: moving().load_state_dict({"table": None, "visited": torch.zeros(4)}),
+        TypeError,
+        "state_dict\\['table'\\] .*Tensor.*None",
+    ),
     "moving: momentum 0": (lambda: imm.MovingAverageIMM(TARGET, 4, 3, 0.0), ValueError, "momentum .*\\(0, 1\\].*0"),
     "moving: momentum 2": (lambda: imm.MovingAverageIMM(TARGET, 4, 3, 2), ValueError, "momentum .*\\(0, 1\\].*2"),
     "moving: max_ratio": (
@@ -195,6 +214,7 @@ CASES = {
         ValueError,
         "imm_loss .*scalar.*(2,)",
     ),
+    "clip: no graph": (lambda: imm.clipped_backward(ONE * 1, torch.ones(()), [ONE]), ValueError, "imm_loss .*graph"),
     "clip: a bare tensor": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, ONE), TypeError, "parameters .*iterable"),
     "clip: not a leaf": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE * 1]), ValueError, "parameters .*leaf"),
     "risk: leading dimensions": (

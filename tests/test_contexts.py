@@ -53,6 +53,20 @@ def test_samples_follow_the_weights(name):
             assert stats.chisquare(counts[kept].numpy(), expected.numpy()).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_narrow_kernel_picks_the_nearest_point(dtype):
+    values = torch.tensor([0.0, 1.0, 1.0, 3.0], dtype=dtype)
+    contexts = imm.KernelContexts(values, torch.finfo(dtype).tiny)
+    weights = contexts.log_weights(torch.tensor([0.9, 3.0], dtype=dtype)).exp()
+    assert weights.tolist() == [[0, 0.5, 0.5, 0], [0, 0, 0, 1]]
+
+
+def test_half_precision_values_are_compared_in_float32():
+    values = torch.rand(6, generator=generator(3)).bfloat16()
+    weights = imm.KernelContexts(values, 0.3).log_weights(values)
+    assert torch.equal(weights, imm.KernelContexts(values.float(), 0.3).log_weights(values.float()))
+
+
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_the_generator_decides(name):
     contexts, short = CONTEXTS[name]

@@ -312,10 +312,42 @@ def test_tables_take_half_precision(dtype):
     assert log_q.grad.dtype == dtype and term.table.dtype == torch.float32
 
 
-def test_a_module_as_target_stays_in_eval_mode():
+def test_a_module_as_target_is_given_and_not_learnt():
     net = nn.Sequential(nn.Embedding(2, 2), nn.Dropout(0.5), nn.Softmax(-1))
-    term = imm.MovingAverageIMM(net, 2, 2).train()
+    term = imm.MovingAverageIMM(net, 2, 2).train().bfloat16()
     assert term.training and not any(module.training for module in net.modules())
+    assert list(term.parameters()) == [] and set(term.state_dict()) == {"table", "visited"}
+    assert net[0].weight.dtype == torch.float32
+    assert term.to("meta") is term and net[0].weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_cast_to_half_precision_keeps_its_tables(dtype):
+    """A running average in bfloat16 would stall at small momenta, with rows that do not sum to 1."""
+    parent = nn.ModuleDict(
+        {
+            "term": imm.MovingAverageIMM(TARGET.float(), S, Y, momentum=0.002),
+            "sampled": imm.SampledIMM(TARGET.float(), imm.BeliefContexts(random_probabilities(S, N).float()), 2),
+            "bigram": imm.KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1]), 3),
+        }
+    )
+    twin = imm.MovingAverageIMM(TARGET, S, Y, momentum=0.002).double()
+    parent.to(dtype)
+    assert all(b.dtype == torch.float32 for b in parent.buffers() if b.is_floating_point())
+    for seed in range(40):
+        log_q = random_log_q(N, Y, seed=seed).to(dtype)
+        parent["term"](log_q, DATA)
+        twin(log_q.double(), DATA)
+    torch.testing.assert_close(parent["term"].table.double(), twin.table, rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_is_checked_at_every_answer_on_a_cpu():
+    rows = TARGET.clone()
+    term = imm.ReverseKD(lambda short: rows[short])
+    term(random_log_q(N, Y), DATA)
+    rows[1] *= 2
+    with pytest.raises(ValueError, match=r"target\(short\) must sum to 1"):
+        term(random_log_q(N, Y), DATA)
 
 
 def test_a_bad_target_leaves_the_generator_alone():

@@ -96,7 +96,7 @@ def test_it_serves_as_a_target_and_moves_with_the_estimator():
     term(log_q, tokens[:-1]).backward()
     assert log_q.grad.abs().sum() > 0
     assert set(term.state_dict()) == {"table", "visited"}
-    assert term.to("meta").target.function.keys.device.type == "meta"
+    assert term.to("meta").target.keys.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -133,3 +133,18 @@ def test_the_papers_numbers():
         assert model.perplexity(getattr(corpus, split), "paper") == pytest.approx(printed, abs=0.01)
     assert [corpus.vocab[i] for i in model.orphans.nonzero().flatten()] == ["aer"]
     assert sum(b.numel() * b.element_size() for b in model.buffers()) < 4 * 10_000**2 / 50
+
+
+@pytest.mark.needs_data("ptb")
+def test_a_sixteenth_of_the_text_has_many_orphans():
+    """What the solution of chapter 5's second exercise says."""
+    corpus = imm.data.load("ptb")
+    train = corpus.train[: len(corpus.train) // 16]
+    model = imm.KneserNeyBigram.fit(train, len(corpus.vocab))
+    assert 0.40 < model.orphans.float().mean() < 0.45
+    assert model.orphans[train].sum() == (train == train[0]).sum() == 1
+    hit = model.orphans[corpus.valid[1:]]
+    assert round(100 * hit.float().mean().item()) == 6
+    assert -model.log_prob(corpus.valid[:-1], corpus.valid[1:])[hit].min() > 10
+    safe, drop, free = (model.perplexity(corpus.valid, zero) for zero in ("safe", "drop", "zero-loss"))
+    assert 1.4 < safe / drop < 1.5 and free < drop

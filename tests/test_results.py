@@ -88,6 +88,31 @@ def test_resume_refuses_another_run(tmp_path):
     assert (tmp_path / ".partial" / "toy.json").read_bytes() == before
 
 
+def test_resume_refuses_the_units_of_another_program(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError):
+        experiments.run(toy(broken_at=1), where=tmp_path)
+    monkeypatch.setattr(results, "code", lambda: "another")
+    with pytest.raises(ValueError, match=r"resume: toy\.json was begun with another code"):
+        experiments.run(toy(), where=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damaged", ["[", "[]", '{"units": 3}'])
+def test_resume_names_a_damaged_partial_file(tmp_path, damaged):
+    with pytest.raises(RuntimeError):
+        experiments.run(toy(broken_at=1), where=tmp_path)
+    (tmp_path / ".partial" / "toy.json").write_text(damaged)
+    with pytest.raises(results.ResultError, match=r"toy\.json: not "):
+        experiments.run(toy(), where=tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    log = tmp_path / "log"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out must be a folder that can be written, got .*file"):
+        experiments.run(toy(log=log), where=tmp_path / "file")
+    assert not log.exists()
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -147,11 +172,19 @@ def test_the_schema_names_file_and_field(tmp_path):
         (tmp_path / "toy.json").write_text(json.dumps({**good, field: value}))
         with pytest.raises(results.ResultError, match=r"toy\.json: .*" + ("extra" if field == "extra" else field)):
             results.load("toy", tmp_path)
-    (tmp_path / "toy.json").write_text("{")
-    with pytest.raises(results.ResultError, match=r"toy\.json: not JSON"):
-        results.load("toy", tmp_path)
+    for damaged in (b"{", json.dumps({**good, "wall_s": float("nan")}).encode(), b'"\xff"'):
+        (tmp_path / "toy.json").write_bytes(damaged)
+        with pytest.raises(results.ResultError, match=r"toy\.json: not JSON"):
+            results.load("toy", tmp_path)
+    for name, field in (("other", "experiment"), ("toy-ci", "scale")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(good))
+        with pytest.raises(results.ResultError, match=rf"{name}\.json: {field}: must be"):
+            results.load(name, tmp_path)
+        (tmp_path / f"{name}.json").unlink()
     with pytest.raises(results.ResultError, match=r"no result other\.json: python -m imm_lib run other"):
         results.load("other", tmp_path)
+    with pytest.raises(results.ResultError, match=r"python -m imm_lib run other --scale ci"):
+        results.load("other-ci", tmp_path)
     with pytest.raises(ValueError, match="name must be lower-case"):
         results.load("../toy", tmp_path)
 
@@ -159,10 +192,11 @@ def test_the_schema_names_file_and_field(tmp_path):
 def test_bad_scale_and_device(tmp_path):
     with pytest.raises(ValueError, match="scale must be one of full, ci, got 'tiny'"):
         experiments.run(toy(), scale="tiny", where=tmp_path)
-    with pytest.raises(ValueError, match=r"device must be .*'gpu'"):
-        experiments.run(toy(), device="gpu", where=tmp_path)
+    for device in ("gpu", "meta", "mps", "cuda:99"):
+        with pytest.raises(ValueError, match=rf"device must be .*'{device}'"):
+            experiments.run(toy(), device=device, where=tmp_path)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"device must be .*without CUDA"):
+        with pytest.raises(ValueError, match=r"device must be .* got 'cuda' with 0 of that kind"):
             experiments.run(toy(), device="cuda", where=tmp_path)
 
 
@@ -217,7 +251,9 @@ def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
         (["run"], "name one experiment, or give --all"),
         (["run", "toy", "--all"], "name one experiment, or give --all"),
         (["run", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
+        (["show", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
         (["run", "toy", "--device", "tpu9"], "device must be"),
+        (["run", "toy", "--out", "/dev/null/results"], "out must be a folder that can be written"),
     ],
 )
 def test_mistakes_on_the_command_line(toys, capsys, words, pattern):

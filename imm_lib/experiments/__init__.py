@@ -8,6 +8,7 @@ under its name when all are there.
 import hashlib
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def find(name: str) -> Experiment:
     return known[name]
 
 
+def check_scale(experiment: Experiment, scale: str) -> None:
+    """Raise ValueError, listing the known ones, unless the experiment has that scale."""
+    if scale not in experiment.scales:
+        raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
+
+
 def file_name(experiment: Experiment, scale: str) -> str:
     """NAME for the full scale, NAME-SCALE for another, so that a quick look never replaces a full run."""
     return experiment.name if scale == "full" else f"{experiment.name}-{scale}"
@@ -67,15 +74,31 @@ def _partial(experiment: Experiment, scale: str, where: Path) -> Path:
 def _resumed(file: Path, key: dict) -> list[dict]:
     """Finished units of an interrupted run; none where there was none."""
     try:
-        partial = json.loads(file.read_text(encoding="utf-8"))
+        partial = results.read_json(file)
     except FileNotFoundError:
         return []
+    if not isinstance(partial, dict) or not isinstance(partial.get("units"), list):
+        raise results.ResultError(f"{file.name}: not what an interrupted run leaves; run without --resume")
     differing = [field for field in key if partial.get(field) != key[field]]
     if differing:
         raise ValueError(
             f"resume: {file.name} was begun with another {', '.join(differing)}; run without --resume to begin anew"
         )
     return partial["units"]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device, if this machine has it; raises ValueError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}")
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= found:
+        raise ValueError(f"device must be one that this machine has, got {str(name)!r} with {found} of that kind")
+    return device
 
 
 def run(
@@ -94,7 +117,7 @@ def run(
         scale: one of ``experiment.scales``.
         seed: handed to ``experiment.units``.
         device: "cpu", "cuda", ...
-        resume: keep the units that an interrupted run of the same configuration and seed has finished.
+        resume: keep the units that an interrupted run has finished; of the same configuration, seed, device and code.
         where: folder of the result; by default :func:`imm_lib.results.folder`.
         command: what reproduces the run, stored with it.
 
@@ -102,24 +125,25 @@ def run(
         The result's file.
 
     Raises:
-        ValueError: an unknown scale or device, or a partial run of another configuration or seed.
+        ValueError: an unknown scale or device, a folder that cannot be written, or a partial run of another
+            configuration, seed, device or code.
     """
-    if scale not in experiment.scales:
-        raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has, got {str(device)!r} without CUDA")
+    check_scale(experiment, scale)
+    device = _device(device)
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError("running experiments needs tqdm: pip install 'imm_lib[data,experiments]'") from error
     where, config = where or results.folder(), experiment.scales[scale]
     commit = results.commit()  # of the code that was imported, whatever happens to the files during the run
-    key = {"config": config, "seed": seed, "device": str(device)}
+    key = {"config": config, "seed": seed, "device": str(device), "code": results.code()}
     partial = _partial(experiment, scale, where)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the first unit's hour
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written, got {str(where)!r}: {error.strerror}") from None
+    if not os.access(partial.parent, os.W_OK):
+        raise ValueError(f"out must be a folder that can be written, got {str(where)!r}")
     units = experiment.units(config, seed)
     done = _resumed(partial, key) if resume else []
     finished = {_identity(entry["unit"]): entry for entry in done}

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.precision import KeepsPrecision
 
 BLOCK = 35
 """Words per block of the paper's evaluation, its unroll length."""
@@ -32,7 +33,7 @@ def discounts(counts: Tensor) -> tuple[float, float, float]:
     return (absolute,) * 3 if 0 < absolute < 1 else (0.5,) * 3
 
 
-class KneserNeyBigram(nn.Module):
+class KneserNeyBigram(KeepsPrecision):
     """P̂(y|x) = max(c(x,y) - D, 0) / c(x) + γ(x) b(y), with b from continuation counts (Kneser & Ney; Chen & Goodman).
 
     b(y) counts the distinct words that precede y. A known word that none precedes (the first word of a corpus may be

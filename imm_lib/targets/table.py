@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.precision import KeepsPrecision
+from imm_lib.targets.kneser_ney import KneserNeyBigram
 
 
-class TableTarget(nn.Module):
+class TableTarget(KeepsPrecision):
     """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is given, not learnt."""
 
     def __init__(self, table: Tensor):
@@ -25,25 +27,29 @@ class TableTarget(nn.Module):
 
 
 class CallableTarget(nn.Module):
-    """A function short -> (B, Y) probabilities; its first answer has its values checked, every answer its shape."""
+    """A function short -> (B, Y) probabilities. Every answer has its shape checked; its values, on a GPU, once.
+
+    A module moves with the estimator but is not part of it: it is in eval mode, and neither ``parameters()``, nor
+    ``state_dict()``, nor ``train()`` nor a cast to half precision reach it, since the target is given and not learnt.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.function = function
+        self.held = (function.eval() if isinstance(function, nn.Module) else function,)  # a tuple: not a submodule
         self.checked = False
-        self.train(False)
 
-    def train(self, mode: bool = True) -> "CallableTarget":
-        """Stays in eval mode: the target is given, and its dropout must not wake with the estimator's train()."""
-        return super().train(False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if isinstance(self.held[0], nn.Module):
+            self.held[0]._apply(lambda value: value.to(fn(value).device))
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """B short contexts -> (B, Y) probabilities."""
-        rows = checks.floating("target(short)", self.function(short))
+        rows = checks.floating("target(short)", self.held[0](short))
         if rows.dim() != 2 or len(rows) != len(short):
             raise ValueError(f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}")
-        if not self.checked:
+        if not self.checked or checks.visible(rows):
             checks.probabilities("target(short)", rows)
             self.checked = True
         return rows
@@ -51,7 +57,7 @@ class CallableTarget(nn.Module):
 
 def as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
     """``target`` as a module short -> (B, Y) probabilities; raises TypeError if it is neither table nor callable."""
-    if isinstance(target, TableTarget | CallableTarget):
+    if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
         return target
     if isinstance(target, Tensor):
         return TableTarget(target)
