@@ -34,7 +34,7 @@ test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered boo
 rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=05 for one)
 	@$(PY) tests/tools/rerun.py $(CHAPTER)
 
-bench: $(STAMP) ## measure; writes book/results/bench-core.json
+bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench
 
 full: $(STAMP) ## every experiment at full scale; resumes where it was stopped

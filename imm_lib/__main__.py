@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--all", action="store_true", help="every experiment, one after another")
     show = commands.add_parser("show", help="print the table of a stored result")
     show.add_argument("name")
-    bench = commands.add_parser("bench", help="measure speed and memory; the same as run bench-core")
+    bench = commands.add_parser("bench", help="measure speed and memory; runs every bench-... experiment")
     for command in (run, show):
         command.add_argument("--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci")
     for command in (run, bench):
@@ -37,7 +37,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def _names(args: argparse.Namespace) -> list[str]:
     if args.command == "bench":
-        return ["bench-core"]
+        return [name for name in experiments.registry() if name.startswith("bench-")]
     if args.all == (args.name is not None):
         raise ValueError("name one experiment, or give --all")
     return list(experiments.registry()) if args.all else [args.name]

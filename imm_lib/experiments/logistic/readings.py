@@ -1,0 +1,77 @@
+"""What is read off the accuracies of many runs: means with their errors, and the worth of a method in data."""
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks
+
+
+def spread(values: Tensor) -> dict[str, float]:
+    """Mean, its standard error, and the 10th and 90th percentiles of (R,) values."""
+    values = values.double().cpu()
+    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    error = (values.std() / len(values) ** 0.5).item()
+    return {
+        name: round(x, 4) for name, x in (("mean", values.mean().item()), ("se", error), ("p10", low), ("p90", high))
+    }
+
+
+def equal_accuracy(sizes: Tensor, baseline: Tensor, accuracy: Tensor) -> Tensor:
+    """The data size at which the baseline's mean accuracy is ``accuracy``: log-linear between sizes.
+
+    Args:
+        sizes: (N,) increasing.
+        baseline: (..., N) mean accuracies, made increasing by a running maximum.
+        accuracy: (..., M).
+
+    Returns:
+        (..., M) sizes; NaN above the last and below the first baseline.
+    """
+    rising = baseline.cummax(-1).values + torch.arange(baseline.shape[-1]) * 1e-9
+    place = torch.searchsorted(rising.contiguous(), accuracy.contiguous())
+    inside = (place > 0) & (place < len(sizes))
+    place = place.clamp(1, len(sizes) - 1)
+    left, right = rising.gather(-1, place - 1), rising.gather(-1, place)
+    share = (accuracy - left) / (right - left)
+    log_n = sizes.double().log()
+    found = (log_n[place - 1] + share * (log_n[place] - log_n[place - 1])).exp()
+    return torch.where(inside, found, torch.nan)
+
+
+def extra_data(
+    sizes: list[int], baseline: Tensor, ours_sizes: list[int], ours: Tensor, bootstrap: int, generator: torch.Generator
+) -> dict:
+    """Per cent of further data that gives the baseline the accuracy of ``ours``, with bootstrap intervals over runs.
+
+    Args:
+        sizes: of the baseline, increasing.
+        baseline: (N, R) accuracies.
+        ours_sizes: some of ``sizes``.
+        ours: (M, R) accuracies of the same runs.
+        bootstrap: resamples of the R runs.
+        generator: of the resamples.
+
+    Returns:
+        by size, and "average" over the sizes at which every reading exists: ``percent`` and its 95 % ``interval``.
+    """
+    if baseline.shape != (len(sizes), ours.shape[1]) or len(ours) != len(ours_sizes):
+        raise ValueError(f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}")
+    runs = ours.shape[1]
+    picks = torch.randint(runs, (checks.count("bootstrap", bootstrap), runs), generator=generator)
+    picks = torch.cat([torch.arange(runs)[None], picks])  # the first row is the data themselves
+    means = [torch.stack([x[picks].mean(1) for x in part.double()], 1) for part in (baseline, ours)]
+    found = equal_accuracy(torch.tensor(sizes), *means)
+    percent = 100 * (found / torch.tensor(ours_sizes) - 1)
+    answer = {}
+    usable = ~percent.isnan().any(0)
+    for n, column in zip(ours_sizes, percent.T, strict=True):
+        if not column.isnan().any():
+            answer[str(n)] = _interval(column)
+    if usable.any():
+        answer["average"] = _interval(percent[:, usable].mean(1))
+    return answer
+
+
+def _interval(values: Tensor) -> dict:
+    interval = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return {"percent": round(values[0].item(), 2), "interval": [round(x, 2) for x in interval]}

@@ -1,0 +1,300 @@
+"""The logistic experiments by name: what ``python -m imm_lib run logistic-…`` computes and stores."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.logistic import paper
+from imm_lib.experiments.logistic.problem import Data, Plane
+from imm_lib.experiments.logistic.readings import extra_data, spread
+from imm_lib.experiments.logistic.training import ratio, schedule, train
+
+LARGEST = 80
+"""Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
+
+SIZES = [2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50]
+RHOS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+PERIODS = [1, 3, 10, 30, 100, 300, 1000]
+MOMENTA = [1.0, 0.9, 0.3, 0.1, 0.03, 0.01, 0.003]
+VARIANTS = {
+    "IMM exact": {},
+    "IMM serialized": {"period": 50},
+    "IMM moving average": {"momentum": 0.1},
+    "stale table": {"period": 50},
+    "noising": {},
+}
+
+
+def _drawn(unit: dict, config: dict, device: torch.device) -> tuple[Plane, Data]:
+    """The plane of a unit and its data: the same on every device, and the same points at every size."""
+    centred = Plane.through_centre(*unit["normal"])
+    moved = unit.get("shift", 0.0) * sum(abs(a) for a in centred.normal)
+    plane = Plane(centred.normal, centred.offset - moved)
+    data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(unit["seed"]))
+    return plane, Data(*(x.to(device) for x in data)).first(unit["n"])
+
+
+def _grid(config: dict, seed: int, *names: str) -> list[dict]:
+    """Every combination of the named lists of the configuration, as units."""
+    units = [{"seed": seed}]
+    for name in names:
+        units = [{**unit, name.removesuffix("s"): value} for unit in units for value in config[name]]
+    return [{"n" if name == "size" else name: value for name, value in unit.items()} for unit in units]
+
+
+def _paired(accuracy: dict[str, Tensor]) -> dict:
+    """Each method's spread over runs, and its difference from the baseline's run by run, in points."""
+    base = accuracy["baseline"]
+    return {
+        name: {**spread(value), **({} if name == "baseline" else {"above_baseline": spread(value - base)})}
+        for name, value in accuracy.items()
+    }
+
+
+def _sizes(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    rho, seconds = schedule(unit["n"]), time.process_time()
+    weights = {name: train(data, name, rho, steps=config["steps"]) for name in ("baseline", "noising", "IMM exact")}
+    seconds = time.process_time() - seconds
+    accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
+    accuracy["interpolation"] = plane.accuracy(weights["baseline"], share=rho)
+    above = spread(accuracy["IMM exact"] - accuracy["noising"])
+    return {"rho": rho, "accuracy": _paired(accuracy), "imm_above_noising": above, "cpu_s": round(seconds, 3)}
+
+
+def _fixed(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    rho = ratio(config["lam"])
+    weights = {name: train(data, name, rho, steps=config["steps"]) for name in ("baseline", "noising", "IMM exact")}
+    accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
+    accuracy["IMM exact, scheduled"] = plane.accuracy(
+        train(data, "IMM exact", schedule(unit["n"]), steps=config["steps"])
+    )
+    return {"accuracy": _paired(accuracy)}
+
+
+def _search(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
+    rho, table = ratio(config["lam"]), {}
+    for method in ("noising", "reverse-KD"):
+        for steps in config["steps"]:
+            means = [
+                plane.accuracy(train(data.first(n), method, rho, steps=steps)).mean().item() for n in config["sizes"]
+            ]
+            table[f"{method}, {steps} steps"] = [round(mean, 2) for mean in means]
+    return {"accuracy": table}
+
+
+def _lambda(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    rhos = torch.tensor(config["rhos"]).to(data.short).repeat_interleave(config["runs"])
+    answer = {}
+    for method in ("IMM exact", "noising"):
+        weights = train(data.repeat(len(config["rhos"])), method, rhos, steps=config["steps"], lr=unit["lr"])
+        accuracy, risk = plane.accuracy(weights), plane.restricted_risk(weights)
+        answer[method] = {
+            "accuracy": [spread(x) for x in accuracy.view(-1, config["runs"])],
+            "restricted_risk": [spread(x) for x in risk.view(-1, config["runs"])],
+        }
+    return answer
+
+
+def _quality(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    base = plane.accuracy(train(data, "baseline", steps=config["steps"]))
+    answer = {"baseline": spread(base)}
+    for coin in config["coins"]:
+        weak = data.weaken(coin)
+        for part in config["parts"]:
+            accuracy = plane.accuracy(train(weak, "IMM exact", part * schedule(unit["n"]), steps=config["steps"]))
+            answer[f"coin {coin:g}, part {part:g}"] = {**spread(accuracy), "above_baseline": spread(accuracy - base)}
+    return {"accuracy": answer}
+
+
+def _variants(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    accuracy = {"baseline": plane.accuracy(train(data, "baseline", steps=config["steps"]))}
+    for method, options in VARIANTS.items():
+        if method == "IMM moving average":
+            options = {**options, "generator": torch.Generator(device).manual_seed(unit["seed"])}
+        accuracy[method] = plane.accuracy(train(data, method, schedule(unit["n"]), steps=config["steps"], **options))
+    return {"accuracy": _paired(accuracy)}
+
+
+def _stability(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn(unit, config, device)
+    rho, steps, method = schedule(unit["n"]), config["steps"], unit["method"]
+
+    def of(method: str, **options: object) -> dict:
+        return spread(plane.accuracy(train(data, method, rho, steps=steps, **options)))
+
+    if method == "IMM serialized":
+        return {"by_period": [of(method, period=period) for period in config["periods"]]}
+    if method == "stale table":
+        grid = [[of(method, period=p, momentum=m) for p in config["periods"]] for m in config["momenta"]]
+        return {"by_momentum_and_period": grid}
+    if method == "IMM moving average":
+        generator = torch.Generator(device).manual_seed(unit["seed"])
+        return {"by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]}
+    return {"accuracy": of(method)}
+
+
+def _extra(unit: dict, config: dict, device: torch.device) -> dict:
+    plane, data = _drawn({**unit, "n": LARGEST}, config, device)
+    steps, longer = config["steps"], config["sizes"] + config["longer"]
+    base = torch.stack([plane.accuracy(train(data.first(n), "baseline", steps=steps)) for n in longer])
+    ours = [plane.accuracy(train(data.first(n), "IMM exact", schedule(n), steps=steps)) for n in config["sizes"]]
+    generator = torch.Generator().manual_seed(unit["seed"])
+    return extra_data(longer, base.cpu(), config["sizes"], torch.stack(ours).cpu(), config["bootstrap"], generator)
+
+
+def _row(label: str, numbers: dict) -> list[str]:
+    return [label, *(f"{value['mean']:.2f} ± {value['se']:.2f}" for value in numbers.values())]
+
+
+def _label(entry: dict) -> str:
+    return ", ".join(f"{k} {v}" for k, v in entry["unit"].items() if k != "seed")
+
+
+def _table(result: dict) -> list[list[str]]:
+    first = result["units"][0]["numbers"]["accuracy"]
+    rows = [_row(_label(entry), entry["numbers"]["accuracy"]) for entry in result["units"]]
+    return [["unit", *first], *rows]
+
+
+def _table_search(result: dict) -> list[list[str]]:
+    rows = [["plane", "noising", *(f"n = {n}" for n in result["config"]["sizes"])]]
+    for entry in result["units"]:
+        for name, means in entry["numbers"]["accuracy"].items():
+            rows.append([_label(entry), name, *(f"{mean:.2f}" for mean in means)])
+    return rows
+
+
+def _table_lambda(result: dict) -> list[list[str]]:
+    rows = [["unit", "method", *(f"ρ = {rho}" for rho in result["config"]["rhos"])]]
+    for entry in result["units"]:
+        for method, numbers in entry["numbers"].items():
+            rows.append([_label(entry), method, *(f"{x['mean']:.2f}" for x in numbers["accuracy"])])
+    return rows
+
+
+def _table_stability(result: dict) -> list[list[str]]:
+    rows = [["unit", "settings", "accuracies"]]
+    for entry in result["units"]:
+        for name, value in entry["numbers"].items():
+            lines = value if name == "by_momentum_and_period" else [value if isinstance(value, list) else [value]]
+            rows += [[_label(entry), name, " ".join(f"{x['mean']:.1f}" for x in line)] for line in lines]
+    return rows
+
+
+def _table_extra(result: dict) -> list[list[str]]:
+    rows = [["plane", "n", "extra data, per cent", "95 % interval"]]
+    for entry in result["units"]:
+        for name, value in entry["numbers"].items():
+            low, high = value["interval"]
+            rows.append([str(entry["unit"]["normal"]), name, f"{value['percent']:.0f}", f"{low:.0f} to {high:.0f}"])
+    return rows
+
+
+PLANES = [[1, 1, 1], [1, 2, 1]]
+_QUICK = {"runs": 20, "normals": [[1, 1, 1]], "steps": 200}
+
+
+def _experiment(name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_table) -> Experiment:
+    full = {"runs": 300, "normals": PLANES, "steps": 10_000, **full}
+    return Experiment(
+        name=f"logistic-{name}",
+        description=description,
+        scales={"full": full, "ci": {**full, **_QUICK, **quick}},
+        units=lambda config, seed: _grid(config, seed, *axes),
+        run=run,
+        table=table,
+    )
+
+
+EXPERIMENTS = [
+    _experiment(
+        "sizes",
+        "accuracy against data size, scheduled λ (Figure 1)",
+        {"sizes": SIZES},
+        {"sizes": [2, 10]},
+        ("normals", "sizes"),
+        _sizes,
+    ),
+    _experiment(
+        "fixed",
+        "accuracy against data size at λ = 1.5 (Table 4)",
+        {"sizes": list(paper.TABLE_4), "lam": paper.LAM},
+        {"sizes": [5, 20]},
+        ("normals", "sizes"),
+        _fixed,
+    ),
+    _experiment(
+        "search",
+        "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?",
+        {
+            "runs": 100,
+            "normals": paper.search_planes(),
+            "shifts": [0.0, 0.15],  # of the plane from the centre, as a share of g's range over the cube
+            "sizes": [5, 20, 30, 50],
+            "lam": paper.LAM,
+            "steps": [300, 1000, 3000],
+        },
+        {"sizes": [20, 50], "shifts": [0.0], "steps": [100]},
+        ("normals", "shifts"),
+        _search,
+        _table_search,
+    ),
+    _experiment(
+        "lambda",
+        "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
+        {"normals": [[1, 1, 1]], "sizes": [2, 10, 20, 50], "lrs": [0.1, 1.0], "rhos": RHOS, "steps": 3000},
+        {"sizes": [10], "lrs": [1.0], "rhos": [0.0, 0.5, 0.9]},
+        ("normals", "lrs", "sizes"),
+        _lambda,
+        _table_lambda,
+    ),
+    _experiment(
+        "quality",
+        "targets of lower quality, and a λ lowered with them (Figure 8)",
+        {"normals": [[1, 1, 1]], "sizes": SIZES, "coins": [0.0, 0.2, 0.5], "parts": [1.0, 0.6, 0.3], "steps": 3000},
+        {"sizes": [10], "coins": [0.0, 0.5], "parts": [1.0, 0.3]},
+        ("normals", "sizes"),
+        _quality,
+    ),
+    _experiment(
+        "variants",
+        "serialized and moving-average IMM beside exact IMM and noising (Figure 10)",
+        {"normals": [[1, 1, 1]], "sizes": SIZES, "steps": 3000},
+        {"sizes": [5, 10]},
+        ("normals", "sizes"),
+        _variants,
+    ),
+    _experiment(
+        "stability",
+        "accuracy against refresh period and momentum of the table",
+        {
+            "normals": [[1, 1, 1]],
+            "sizes": [10, 20],
+            "steps": 3000,
+            "periods": PERIODS,
+            "momenta": MOMENTA,
+            "methods": ["baseline", "IMM exact", "IMM serialized", "IMM moving average", "stale table"],
+        },
+        {"sizes": [10], "periods": [1, 50], "momenta": [1.0, 0.1]},
+        ("normals", "sizes", "methods"),
+        _stability,
+        _table_stability,
+    ),
+    _experiment(
+        "extra-data",
+        "how many more points the baseline needs for the accuracy of IMM",
+        {"sizes": SIZES, "longer": [60, 70, 80], "bootstrap": 2000},
+        {"sizes": [5, 10, 20], "longer": [30], "bootstrap": 50},
+        ("normals",),
+        _extra,
+        _table_extra,
+    ),
+]
