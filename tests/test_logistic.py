@@ -1,6 +1,7 @@
 """Logistic regression: the closed-form gradients against the library's estimators under autograd, and the problem."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch.nn.functional import logsigmoid
 from worlds import generator
 
 import imm_lib as imm
+from imm_lib import experiments
 from imm_lib.experiments import logistic
-from imm_lib.experiments.logistic import terms
+from imm_lib.experiments.logistic import paper, terms
+from imm_lib.experiments.logistic.readings import equal_accuracy, extra_data, spread
 
 N, R = 7, 3
 PLANE = logistic.Plane.through_centre(1, 2, 1)
@@ -279,3 +282,76 @@ def test_bad_input(name):
     with pytest.raises(error, match=pattern) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_spread():
+    values = torch.arange(101.0)
+    assert spread(values) == {"mean": 50.0, "se": round(values.std().item() / 101**0.5, 4), "p10": 10.0, "p90": 90.0}
+
+
+def test_a_curve_moved_by_thirty_per_cent_is_read_as_thirty_per_cent():
+    sizes = [2, 4, 8, 16, 32]
+    noise = torch.randn(1, 200, generator=generator(1), dtype=torch.float64)
+    curve = lambda n: 10 * torch.tensor(n, dtype=torch.float64).log()[:, None] + noise  # noqa: E731
+    found = extra_data(sizes, curve(sizes), sizes, curve([1.3 * n for n in sizes]), 200, generator(2))
+    assert list(found) == ["2", "4", "8", "16", "average"]  # beyond 32 there is no baseline to read
+    for reading in found.values():
+        assert reading["percent"] == pytest.approx(30, abs=0.01)
+        assert reading["interval"][0] <= 30.01 and reading["interval"][1] >= 29.99
+    with pytest.raises(ValueError, match="baseline and ours must be"):
+        extra_data(sizes, curve(sizes)[:2], sizes, curve(sizes), 10, generator(2))
+
+
+def test_a_reading_outside_the_baseline_is_none():
+    sizes, baseline = torch.tensor([2, 4, 8]), torch.tensor([60.0, 70.0, 65.0])
+    found = equal_accuracy(sizes, baseline, torch.tensor([50.0, 65.0, 70.1]))
+    assert found.isnan().tolist() == [True, False, True] and found[1].item() == pytest.approx(8**0.5)
+
+
+def test_the_papers_table():
+    assert list(paper.TABLE_4) == [5, 10, 15, 20, 30, 40, 50]
+    assert paper.standard_error(paper.TABLE_4[5]["baseline"]) == pytest.approx(0.69, abs=0.01)
+    planes = paper.search_planes()
+    assert [1, 1, 1] in planes and [1, 1, 2] in planes and [2, 2, 2] not in planes and len(planes) == 44
+
+
+def small(experiment):
+    """An experiment cut down to a second's work."""
+    cuts = {"runs": 3, "steps": 4, "draws": 3, "loop_steps": 1, "repeats": 1, "bootstrap": 5, "periods": [1, 2]}
+    config = {k: cuts.get(k, v) for k, v in experiment.scales["ci"].items()}
+    if isinstance(experiment.scales["ci"]["steps"], list):
+        config["steps"] = [4]
+    if experiment.name == "logistic-extra-data":
+        config["steps"] = 100  # or the baseline has not risen, and nothing can be read
+    return replace(experiment, scales={"full": config})
+
+
+@pytest.mark.parametrize("name", [e.name for e in logistic.EXPERIMENTS])
+def test_every_experiment_runs_and_prints_its_table(name, tmp_path):
+    experiment = small(next(e for e in logistic.EXPERIMENTS if e.name == name))
+    file = experiments.run(experiment, where=tmp_path)
+    result = imm.results.load(file.stem, tmp_path)
+    table = experiment.table(result)
+    assert len({len(row) for row in table}) == 1 and len(table) > 1
+    assert experiments.run(experiment, where=tmp_path) == file
+    again = imm.results.load(file.stem, tmp_path)
+    if not name.startswith("bench"):
+        drop = lambda r: [{**e["numbers"], "cpu_s": 0} for e in r["units"]]  # noqa: E731
+        assert drop(again) == drop(result)
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.parametrize("method", logistic.METHODS)
+    def test_cuda_follows_the_cpu(method):
+        there = logistic.Data(*(x.cuda() for x in DATA))
+        options = [{"generator": torch.Generator(d).manual_seed(1)} for d in ("cpu", "cuda")]
+        stochastic = method in ("IMM sampled", "IMM moving average")
+        near, far = (
+            logistic.train(d, method, 0.5, steps=50, **(o if stochastic else {}))
+            for d, o in zip((DATA, there), options, strict=True)
+        )
+        if stochastic:  # other draws, the same law
+            assert torch.isfinite(far).all()
+        else:
+            torch.testing.assert_close(far.cpu(), near, rtol=1e-9, atol=1e-9)

@@ -50,3 +50,21 @@ def search_planes() -> list[list[int]]:
     # swapping x2 and x3, or turning a coordinate around, changes nothing but names
     kept = {(a, *sorted((b, c))) for a, b, c in triples if b or c}
     return [list(t) for t in sorted(kept) if gcd(*t) == 1]
+
+
+def against(result: dict) -> list[dict]:
+    """Table 4 beside a result of ``logistic-fixed``: one row per plane, data size and method.
+
+    ``errors`` is ours minus the paper's in standard errors of both; ``near`` says whether it is at most 2 of them or
+    0.7 points.
+    """
+    rows = []
+    for entry in result["units"]:
+        for method, printed in TABLE_4[entry["unit"]["n"]].items():
+            ours = entry["numbers"]["accuracy"][method]
+            difference = ours["mean"] - printed.mean
+            errors = difference / (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
+            row = {"normal": entry["unit"]["normal"], "n": entry["unit"]["n"], "method": method, "paper": printed.mean}
+            near = abs(errors) <= 2 or abs(difference) <= 0.7
+            rows.append({**row, "ours": ours["mean"], "difference": difference, "errors": errors, "near": near})
+    return rows
