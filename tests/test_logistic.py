@@ -294,7 +294,7 @@ def test_a_curve_moved_by_thirty_per_cent_is_read_as_thirty_per_cent():
     noise = torch.randn(1, 200, generator=generator(1), dtype=torch.float64)
     curve = lambda n: 10 * torch.tensor(n, dtype=torch.float64).log()[:, None] + noise  # noqa: E731
     found = extra_data(sizes, curve(sizes), sizes, curve([1.3 * n for n in sizes]), 200, generator(2))
-    assert list(found) == ["2", "4", "8", "16", "average"]  # beyond 32 there is no baseline to read
+    assert list(found) == ["2", "4", "8", "16", "all sizes"]  # beyond 32 there is no baseline to read, and no tens
     for reading in found.values():
         assert reading["percent"] == pytest.approx(30, abs=0.01)
         assert reading["interval"][0] <= 30.01 and reading["interval"][1] >= 29.99

@@ -52,7 +52,8 @@ def extra_data(
         generator: of the resamples.
 
     Returns:
-        by size, and "average" over the sizes at which every reading exists: ``percent`` and its 95 % ``interval``.
+        by size where a reading exists, and two averages over such sizes, "all sizes" and "tens" (the multiples of 10):
+        ``percent`` and its 95 % ``interval``.
     """
     if baseline.shape != (len(sizes), ours.shape[1]) or len(ours) != len(ours_sizes):
         raise ValueError(f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}")
@@ -62,13 +63,12 @@ def extra_data(
     means = [torch.stack([x[picks].mean(1) for x in part.double()], 1) for part in (baseline, ours)]
     found = equal_accuracy(torch.tensor(sizes), *means)
     percent = 100 * (found / torch.tensor(ours_sizes) - 1)
-    answer = {}
     usable = ~percent.isnan().any(0)
-    for n, column in zip(ours_sizes, percent.T, strict=True):
-        if not column.isnan().any():
-            answer[str(n)] = _interval(column)
-    if usable.any():
-        answer["average"] = _interval(percent[:, usable].mean(1))
+    answer = {str(n): _interval(percent[:, i]) for i, n in enumerate(ours_sizes) if usable[i]}
+    tens = torch.tensor([n % 10 == 0 for n in ours_sizes])
+    for name, chosen in (("all sizes", usable), ("tens", usable & tens)):
+        if chosen.any():
+            answer[name] = _interval(percent[:, chosen].mean(1))
     return answer
 
 

@@ -226,7 +226,7 @@ EXPERIMENTS = [
     _experiment(
         "fixed",
         "accuracy against data size at λ = 1.5 (Table 4)",
-        {"sizes": list(paper.TABLE_4), "lam": paper.LAM},
+        {"runs": 4 * paper.RUNS, "sizes": list(paper.TABLE_4), "lam": paper.LAM},
         {"sizes": [5, 20]},
         ("normals", "sizes"),
         _fixed,
