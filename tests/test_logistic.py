@@ -182,6 +182,18 @@ def test_training_is_gradient_descent(method):
     torch.testing.assert_close(fast[:, 0], baseline[:, 0])
 
 
+def test_the_objective_is_what_training_descends():
+    """Its derivative by autograd is the gradient of the two parts; and training lowers it."""
+    weights, rho = WEIGHTS.clone().requires_grad_(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    (slow,) = torch.autograd.grad(logistic.objective(DATA, weights, rho).sum(), weights)
+    x = torch.cat([DATA.short[None], DATA.extended, torch.ones(1, N, R, dtype=torch.float64)])
+    residual = torch.sigmoid((WEIGHTS[:, None] * x).sum(0)) - DATA.label
+    fast = (1 - rho) * (x * residual).mean(1) + rho * logistic.gradient(DATA, WEIGHTS, terms.exact(DATA, KERNEL))
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    path = [logistic.objective(DATA, w, rho) for w, _ in zip(logistic.descend(DATA, "IMM exact", rho), range(50))]  # noqa: B905
+    assert (torch.stack(path).diff(dim=0) < 0).all()
+
+
 def test_float32_follows_float64():
     single = logistic.Data(*(x.float() for x in DATA))
     for method, tolerance in (("IMM exact", 2e-3), ("noising", 2e-3), ("IMM serialized", 2e-3)):
@@ -237,7 +249,11 @@ CASES = {
     "k 0": (lambda: logistic.train(DATA, "IMM sampled", 0.5, k=0), ValueError, "k must be at least 1"),
     "method": (lambda: logistic.train(DATA, "IMM"), ValueError, "method must be one of baseline, noising.*got 'IMM'"),
     "option": (lambda: logistic.train(DATA, "noising", 0.5, k=3), TypeError, "'noising' has the options none, got k"),
-    "baseline's option": (lambda: logistic.train(DATA, "baseline", k=3), TypeError, "'baseline' has no options, got k"),
+    "baseline's option": (
+        lambda: logistic.train(DATA, "baseline", k=3),
+        TypeError,
+        "'baseline' has the options none, got k",
+    ),
     "rho 1.1": (lambda: logistic.train(DATA, "noising", 1.1), ValueError, r"rho must be .*\[0, 1\].*1.1"),
     "rho nan": (lambda: logistic.train(DATA, "noising", float("nan")), ValueError, "rho must be .*nan"),
     "rho's shape": (lambda: logistic.train(DATA, "noising", torch.zeros(2)), ValueError, r"rho must be .*\(3,\)"),

@@ -2,8 +2,20 @@
 
 from imm_lib.experiments.logistic import gradients, runs, speed
 from imm_lib.experiments.logistic.problem import Data, Plane, data
-from imm_lib.experiments.logistic.training import METHODS, gradient, ratio, schedule, train
+from imm_lib.experiments.logistic.training import METHODS, descend, gradient, objective, ratio, schedule, train
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *gradients.EXPERIMENTS, *speed.EXPERIMENTS]
 
-__all__ = ["EXPERIMENTS", "METHODS", "Data", "Plane", "data", "gradient", "ratio", "schedule", "train"]
+__all__ = [
+    "EXPERIMENTS",
+    "METHODS",
+    "Data",
+    "Plane",
+    "data",
+    "descend",
+    "gradient",
+    "objective",
+    "ratio",
+    "schedule",
+    "train",
+]

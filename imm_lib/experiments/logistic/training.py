@@ -1,11 +1,17 @@
 """One batched training program: full-batch gradient descent of all Monte-Carlo runs as one tensor."""
 
+from collections.abc import Iterator
+from inspect import signature
+from itertools import count, islice
+
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from imm_lib import checks
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data
+from imm_lib.induced import imm_risk
 
 METHODS = {
     "baseline": None,
@@ -45,16 +51,30 @@ def _ratios(rho: float | Tensor, data: Data) -> Tensor:
     return rho.to(data.short).expand(data.short.shape[1])
 
 
-def train(
-    data: Data,
-    method: str,
-    rho: float | Tensor = 0.0,
-    *,
-    steps: int = 3000,
-    lr: float = 1.0,
-    bandwidth: float = 1.0,
-    **options: object,
-) -> Tensor:
+def descend(
+    data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, bandwidth: float = 1.0, **options: object
+) -> Iterator[Tensor]:
+    """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step overwrites."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    rho, lr = _ratios(rho, data), checks.number("lr", lr, 0, open_low=True)
+    n, runs = data.short.shape
+    term = _build(method, data, terms.kernel(data, bandwidth), options)
+    primary = (1 - rho if term else torch.ones_like(rho)) / n
+    weights = data.short.new_zeros(4, runs)
+    x2, x3 = data.extended
+    for step in count():
+        short = weights[0] * data.short
+        extended = torch.addcmul(weights[3] + weights[1] * x2, weights[2], x3)
+        row = column = torch.sigmoid(short + extended).sub_(data.label).mul_(primary)
+        if term is not None:
+            by_short, by_extended = term(short, extended, step)
+            row, column = torch.addcmul(row, rho, by_short), torch.addcmul(column, rho, by_extended)
+        weights.sub_(_by_weights(data, row, column), alpha=lr)
+        yield weights
+
+
+def train(data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 3000, **settings: object) -> Tensor:
     """Minimise (1 - ρ) · cross-entropy + ρ · term from zero weights by full-batch gradient descent (eq. 24).
 
     Args:
@@ -62,9 +82,8 @@ def train(
         method: one of ``METHODS``.
         rho: ρ = λ / (1 + λ) in [0, 1], one number or (R,); the baseline has no use for it.
         steps: of gradient descent.
-        lr: learning rate.
-        bandwidth: of the Laplace kernel, 1 / α.
-        options: of the method's term: ``k``, ``replacement``, ``period``, ``momentum``, ``generator``.
+        settings: ``lr``, the learning rate, 1 by default; ``bandwidth`` of the Laplace kernel, 1 / α, 1 by default; and
+            the options of the method's term: ``k``, ``replacement``, ``period``, ``momentum``, ``generator``.
 
     Returns:
         (4, R) weights w1, w2, w3 and bias.
@@ -73,44 +92,45 @@ def train(
         TypeError, ValueError: an unknown method or option, or a number out of range.
         FloatingPointError: the weights are not finite at the end.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    rho, lr = _ratios(rho, data), checks.number("lr", lr, 0, open_low=True)
-    n, runs = data.short.shape
-    if METHODS[method] is None:
-        rho, term = torch.zeros_like(rho), None
-        if options:
-            raise TypeError(f"method {method!r} has no options, got {', '.join(options)}")
-    else:
-        term = _build(method, data, terms.kernel(data, bandwidth), options)
-    primary = (1 - rho) / n
-    weights = data.short.new_zeros(4, runs)
-    x2, x3 = data.extended
-    for step in range(checks.count("steps", steps)):
-        short = weights[0] * data.short
-        extended = torch.addcmul(weights[3] + weights[1] * x2, weights[2], x3)
-        row = column = torch.sigmoid(short + extended).sub_(data.label).mul_(primary)
-        if term is not None:
-            by_short, by_extended = term(short, extended, step)
-            row, column = torch.addcmul(row, rho, by_short), torch.addcmul(column, rho, by_extended)
-        parts = [(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)]
-        weights.sub_(torch.stack(parts), alpha=lr)
+    path = descend(data, method, rho, **settings)
+    weights = next(islice(path, checks.count("steps", steps) - 1, None))
     if not torch.isfinite(weights).all():
-        raise FloatingPointError(
-            f"{method} with lr = {lr:g} left {(~torch.isfinite(weights)).sum()} weights not finite"
-        )
+        raise FloatingPointError(f"{method} left {(~torch.isfinite(weights)).sum()} weights not finite: lower lr")
     return weights
 
 
-def _build(method: str, data: Data, weight: Tensor, options: dict) -> terms.Term:
-    known = METHODS[method].__code__.co_varnames[2 : METHODS[method].__code__.co_argcount]
-    if unknown := [name for name in options if name not in known]:
-        raise TypeError(f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}")
-    return METHODS[method](data, weight, **options)
+def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float = 1.0) -> Tensor:
+    """(R,) the objective of exact IMM at (4, R) weights, (1 - ρ) · cross-entropy + ρ · IMM risk, in nats."""
+    rho = _ratios(rho, data)
+    short, extended = _logits(data, weights)
+    signs = torch.stack([-torch.ones_like(short), torch.ones_like(short)], -1)  # labels 0 and 1
+    log_q = logsigmoid(signs * (short + extended).unsqueeze(-1))
+    primary = -torch.where(data.label == 1, log_q[..., 1], log_q[..., 0]).mean(0)
+    pairs = logsigmoid(signs.unsqueeze(1) * (short.unsqueeze(1) + extended.unsqueeze(0)).unsqueeze(-1))  # (n, n, R, 2)
+    target = torch.stack([1 - data.target, data.target], -1)
+    weight = terms.kernel(data, bandwidth)
+    return (1 - rho) * primary + rho * imm_risk(target, pairs.transpose(1, 2), weight.transpose(1, 2).log()).mean(0)
 
 
 def gradient(data: Data, weights: Tensor, term: terms.Term, step: int = 0) -> Tensor:
     """(4, R) the derivative of a term's risk by the weights, as ``train`` takes it."""
+    return _by_weights(data, *term(*_logits(data, weights), step))
+
+
+def _logits(data: Data, weights: Tensor) -> tuple[Tensor, Tensor]:
     x2, x3 = data.extended
-    row, column = term(weights[0] * data.short, weights[1] * x2 + weights[2] * x3 + weights[3], step)
+    return weights[0] * data.short, weights[1] * x2 + weights[2] * x3 + weights[3]
+
+
+def _by_weights(data: Data, row: Tensor, column: Tensor) -> Tensor:
+    """(4, R) the derivative by the weights from those by the two parts of the logits, (n, R) each."""
+    x2, x3 = data.extended
     return torch.stack([(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)])
+
+
+def _build(method: str, data: Data, weight: Tensor, options: dict) -> terms.Term | None:
+    build = METHODS[method]
+    known = list(signature(build).parameters)[2:] if build else []
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}")
+    return build(data, weight, **options) if build else None
