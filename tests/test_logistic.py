@@ -67,18 +67,16 @@ def test_exact_is_the_estimator_with_kernel_contexts():
         target = lambda short: rows(run)[order][torch.searchsorted(DATA.short[order, run].contiguous(), short)]  # noqa: E731
         return imm.ExactIMM(target, contexts)(model, DATA.short[:, run])
 
-    assert_twins(terms.exact(DATA, KERNEL), risk)
+    assert_twins(terms.exact(DATA), risk)
 
 
 def test_noising():
     twin = lambda model, run: imm.noising_risk(rows(run), dense(model, run), KERNEL[:, :, run].log()).mean()  # noqa: E731
-    assert_twins(terms.noising(DATA, KERNEL), twin)
+    assert_twins(terms.noising(DATA), twin)
 
 
 def test_reverse_kd():
-    assert_twins(
-        terms.reverse_kd(DATA, KERNEL), lambda model, run: imm.ReverseKD(rows(run))(own(model, run), torch.arange(N))
-    )
+    assert_twins(terms.reverse_kd(DATA), lambda model, run: imm.ReverseKD(rows(run))(own(model, run), torch.arange(N)))
 
 
 @pytest.mark.parametrize("k", [1, 4, N])
@@ -98,14 +96,14 @@ def test_sampled(k, replacement):
         log_q = model(short, place[:, :, run].flatten()).view(N, k, 2)
         return imm.imm_risk(rows(run), log_q, share[:, :, run].log()).mean()
 
-    assert_twins(terms.sampled(DATA, KERNEL, k, replacement, generator(8)), risk)
+    assert_twins(terms.sampled(DATA, k, replacement, generator(8)), risk)
 
 
 def test_all_points_without_replacement_are_the_exact_risk():
     short, extended = torch.randn(2, N, R, generator=generator(3), dtype=torch.float64)
     for a, b in zip(
-        terms.exact(DATA, KERNEL)(short, extended, 0),
-        terms.sampled(DATA, KERNEL, N, replacement=False)(short, extended, 0),
+        terms.exact(DATA)(short, extended, 0),
+        terms.sampled(DATA, N, replacement=False)(short, extended, 0),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -119,7 +117,7 @@ def test_drawn_contexts_follow_the_kernel():
 
 def test_serialized_keeps_the_ratio_of_its_last_refresh():
     before = WEIGHTS + torch.randn(4, R, generator=generator(2), dtype=torch.float64)
-    term = terms.serialized(DATA, KERNEL, period=2)
+    term = terms.serialized(DATA, period=2)
     logistic.gradient(DATA, before, term, step=0)
 
     def risk(model, run):
@@ -134,7 +132,7 @@ def test_serialized_keeps_the_ratio_of_its_last_refresh():
 
 def test_moving_average_is_the_estimator_on_drawn_contexts():
     before = WEIGHTS + torch.randn(4, R, generator=generator(2), dtype=torch.float64)
-    term, draw = terms.moving_average(DATA, KERNEL, 0.3, generator(9)), terms.drawer(KERNEL, 1, generator(9))
+    term, draw = terms.moving_average(DATA, 0.3, generator(9)), terms.drawer(KERNEL, 1, generator(9))
     logistic.gradient(DATA, before, term)
     first, second = draw()[:, 0], draw()[:, 0]
 
@@ -148,7 +146,7 @@ def test_moving_average_is_the_estimator_on_drawn_contexts():
 
 def test_a_stale_table_with_the_current_model():
     before = WEIGHTS + torch.randn(4, R, generator=generator(2), dtype=torch.float64)
-    term = terms.stale_table(DATA, KERNEL, period=2, momentum=0.5)
+    term = terms.stale_table(DATA, period=2, momentum=0.5)
     logistic.gradient(DATA, before, term, step=0)
     logistic.gradient(DATA, WEIGHTS, term, step=2)
 
@@ -171,13 +169,18 @@ def test_training_is_gradient_descent(method):
     fast = logistic.train(DATA, method, rho, steps=2, lr=0.7, **options)
     if options:
         options["generator"].manual_seed(4)
-    term, weights = logistic.METHODS[method](DATA, KERNEL, **options), torch.zeros(4, R, dtype=torch.float64)
+    term, weights = logistic.METHODS[method](DATA, **options), torch.zeros(4, R, dtype=torch.float64)
     for step in range(2):
         x = torch.cat([DATA.short[None], DATA.extended, torch.ones(1, N, R, dtype=torch.float64)])
         residual = torch.sigmoid((weights[:, None] * x).sum(0)) - DATA.label
         primary = (x * residual).mean(1)
         weights = weights - 0.7 * ((1 - rho) * primary + rho * logistic.gradient(DATA, weights, term, step))
     torch.testing.assert_close(fast, weights, rtol=1e-10, atol=1e-10)
+    if not options:
+        number, vector = (
+            logistic.train(DATA, method, r, steps=2) for r in (0.1, torch.full((R,), 0.1, dtype=torch.float64))
+        )
+        torch.testing.assert_close(number, vector, rtol=1e-12, atol=1e-12)
     baseline = logistic.train(DATA, "baseline", steps=2, lr=0.7)
     torch.testing.assert_close(fast[:, 0], baseline[:, 0])
 
@@ -188,7 +191,7 @@ def test_the_objective_is_what_training_descends():
     (slow,) = torch.autograd.grad(logistic.objective(DATA, weights, rho).sum(), weights)
     x = torch.cat([DATA.short[None], DATA.extended, torch.ones(1, N, R, dtype=torch.float64)])
     residual = torch.sigmoid((WEIGHTS[:, None] * x).sum(0)) - DATA.label
-    fast = (1 - rho) * (x * residual).mean(1) + rho * logistic.gradient(DATA, WEIGHTS, terms.exact(DATA, KERNEL))
+    fast = (1 - rho) * (x * residual).mean(1) + rho * logistic.gradient(DATA, WEIGHTS, terms.exact(DATA))
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
     path = [logistic.objective(DATA, w, rho) for w, _ in zip(logistic.descend(DATA, "IMM exact", rho), range(50))]  # noqa: B905
     assert (torch.stack(path).diff(dim=0) < 0).all()
@@ -203,7 +206,7 @@ def test_float32_follows_float64():
 
 def test_extreme_weights_stay_finite():
     for scale in (50.0, 500.0, 5000.0):
-        for term in (terms.exact(DATA, KERNEL), terms.noising(DATA, KERNEL), terms.serialized(DATA, KERNEL)):
+        for term in (terms.exact(DATA), terms.noising(DATA), terms.serialized(DATA)):
             assert torch.isfinite(logistic.gradient(DATA, scale * WEIGHTS, term)).all()
 
 
@@ -248,7 +251,11 @@ CASES = {
     ),
     "k 0": (lambda: logistic.train(DATA, "IMM sampled", 0.5, k=0), ValueError, "k must be at least 1"),
     "method": (lambda: logistic.train(DATA, "IMM"), ValueError, "method must be one of baseline, noising.*got 'IMM'"),
-    "option": (lambda: logistic.train(DATA, "noising", 0.5, k=3), TypeError, "'noising' has the options none, got k"),
+    "option": (
+        lambda: logistic.train(DATA, "noising", 0.5, k=3),
+        TypeError,
+        "'noising' has the options bandwidth, got k",
+    ),
     "baseline's option": (
         lambda: logistic.train(DATA, "baseline", k=3),
         TypeError,

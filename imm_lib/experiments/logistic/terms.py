@@ -56,9 +56,10 @@ class _Grid:
         return self.shares(short, extended)[0].sum(1)
 
 
-def noising(data: Data, weight: Tensor) -> Term:
+def noising(data: Data, bandwidth: float = 1.0) -> Term:
     """Noising: every extended context against the target by itself (eq. 14)."""
-    grid, n = _Grid(weight), len(data.short)
+    weight, n = kernel(data, bandwidth), len(data.short)
+    grid = _Grid(weight)
     expected = (weight * data.target.unsqueeze(1)).sum(0)
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +69,7 @@ def noising(data: Data, weight: Tensor) -> Term:
     return term
 
 
-def reverse_kd(data: Data, weight: Tensor) -> Term:
+def reverse_kd(data: Data) -> Term:
     """Reverse distillation: the target against the model at its own data points (eq. 1)."""
     n = len(data.short)
 
@@ -79,9 +80,9 @@ def reverse_kd(data: Data, weight: Tensor) -> Term:
     return term
 
 
-def exact(data: Data, weight: Tensor) -> Term:
+def exact(data: Data, bandwidth: float = 1.0) -> Term:
     """The IMM risk with all n extended contexts of every short one (eqs. 22, 23)."""
-    grid, n = _Grid(weight), len(data.short)
+    grid, n = _Grid(kernel(data, bandwidth)), len(data.short)
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
         share, q = grid.shares(short, extended)
@@ -106,7 +107,11 @@ def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callabl
 
 
 def sampled(
-    data: Data, weight: Tensor, k: int = 10, replacement: bool = True, generator: torch.Generator | None = None
+    data: Data,
+    k: int = 10,
+    replacement: bool = True,
+    generator: torch.Generator | None = None,
+    bandwidth: float = 1.0,
 ) -> Term:
     """The IMM risk with k sampled extended contexts, drawn anew in every step (Algorithm 1).
 
@@ -119,6 +124,7 @@ def sampled(
     n, runs = data.short.shape
     if checks.count("k", k) > n and not replacement:
         raise ValueError(f"k must be at most n = {n} with replacement=False, got {k}")
+    weight = kernel(data, bandwidth)
     draw = drawer(weight, k, checks.generator(generator))
 
     def contexts() -> tuple[Tensor, Tensor | float]:
@@ -139,9 +145,9 @@ def sampled(
     return term
 
 
-def serialized(data: Data, weight: Tensor, period: int = 10) -> Term:
+def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
     """Serialized IMM: data points' own contexts, with the ratio Q†/Q̂† of the last refresh (eq. 13, Algorithm 2)."""
-    grid, n, period = _Grid(weight), len(data.short), checks.count("period", period)
+    grid, n, period = _Grid(kernel(data, bandwidth)), len(data.short), checks.count("period", period)
     one = zero = data.target
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -158,12 +164,12 @@ def serialized(data: Data, weight: Tensor, period: int = 10) -> Term:
     return term
 
 
-def stale_table(data: Data, weight: Tensor, period: int = 10, momentum: float = 1.0) -> Term:
+def stale_table(data: Data, period: int = 10, momentum: float = 1.0, bandwidth: float = 1.0) -> Term:
     """The current Q over a table of Q̂ that every ``period`` steps moves by ``momentum`` towards the exact one.
 
     With momentum 1 the cautionary tale: between two refreshes it follows a minoriser of the risk.
     """
-    grid, n, period = _Grid(weight), len(data.short), checks.count("period", period)
+    grid, n, period = _Grid(kernel(data, bandwidth)), len(data.short), checks.count("period", period)
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
     table = None
 
@@ -179,14 +185,16 @@ def stale_table(data: Data, weight: Tensor, period: int = 10, momentum: float = 
     return term
 
 
-def moving_average(data: Data, weight: Tensor, momentum: float = 0.1, generator: torch.Generator | None = None) -> Term:
+def moving_average(
+    data: Data, momentum: float = 0.1, generator: torch.Generator | None = None, bandwidth: float = 1.0
+) -> Term:
     """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a running table of Q̂.
 
     The correction is the current Q over that table, at the drawn context.
     """
     n = len(data.short)
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-    draw = drawer(weight, 1, checks.generator(generator))
+    draw = drawer(kernel(data, bandwidth), 1, checks.generator(generator))
     table = None
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def ratio(lam: float) -> float:
 def _ratios(rho: float | Tensor, data: Data) -> Tensor:
     """(R,) ρ, checked."""
     if not isinstance(rho, Tensor):
-        rho = torch.tensor(checks.number("rho", rho, 0, 1))
+        rho = torch.tensor(checks.number("rho", rho, 0, 1), dtype=torch.float64)
     if rho.shape not in (torch.Size([]), data.short.shape[1:]):
         raise ValueError(f"rho must be a number or ({data.short.shape[1]},), got {checks.describe(rho)}")
     if not ((rho >= 0) & (rho <= 1)).all():
@@ -52,14 +52,14 @@ def _ratios(rho: float | Tensor, data: Data) -> Tensor:
 
 
 def descend(
-    data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, bandwidth: float = 1.0, **options: object
+    data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, **options: object
 ) -> Iterator[Tensor]:
     """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step overwrites."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     rho, lr = _ratios(rho, data), checks.number("lr", lr, 0, open_low=True)
     n, runs = data.short.shape
-    term = _build(method, data, terms.kernel(data, bandwidth), options)
+    term = _build(method, data, options)
     primary = (1 - rho if term else torch.ones_like(rho)) / n
     weights = data.short.new_zeros(4, runs)
     x2, x3 = data.extended
@@ -82,8 +82,8 @@ def train(data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 30
         method: one of ``METHODS``.
         rho: ρ = λ / (1 + λ) in [0, 1], one number or (R,); the baseline has no use for it.
         steps: of gradient descent.
-        settings: ``lr``, the learning rate, 1 by default; ``bandwidth`` of the Laplace kernel, 1 / α, 1 by default; and
-            the options of the method's term: ``k``, ``replacement``, ``period``, ``momentum``, ``generator``.
+        settings: ``lr``, the learning rate, 1 by default, and the options of the method's term: ``bandwidth`` of the
+            Laplace kernel, 1 / α, 1 by default; ``k``, ``replacement``, ``period``, ``momentum``, ``generator``.
 
     Returns:
         (4, R) weights w1, w2, w3 and bias.
@@ -128,9 +128,9 @@ def _by_weights(data: Data, row: Tensor, column: Tensor) -> Tensor:
     return torch.stack([(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)])
 
 
-def _build(method: str, data: Data, weight: Tensor, options: dict) -> terms.Term | None:
+def _build(method: str, data: Data, options: dict) -> terms.Term | None:
     build = METHODS[method]
-    known = list(signature(build).parameters)[2:] if build else []
+    known = list(signature(build).parameters)[1:] if build else []
     if unknown := [name for name in options if name not in known]:
         raise TypeError(f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}")
-    return build(data, weight, **options) if build else None
+    return build(data, **options) if build else None
