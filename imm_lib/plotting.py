@@ -117,3 +117,20 @@ def band(
     style = METHOD_STYLE[method]
     ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0)
     ax.plot(x, mid, label=method, **style._asdict())
+
+
+def size_axis(ax: Axes, sizes: Sequence[float], label: str = "data points n") -> None:
+    """Make x a logarithmic axis of data sizes with ticks at ``sizes`` alone; raises ValueError if there are none.
+
+    >>> import matplotlib.figure
+    >>> ax = matplotlib.figure.Figure().subplots()
+    >>> size_axis(ax, [2, 5, 10])
+    >>> [text.get_text() for text in ax.get_xticklabels()]
+    ['2', '5', '10']
+    """
+    if len(sizes) == 0:
+        raise ValueError("sizes must hold at least one data size, got none")
+    ax.set_xscale("log")
+    ax.set_xticks(list(sizes), [f"{size:g}" for size in sizes])
+    ax.minorticks_off()
+    ax.set_xlabel(label)
