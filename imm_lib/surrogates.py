@@ -76,13 +76,13 @@ def _times_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return values
 
 
-def _sum_over_labels(weight: Tensor, log_p: Tensor) -> Tensor:
-    """sum_y weight(y) log_p(y), where 0 times -inf is 0."""
+def _dot(weight: Tensor, log_p: Tensor) -> Tensor:
+    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product in memory."""
     if checks.visible(log_p):
-        total = torch.linalg.vecdot(weight, log_p)
-        if not total.isnan().any():
+        total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
+        if not total.isnan():
             return total
-    return torch.linalg.vecdot(weight, log_p.clamp_min(torch.finfo(log_p.dtype).min))
+    return torch.dot(weight.reshape(-1), log_p.clamp_min(torch.finfo(log_p.dtype).min).reshape(-1))
 
 
 class _Weighted(torch.autograd.Function):
@@ -91,7 +91,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_q, weight):
         ctx.save_for_backward(weight)
-        return -_sum_over_labels(weight, log_q).mean()
+        return -_dot(weight, log_q) / len(log_q)
 
     @staticmethod
     def backward(ctx, upstream):
@@ -145,7 +145,7 @@ class _TableIMM(KeepsPrecision):
         Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
         alone, ``scale`` (D, Y), is computed once per distinct one, and ``ratio`` (B, Y) is overwritten.
         """
-        self.risk = -(batch.count[:, 0] @ _sum_over_labels(batch.rows, table)) / len(log_q)
+        self.risk = -_dot(batch.rows * batch.count, table) / len(log_q)
         scale = batch.rows if scale is None else torch.mul(scale, batch.rows, out=scale)
         weight = _times_rows(ratio, scale, batch.inverse)
         log_q = accumulator(log_q)
