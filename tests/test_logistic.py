@@ -325,6 +325,12 @@ def test_a_curve_moved_by_thirty_per_cent_is_read_as_thirty_per_cent():
         extra_data(sizes, curve(sizes)[:2], sizes, curve(sizes), 10, generator(2))
 
 
+def test_cpu_seconds_are_counted_on_a_cpu():
+    experiment = next(e for e in logistic.EXPERIMENTS if e.name == "bench-logistic")
+    with pytest.raises(ValueError, match="device must be cpu .* got 'meta'"):
+        experiment.run({"n": 5}, experiment.scales["ci"], torch.device("meta"))
+
+
 def test_a_reading_outside_the_baseline_is_none():
     sizes, baseline = torch.tensor([2, 4, 8]), torch.tensor([60.0, 70.0, 65.0])
     found = equal_accuracy(sizes, baseline, torch.tensor([50.0, 65.0, 70.1]))

@@ -20,6 +20,7 @@ PERIODS = [1, 3, 10, 30, 100, 300, 1000]
 MOMENTA = [1.0, 0.9, 0.3, 0.1, 0.03, 0.01, 0.003]
 VARIANTS = {
     "IMM exact": {},
+    "IMM sampled": {"k": 10},
     "IMM serialized": {"period": 50},
     "IMM moving average": {"momentum": 0.1},
     "stale table": {"period": 50},
@@ -117,7 +118,7 @@ def _variants(unit: dict, config: dict, device: torch.device) -> dict:
     plane, data = _drawn(unit, config, device)
     accuracy = {"baseline": plane.accuracy(train(data, "baseline", steps=config["steps"]))}
     for method, options in VARIANTS.items():
-        if method == "IMM moving average":
+        if method in ("IMM sampled", "IMM moving average"):
             options = {**options, "generator": torch.Generator(device).manual_seed(unit["seed"])}
         accuracy[method] = plane.accuracy(train(data, method, schedule(unit["n"]), steps=config["steps"], **options))
     return {"accuracy": _paired(accuracy)}
