@@ -327,7 +327,7 @@ def test_a_curve_moved_by_thirty_per_cent_is_read_as_thirty_per_cent():
 
 def test_cpu_seconds_are_counted_on_a_cpu():
     experiment = next(e for e in logistic.EXPERIMENTS if e.name == "bench-logistic")
-    with pytest.raises(ValueError, match="device must be cpu .* got 'meta'"):
+    with pytest.raises(ValueError, match=r"device must be cpu .* got 'meta'"):
         experiment.run({"n": 5}, experiment.scales["ci"], torch.device("meta"))
 
 
