@@ -12,13 +12,15 @@ from imm_lib.estimators import ExactIMM, SampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.tabular import TabularWorld, counterexample
-from imm_lib.targets import KneserNeyBigram
+from imm_lib.targets import FastInformedBound, FinitePOMDP, KneserNeyBigram
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BeliefContexts",
     "ExactIMM",
+    "FastInformedBound",
+    "FinitePOMDP",
     "GroupedContexts",
     "Interpolation",
     "KernelContexts",

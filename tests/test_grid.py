@@ -1,0 +1,237 @@
+"""The torus against real ``pomdp_py`` models, the fast informed bound against slow twins and known values."""
+
+import itertools
+
+import pytest
+import torch
+from worlds import generator, random_probabilities
+
+import imm_lib as imm
+from imm_lib.experiments.grid import MOVES, Torus, models
+
+DISCOUNT = 0.9
+
+
+def random_pomdp(actions: int = 3, states: int = 4, seen: int = 2, seed: int = 0) -> imm.FinitePOMDP:
+    reward = torch.randn(actions, states, generator=generator(seed), dtype=torch.float64)
+    transition = random_probabilities(actions, states, states, seed=seed + 1)
+    return imm.FinitePOMDP.of(transition, random_probabilities(actions, states, seen, seed=seed + 2), reward)
+
+
+def slow_bound(model: imm.FinitePOMDP, discount: float, sweeps: int) -> torch.Tensor:
+    """The bound's recursion written out, entry by entry."""
+    actions, states, seen = model.observation.shape
+    alpha = torch.zeros(actions, states, dtype=torch.float64)
+    for _ in range(sweeps):
+        new = model.reward.clone()
+        for a, s, o in itertools.product(range(actions), range(states), range(seen)):
+            joint = model.transition[a, s] * model.observation[a, :, o]
+            new[a, s] += discount * max((joint @ alpha[after]).item() for after in range(actions))
+        alpha = new
+    return alpha
+
+
+def qmdp(model: imm.FinitePOMDP, discount: float, sweeps: int = 2000) -> torch.Tensor:
+    q = torch.zeros_like(model.reward)
+    for _ in range(sweeps):
+        q = model.reward + discount * model.transition @ q.amax(0)
+    return q
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (3, 4, 2), (2, 5, 4)])
+def test_the_bound_is_its_recursion(shape):
+    model = random_pomdp(*shape)
+    bound = imm.FastInformedBound.solve(model, 0.8, 1e-6)
+    torch.testing.assert_close(bound.alpha, slow_bound(model, 0.8, bound.sweeps), rtol=1e-12, atol=1e-12)
+
+
+def test_zeros_in_the_model_are_left_out_rightly():
+    model = random_pomdp()
+    transition, observation = model.transition.clone(), model.observation.clone()
+    transition[:, :, 0], observation[:, 1, 0] = 0, 0
+    parts = [part / part.sum(-1, keepdim=True) for part in (transition, observation)]
+    model = imm.FinitePOMDP.of(*parts, model.reward)
+    bound = imm.FastInformedBound.solve(model, 0.8, 1e-6)
+    torch.testing.assert_close(bound.alpha, slow_bound(model, 0.8, bound.sweeps), rtol=1e-12, atol=1e-12)
+
+
+def exact_value(model: imm.FinitePOMDP, belief: torch.Tensor, discount: float, horizon: int) -> float:
+    """The POMDP's value over ``horizon`` steps by recursion over all histories: exact, and slow."""
+    if horizon == 0:
+        return 0.0
+    actions, _, seen = model.observation.shape
+    values = []
+    for a in range(actions):
+        joints = [(belief @ model.transition[a]) * model.observation[a, :, o] for o in range(seen)]
+        future = sum(j.sum().item() * exact_value(model, j / j.sum(), discount, horizon - 1) for j in joints)
+        values.append((belief @ model.reward[a]).item() + discount * future)
+    return max(values)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_value_bound_qmdp_are_in_order(seed):
+    model, discount, horizon = random_pomdp(2, 3, 2, seed), 0.6, 6
+    bound, q = imm.FastInformedBound.solve(model, discount, 1e-10), qmdp(model, discount)
+    assert (bound.alpha <= q + 1e-8).all()
+    rest = discount**horizon / (1 - discount) * model.reward.abs().max().item()
+    for belief in random_probabilities(3, 3, seed=seed):
+        value = exact_value(model, belief, discount, horizon)
+        assert value - rest <= bound.utilities(belief[None]).max().item() <= (q @ belief).max().item() + 1e-8
+
+
+def test_tiger():
+    """A stochastic problem from the literature: the optimal value at the uniform belief is 19.37 for discount 0.95."""
+    from pomdp_py.problems.tiger import tiger_problem as tiger
+
+    problem = tiger.TigerProblem.create("tiger-left", 0.5, 0.15)
+    states = [tiger.TigerState(f"tiger-{side}") for side in ("left", "right")]
+    actions = [tiger.TigerAction(name) for name in ("open-left", "open-right", "listen")]
+    seen = [tiger.TigerObservation(f"tiger-{side}") for side in ("left", "right")]
+    model = imm.FinitePOMDP.read(problem.agent, states, actions, seen)
+    assert model.reward.tolist() == [[-100, 10], [10, -100], [-1, -1]]
+    assert model.observation[2].tolist() == [[0.85, pytest.approx(0.15)], [pytest.approx(0.15), 0.85]]
+    assert model.update(torch.tensor([0.5, 0.5]).double(), 2, 0).tolist() == [0.85, pytest.approx(0.15)]
+    bound = imm.FastInformedBound.solve(model, 0.95, 1e-9)
+    uniform = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    optimum = 19.3713683559
+    upper, qmdp_bound = bound.utilities(uniform).max().item(), (qmdp(model, 0.95) @ uniform[0]).max().item()
+    assert optimum < upper < qmdp_bound == pytest.approx(189.0, abs=1e-6)
+    assert bound(uniform).tolist() == [[0, 0, 1]]
+    sure = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    assert bound(sure).tolist() == [[0, 1, 0]]
+    planner = bound.policy(states, actions)
+    belief = dict(zip(states, [0.5, 0.5], strict=True))
+    assert planner.value(belief) == pytest.approx(upper)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_the_tensors_are_those_of_the_pomdp_py_models(size):
+    torus = Torus(size)
+    lists = models.states(torus), models.actions(), models.observations(torus)
+    for read, made in zip(imm.FinitePOMDP.read(models.agent(torus), *lists), torus.pomdp(), strict=True):
+        torch.testing.assert_close(read, made, rtol=1e-12, atol=1e-12)
+
+
+def test_the_environments_step_side_by_side():
+    torus = Torus(5)
+    world, state, moves = models.environment(torus, 1, 4), 1 * 5 + 4, models.actions()
+    for a in torch.randint(4, (200,), generator=generator(3)).tolist():
+        reward = world.state_transition(moves[a], execute=True)
+        state = torus.after[a, state].item()
+        assert world.state.data == divmod(state, 5) and reward == pytest.approx(torus.reward[state].item())
+
+
+@pytest.mark.parametrize("width", [0.1, 0.3])
+def test_deterministic_moves_make_the_bound_the_mdp(width):
+    model = Torus(7, width).pomdp()
+    bound = imm.FastInformedBound.solve(model, DISCOUNT, 1e-10)
+    torch.testing.assert_close(bound.alpha, qmdp(model, DISCOUNT), rtol=1e-8, atol=1e-8)
+
+
+def test_the_bound_is_above_the_value_of_knowing_x():
+    """The belief stays uniform over y, so the POMDP is a 1-D problem whose value is found by dynamic programming."""
+    torus = Torus(7)
+    bound = imm.FastInformedBound.solve(torus.pomdp(), DISCOUNT, 1e-10)
+    per_x, value = torus.reward.view(7, 7).mean(1), torch.zeros(7, dtype=torch.float64)
+    for _ in range(1000):
+        value = torch.stack([(per_x + DISCOUNT * value).roll(-dx) for dx, _ in MOVES.values()]).amax(0)
+    assert (bound.utilities(torus.belief).amax(1) >= value).all()
+
+
+def test_pomdp_pys_own_recursion_is_below_the_bound():
+    import pomdp_py
+
+    torus = Torus(3)
+    bound = imm.FastInformedBound.solve(torus.pomdp(), DISCOUNT, 1e-10)
+    agent = models.agent(torus, torus.belief[0])
+    args = models.states(torus), models.actions(), models.observations(torus)
+    rules = agent.transition_model, agent.observation_model, agent.reward_model
+    value = pomdp_py.value(agent.belief, *args, *rules, DISCOUNT, horizon=3)
+    assert 0 < value <= bound.utilities(torus.belief[:1]).max().item()
+
+
+def test_the_papers_grid():
+    """61 sweeps, a tie at the centre column, and the yardsticks: best, random, and the POMDP's policy alone."""
+    torus = Torus()
+    bound = imm.FastInformedBound.solve(Torus(width=0.3).pomdp(), DISCOUNT)  # as the authors' program does
+    assert bound.sweeps == 61
+    split = bound.split(torus.belief)
+    assert split[5].tolist() == [0.5, 0.5, 0, 0] and bound(torus.belief)[5].tolist() == [1, 0, 0, 0]
+    assert split[:5, 3].tolist() == [1] * 5 and split[6:, 2].tolist() == [1] * 5
+    assert torus.optimum() == pytest.approx(21.41, abs=0.01)
+    assert torus.returns(torch.full((121, 4), 0.25)).item() == pytest.approx(1.14, abs=0.01)
+    assert torus.returns(bound(torus.belief).repeat_interleave(11, 0)).item() == pytest.approx(5.89, abs=0.01)
+    softmax = bound.softmax(torus.belief, 0.5)
+    assert (softmax.argmax(1) == bound(torus.belief).argmax(1))[:5].all() and softmax.max() < 1
+
+
+def test_returns_are_those_of_rollouts():
+    torus = Torus(4)
+    policy = random_probabilities(16, 4)
+    state, total = torch.arange(16).repeat(2000), torch.zeros(32_000, dtype=torch.float64)
+    for _ in range(6):
+        action = torch.multinomial(policy[state], 1, generator=generator(len(total)))[:, 0]
+        state = torus.after[action, state]
+        total += torus.reward[state]
+    error = total.std().item() / len(total) ** 0.5
+    assert torus.returns(policy, 6).item() == pytest.approx(total.mean().item(), abs=5 * error)
+    assert torus.returns(policy.expand(3, 16, 4), 6).shape == (3,)
+    assert torus.returns(policy, 6).item() < torus.optimum(6)
+
+
+def test_the_policy_is_a_target():
+    torus = Torus()
+    target = imm.FastInformedBound.solve(torus.pomdp(), DISCOUNT).split(torus.belief)
+    log_q = torch.randn(121, 4, generator=generator(1), dtype=torch.float64).log_softmax(1)
+    risk = imm.ExactIMM(target, imm.BeliefContexts(torus.belief))(lambda x, state: log_q[state], torch.arange(11))
+    induced = torch.stack([log_q.view(11, 11, 4)[x].exp().mean(0) for x in range(11)]).log()
+    assert risk.item() == pytest.approx(-(target * induced).sum(1).mean().item())
+
+
+SMALL, of = random_pomdp(), imm.FinitePOMDP.of
+BOUND = imm.FastInformedBound.solve(SMALL, 0.5)
+HALF = torch.full((1, 4), 0.25)
+CASES = {
+    "transition": (
+        lambda: of(2 * SMALL.transition, *SMALL[1:]),
+        ValueError,
+        "transition must sum to 1",
+    ),
+    "transition's shape": (lambda: of(SMALL.transition[:, :2], *SMALL[1:]), ValueError, r"\(A, S, S\)"),
+    "observation": (
+        lambda: of(SMALL[0], 2 * SMALL[1], SMALL[2]),
+        ValueError,
+        "observation must sum to 1",
+    ),
+    "observation's shape": (
+        lambda: of(SMALL[0], SMALL[1][:2], SMALL[2]),
+        ValueError,
+        "observation must be",
+    ),
+    "reward's shape": (lambda: of(*SMALL[:2], SMALL[2][:2]), ValueError, r"reward must be .*\(3, 4\)"),
+    "reward nan": (lambda: of(*SMALL[:2], SMALL[2] * torch.nan), ValueError, "reward must be finite"),
+    "discount 1": (lambda: imm.FastInformedBound.solve(SMALL, 1.0), ValueError, r"discount must be in \[0, 1\), got 1"),
+    "discount < 0": (lambda: imm.FastInformedBound.solve(SMALL, -0.1), ValueError, "discount must be .*-0.1"),
+    "sweeps": (lambda: imm.FastInformedBound.solve(SMALL, 0.99, 1e-9, 3), ValueError, "max_sweeps must be enough.*3"),
+    "belief": (lambda: BOUND(2 * HALF), ValueError, "belief must sum to 1"),
+    "belief's shape": (lambda: BOUND(HALF[:, :2]), ValueError, r"belief must be \(B, S\) with S = 4"),
+    "alpha": (lambda: imm.FastInformedBound(SMALL, torch.zeros(2, 4), 1), ValueError, r"alpha must be .*\(3, 4\)"),
+    "temperature": (lambda: BOUND.softmax(HALF, 0), ValueError, "temperature must be"),
+    "policy": (lambda: BOUND.policy([1], [2]), ValueError, r"must be \(3, 4\) long, got \(1, 1\)"),
+    "impossible observation": (
+        lambda: Torus(3).pomdp().update(Torus(3).belief[0], 0, 2),
+        ValueError,
+        "observation 2 has probability 0 under the belief",
+    ),
+    "size 2": (lambda: Torus(2), ValueError, "size must be at least 3, got 2"),
+    "width 0": (lambda: Torus(3, 0.0), ValueError, "width must be"),
+    "returns' shape": (lambda: Torus(3).returns(HALF), ValueError, r"policy must end in \(S, A\) = \(9, 4\)"),
+    "returns' policy": (lambda: Torus(3).returns(torch.ones(9, 4)), ValueError, "policy must sum to 1"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(name):
+    call, error, pattern = CASES[name]
+    with pytest.raises(error, match=pattern):
+        call()
