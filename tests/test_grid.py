@@ -1,13 +1,16 @@
 """The torus against real ``pomdp_py`` models, the fast informed bound against slow twins and known values."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from worlds import generator, random_probabilities
 
 import imm_lib as imm
-from imm_lib.experiments.grid import MOVES, Torus, models
+from imm_lib import experiments
+from imm_lib.experiments import grid
+from imm_lib.experiments.grid import MOVES, Torus, learning, models
 
 DISCOUNT = 0.9
 
@@ -235,3 +238,140 @@ def test_bad_input(name):
     call, error, pattern = CASES[name]
     with pytest.raises(error, match=pattern):
         call()
+
+
+class Network(torch.nn.Module):
+    """The policy network of one run, in PyTorch's own layers."""
+
+    def __init__(self, weights: list[torch.Tensor], run: int):
+        super().__init__()
+        first, first_bias, second, second_bias = (w.detach()[run] for w in weights)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(*first.shape), torch.nn.Tanh(), torch.nn.Linear(*second.shape), torch.nn.LogSoftmax(-1)
+        )
+        state = {"0.weight": first.T, "0.bias": first_bias[0], "2.weight": second.T, "2.bias": second_bias[0]}
+        self.layers.load_state_dict(state)
+        self.eye = torch.eye(len(first))
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.eye[state])
+
+
+@pytest.mark.parametrize("matching", ["induced", "policy"])
+def test_learning_is_the_loop_over_runs(matching):
+    """The batched program against one network, one estimator of the library and one optimiser per run."""
+    torus, runs, lam = Torus(5), 3, torch.tensor([0.0, 0.25, 2.0])
+    target = random_probabilities(5, 4).float()
+    source = generator(11)
+    networks = [Network(weights, run) for weights in [learning.network(25, 4, runs, source)] for run in range(runs)]
+    optimisers = [torch.optim.Adam(net.parameters(), 0.01) for net in networks]
+    slow = []
+    for _ in range(3):
+        with torch.no_grad():
+            policy = torch.stack([net(torch.arange(25)) for net in networks]).exp()
+        path = learning.play(torus, policy, learning.LENGTH, source)
+        for run, (net, optimiser) in enumerate(zip(networks, optimisers, strict=True)):
+            state, action, reward = path.state[run], path.action[run], path.reward[run].tolist()
+            to_go = [sum(0.9**k * r for k, r in enumerate(reward[t:])) for t in range(len(reward))]
+            log_q = net(state)
+            loss = -(torch.tensor(to_go) * log_q[torch.arange(len(state)), action]).mean()
+            if matching == "induced":
+                contexts = imm.BeliefContexts(torus.belief.float())
+                risk = imm.ExactIMM(target, contexts)(lambda x, e, net=net: net(e), state // 5)
+            else:
+                risk = imm.ReverseKD(target)(log_q, state // 5)
+            optimiser.zero_grad()
+            (loss + lam[run] * risk).backward()
+            optimiser.step()
+        with torch.no_grad():
+            slow.append(torch.stack([net(torch.arange(25)) for net in networks]))
+    match = {"induced": learning.induced_matching, "policy": learning.policy_matching}[matching]
+    fast = learning.learn(torus, runs, generator(11), target, lam, match)
+    for step, log_pi in zip(slow, fast, strict=False):
+        torch.testing.assert_close(log_pi, step, rtol=2e-4, atol=2e-4)
+
+
+def test_trajectories_follow_policy_and_torus():
+    torus = Torus(3)
+    policy = random_probabilities(2, 9, 4).float()
+    path = learning.play(torus, policy, 4000, generator(2))
+    for run in range(2):
+        state, action = path.state[run], path.action[run]
+        reached = torch.cat([state[1:], path.last[run : run + 1]])
+        assert torch.equal(torus.after[action, state], reached)
+        torch.testing.assert_close(path.reward[run].double(), torus.reward[reached], rtol=1e-6, atol=1e-6)
+        counts = torch.zeros(9, 4).index_put_((state, action), torch.ones(4000), accumulate=True)
+        share = counts / counts.sum(1, keepdim=True)
+        assert ((share - policy[run]).abs() < 5 * (0.25 / counts.sum(1, keepdim=True)).sqrt()).all()
+    sure = torch.zeros(2, 9, 4)
+    sure[..., 3] = 1
+    assert (learning.play(torus, sure, 50, generator(2)).action == 3).all()
+
+
+def test_the_critic_of_the_truth_has_no_advantage_on_average():
+    """With a critic trained to the end, the advantages of a fixed policy's moves average to zero; bad moves are below."""
+    torus = Torus(3)
+    critic, policy = learning.Critic(torus, 2, torch.device("cpu"), rate=0.1), torch.full((2, 9, 4), 0.25)
+    source = generator(4)
+    for _ in range(400):
+        critic(learning.play(torus, policy, 50, source))
+    truth = torch.zeros(9, dtype=torch.float64)
+    for _ in range(500):
+        truth = ((torus.reward + 0.9 * truth)[torus.after]).mean(0)
+    assert (critic.value.mean(0) - truth).abs().max() < 0.2 * truth.max()
+    assert critic(learning.play(torus, policy, 4000, source)).mean().abs() < 0.1
+
+
+def test_a_critic_without_trace_sees_one_step():
+    torus = Torus(3)
+    critic = learning.Critic(torus, 1, torch.device("cpu"), trace=0.0, rate=1.0)
+    critic.value = torch.arange(9.0)[None]
+    path = learning.Trajectory(
+        *(torch.tensor([x]) for x in ([0, 3], [1, 1])), torch.tensor([[1.0, 2.0]]), torch.tensor([6])
+    )
+    torch.testing.assert_close(critic(path), torch.tensor([[1 + 0.9 * 3 - 0, 2 + 0.9 * 6 - 3]]))
+
+
+def small(experiment):
+    config = {**experiment.scales["ci"], "runs": 2, "epochs": [1, 2]}
+    return replace(experiment, scales={"full": config})
+
+
+@pytest.mark.parametrize("name", [e.name for e in grid.EXPERIMENTS])
+def test_every_experiment_runs_and_prints_its_table(name, tmp_path):
+    experiment = small(next(e for e in grid.EXPERIMENTS if e.name == name))
+    results = []
+    for _ in range(2):
+        file = experiments.run(experiment, where=tmp_path)
+        results.append(imm.results.load(file.stem, tmp_path))
+        table = experiment.table(results[-1])
+        assert len({len(row) for row in table}) == 1 and len(table) > 1
+    numbers = [[{**e["numbers"], "cpu_s": 0} for e in r["units"]] for r in results]
+    assert numbers[0] == numbers[1]
+
+
+def test_the_schedule_of_the_ratio():
+    assert [grid.runs.ratio(e) for e in (10, 175, 200, 500)] == [0.2, 0.2, 0.1, 0.1]
+    assert grid.target(Torus(3), "none") is None
+    with pytest.raises(ValueError, match="target must be none, argmax, split or softmax TEMPERATURE, got 'best'"):
+        grid.target(Torus(3), "best")
+
+
+LEARNING = {
+    "runs 0": ({"runs": 0}, ValueError, "runs must be at least 1, got 0"),
+    "lam < 0": ({"lam": -1.0}, ValueError, "lam must be .*-1"),
+    "lam nan": ({"lam": float("nan")}, ValueError, "lam must be .*nan"),
+    "lam's shape": ({"lam": torch.ones(3)}, ValueError, r"lam must be .*\(2,\)"),
+    "lr": ({"lr": 0}, ValueError, "lr must be"),
+    "no target": ({"target": None}, ValueError, "target must be given when lam is above 0"),
+    "target's shape": ({"target": torch.full((4, 4), 0.25)}, ValueError, r"target must be \(3, 4\)"),
+    "target's sums": ({"target": torch.ones(3, 4)}, ValueError, "target must sum to 1"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_bad_learning(name):
+    change, error, pattern = LEARNING[name]
+    settings = {"runs": 2, "generator": generator(1), "target": torch.full((3, 4), 0.25), "lam": 0.5, **change}
+    with pytest.raises(error, match=pattern):
+        next(grid.learn(Torus(3), **settings))

@@ -18,7 +18,7 @@ import torch
 
 from imm_lib import results
 
-MODULES = ("kneser_ney", "logistic", "sensors", "bench")
+MODULES = ("kneser_ney", "logistic", "grid", "sensors", "bench")
 
 
 @dataclass(frozen=True)

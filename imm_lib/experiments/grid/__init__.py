@@ -1,5 +1,7 @@
-"""POMDPs helping MDPs: the torus of the reinforcement-learning experiments, as tensors and as ``pomdp_py`` models."""
+"""POMDPs helping MDPs: the torus of the reinforcement-learning experiments, REINFORCE with IMM, and its results."""
 
+from imm_lib.experiments.grid.learning import induced_matching, learn, policy_matching
+from imm_lib.experiments.grid.runs import EXPERIMENTS, target
 from imm_lib.experiments.grid.torus import HORIZON, MOVES, Torus
 
-__all__ = ["HORIZON", "MOVES", "Torus"]
+__all__ = ["EXPERIMENTS", "HORIZON", "MOVES", "Torus", "induced_matching", "learn", "policy_matching", "target"]
