@@ -141,16 +141,21 @@ def test_the_bound_is_above_the_value_of_knowing_x():
     assert (bound.utilities(torus.belief).amax(1) >= value).all()
 
 
-def test_pomdp_pys_own_recursion_is_below_the_bound():
+@pytest.mark.parametrize(("size", "horizon"), [(3, 3), (5, 2)])
+def test_pomdp_pys_own_recursion_is_below_the_bound(size, horizon):
     import pomdp_py
 
-    torus = Torus(3)
+    torus = Torus(size)
     bound = imm.FastInformedBound.solve(torus.pomdp(), DISCOUNT, 1e-10)
     agent = models.agent(torus, torus.belief[0])
     args = models.states(torus), models.actions(), models.observations(torus)
     rules = agent.transition_model, agent.observation_model, agent.reward_model
-    value = pomdp_py.value(agent.belief, *args, *rules, DISCOUNT, horizon=3)
-    assert 0 < value <= bound.utilities(torus.belief[:1]).max().item()
+    value = pomdp_py.value(agent.belief, *args, *rules, DISCOUNT, horizon=horizon)
+    per_x, exact = torus.reward.view(size, size).mean(1), torch.zeros(size, dtype=torch.float64)
+    for _ in range(horizon):
+        exact = torch.stack([(per_x + DISCOUNT * exact).roll(-dx) for dx, _ in MOVES.values()]).amax(0)
+    assert value == pytest.approx(exact[0].item(), rel=1e-5)
+    assert value <= bound.utilities(torus.belief[:1]).max().item()
 
 
 def test_the_papers_grid():
