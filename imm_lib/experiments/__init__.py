@@ -18,7 +18,7 @@ import torch
 
 from imm_lib import results
 
-MODULES = ("kneser_ney", "logistic", "grid", "sensors", "bench")
+MODULES = ("kneser_ney", "logistic", "language", "grid", "sensors", "bench")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
+
+from imm_lib.experiments.language import fidelity, measures, runs, speed
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
+from imm_lib.experiments.language.terms import MovingAverage, Noising, Sampled, Serialized, Term, Uncorrected
+from imm_lib.experiments.language.text import Block, Stream, part
+from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+
+EXPERIMENTS = [*runs.EXPERIMENTS, *speed.EXPERIMENTS]
+
+__all__ = [
+    "EXPERIMENTS",
+    "LSTM",
+    "MODELS",
+    "Block",
+    "Diverged",
+    "Histories",
+    "LanguageModel",
+    "MovingAverage",
+    "Noising",
+    "Sampled",
+    "Serialized",
+    "Settings",
+    "Stream",
+    "Term",
+    "Trained",
+    "Transformer",
+    "Uncorrected",
+    "fidelity",
+    "measures",
+    "part",
+    "train",
+    "without_dropout",
+]

@@ -1,0 +1,100 @@
+"""Extended contexts of a text: the histories that end before each occurrence of a word, run again when they are drawn.
+
+An extended context is a place in the text. From it the model's answer costs ``steps`` words: they are read either from
+the state that the model had before them on its last pass (``cache``), or from the beginning state, their whole past
+forgotten, as in the published program.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.contexts import GroupedContexts
+from imm_lib.estimators import Query
+from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.text import Block, Stream
+
+
+def read(model: LanguageModel, stream: Stream, states: bool = False) -> Iterator[tuple[Block, Tensor]]:
+    """One pass without dropout or gradients: each block, and its features or the states before its words."""
+    with torch.no_grad(), without_dropout(model):
+        state, step = model.begin(stream.batch), model.states if states else model.hidden
+        for block in stream:
+            found, state = step(block.words, state)
+            yield block, found
+
+
+class Histories(nn.Module):
+    """Where the extended contexts of a text come from (``contexts``), and what the model answers there (``query``).
+
+    Args:
+        stream: the text.
+        vocab_size: number V of words.
+        steps: words m that are run again, the word itself among them, at least 1.
+        cache: take up the state that the last :meth:`refresh` found before them; else begin anew.
+        dtype: of the cached states.
+        device: of the cached states; by default the text's.
+
+    A history that begins before the text's first word is completed with the text's last words.
+
+    Raises:
+        TypeError, ValueError: a bad number.
+        MemoryError: on refresh, a cache that does not fit; the message says how large it is and what to choose.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        vocab_size: int,
+        steps: int = 1,
+        cache: bool = True,
+        dtype: torch.dtype = torch.float16,
+        device: str | torch.device | None = None,
+    ):
+        super().__init__()
+        self.stream, self.steps, self.cache = stream, checks.count("steps", steps), cache
+        self.contexts = GroupedContexts(stream.words, vocab_size)
+        self.dtype, self.device = dtype, torch.device(device or stream.words.device)
+        self.states = None
+
+    def refresh(self, model: LanguageModel) -> None:
+        """Fill the cache by one pass over the text, without dropout and without the softmax."""
+        if not self.cache:
+            return
+        if self.states is None:
+            one = model.begin(1)[0]
+            dtype = self.dtype if one.is_floating_point() else one.dtype
+            size = len(self.stream.words) * one.numel() * dtype.itemsize
+            self._check_room(size)
+            self.states = torch.empty(len(self.stream.words), *one.shape, dtype=dtype, device=self.device)
+        for block, found in read(model, self.stream, states=True):
+            self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
+
+    def query(self, model: LanguageModel) -> Query:
+        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model as it is."""
+
+        def run(short: Tensor, extended: Tensor) -> Tensor:
+            behind = torch.arange(1 - self.steps, 1, device=extended.device)
+            places = (extended.unsqueeze(1) + behind) % len(self.stream.words)
+            state = model.begin(len(short))
+            if self.cache:
+                state = self.states[places[:, 0].to(self.device)].to(state)
+            features, _ = model.hidden(self.stream.words[places], state)
+            return model.log_probs(features[:, -1])
+
+        return run
+
+    def _check_room(self, size: int) -> None:
+        import psutil
+
+        cuda = self.device.type == "cuda"
+        room = torch.cuda.mem_get_info(self.device)[0] if cuda else psutil.virtual_memory().available
+        if size > room:
+            kind = str(self.dtype).removeprefix("torch.")
+            raise MemoryError(
+                f"cache must fit on {self.device}: {len(self.stream.words)} states take {size / 1e9:.2f} GB in {kind}, "
+                f"{room / 1e9:.2f} GB are free; choose dtype=torch.float16, device='cpu', fewer lines, or cache=False "
+                "with more steps"
+            )

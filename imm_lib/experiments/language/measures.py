@@ -1,0 +1,73 @@
+"""What is read off a language model: perplexity, its mixture with the bigram, and the bigram that it induces."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks, data
+from imm_lib.experiments.language.histories import read
+from imm_lib.experiments.language.models import LanguageModel
+from imm_lib.experiments.language.text import Stream
+from imm_lib.surrogates import SerializedIMM
+from imm_lib.targets import KneserNeyBigram
+from imm_lib.targets.kneser_ney import BLOCK
+
+WEIGHTS = [i / 20 for i in range(20)]
+"""Shares of the bigram from which the mixture's is chosen on validation text."""
+
+
+def label_log_probs(model: LanguageModel, stream: Stream) -> Tensor:
+    """(n,) log Q(next word) in nats at every place of the stream, in the order of the text; no dropout."""
+    found = torch.empty(len(stream.words), device=stream.words.device)
+    for block, features in read(model, stream):
+        log_q = model.log_probs(features).gather(-1, block.labels.unsqueeze(-1)).squeeze(-1)
+        found[block.place.flatten()] = log_q.flatten().float()
+    return found
+
+
+def perplexity(log_p: Tensor) -> float:
+    """exp of minus the mean of log-probabilities; infinite where the mean is too low for a float."""
+    return math.exp(min(-log_p.double().mean().item(), 700.0))
+
+
+def mixture(log_q: Tensor, log_p: Tensor, weight: float) -> Tensor:
+    """log((1 - weight) Q + weight P̂) of the labels, from the (n,) log-probabilities of both."""
+    weight = checks.number("weight", weight, 0, 1)
+    if weight in (0.0, 1.0):
+        return log_p if weight else log_q
+    return torch.logaddexp(log_q.double() + math.log1p(-weight), log_p + math.log(weight))
+
+
+def induced(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram) -> SerializedIMM:
+    """The bigram that the model induces on a text, as a table: ``.table`` (V, V) log Q̂, NaN where not ``.visited``.
+
+    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all places of the text.
+    """
+    found = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size).to(stream.words.device)
+    found.refresh(
+        (model.log_probs(features).flatten(0, 1), block.words.flatten()) for block, features in read(model, stream)
+    )
+    return found
+
+
+def induced_perplexities(found: SerializedIMM, texts: data.Corpus) -> dict[str, dict[str, float]]:
+    """Perplexity of an induced bigram on every split (Table 5), "paper" and "safe", as of KneserNeyBigram.perplexity.
+
+    "safe" counts every word, and a word that the text of the table lacks as a short context gets the mean of all rows;
+    "paper" reads whole blocks of 35 words, drops the last partial block, and counts such words as no loss.
+    """
+    table, visited = found.table, found.visited
+    mean = torch.logsumexp(table[visited].double(), 0) - math.log(int(visited.sum()))
+    numbers = {}
+    for split in data.SPLITS:
+        tokens = getattr(texts, split).to(table.device)
+        short, label = tokens[:-1], tokens[1:]
+        known = visited[short]
+        log_p = torch.where(known, table[short, label].double(), mean[label])
+        whole = len(label) // BLOCK * BLOCK
+        paper = torch.where(known, log_p, 0.0)[:whole]
+        numbers[split] = (
+            {"paper": perplexity(paper), "safe": perplexity(log_p)} if whole else {"safe": perplexity(log_p)}
+        )
+    return numbers

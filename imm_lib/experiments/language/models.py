@@ -1,0 +1,193 @@
+"""Language models behind one interface: an LSTM and a small causal transformer, whose state is a tensor.
+
+``begin(B)`` gives the state before any word; ``hidden(words, state)`` reads (B, T) words and gives (B, T, H) features
+and the state after them; ``log_probs(features)`` gives log-probabilities of the next word; the call joins the two.
+``states(words, state)`` gives the state before each of the words, from which a history can be taken up again.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from imm_lib import checks
+
+
+class LanguageModel(nn.Module):
+    """Embedding, something that reads, dropout, softmax. Subclasses say what reads."""
+
+    def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool):
+        super().__init__()
+        self.embedding = nn.Embedding(checks.count("vocab_size", vocab_size) + 1, checks.count("width", width))
+        self.head = nn.Linear(width, vocab_size)
+        self.vocab_size, self.width, self.tied = vocab_size, width, tied
+        self.dropout = nn.Dropout(checks.number("dropout", dropout, 0, 1))
+
+    def begin(self, batch: int) -> Tensor:
+        """(B, ...) the state before any word."""
+        raise NotImplementedError
+
+    def hidden(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) words, (B, ...) state -> (B, T, H) features, (B, ...) state after the last word."""
+        raise NotImplementedError
+
+    def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, (B, ...) the one after the last."""
+        raise NotImplementedError
+
+    def log_probs(self, features: Tensor) -> Tensor:
+        """(..., H) features -> (..., V) log-probabilities in float32 or better."""
+        weight = self.embedding.weight[: self.vocab_size] if self.tied else self.head.weight
+        logits = F.linear(features, weight, self.head.bias)
+        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+    def forward(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) words, (B, ...) state -> (B, T, V) log-probabilities of the next words, (B, ...) state."""
+        features, state = self.hidden(words, state)
+        return self.log_probs(features), state
+
+
+class LSTM(LanguageModel):
+    """The paper's topology: embedding, LSTM layers of the same width, softmax, with dropout between (Zaremba et al.).
+
+    The state is (B, layers, 2, H): what each layer put out and its cells.
+
+    Args:
+        vocab_size: number V of words.
+        width: number H of units.
+        layers: LSTM layers.
+        dropout: share of what passes from layer to layer that is dropped in train mode.
+        tied: use the embedding as the softmax's weight.
+        scale: all weights begin uniform in [-scale, scale].
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int = 200,
+        layers: int = 2,
+        dropout: float = 0.0,
+        tied: bool = False,
+        scale: float = 0.1,
+    ):
+        super().__init__(vocab_size, width, dropout, tied)
+        self.lstms = nn.ModuleList(
+            nn.LSTM(width, width, batch_first=True) for _ in range(checks.count("layers", layers))
+        )
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -scale, scale)
+
+    @override
+    def begin(self, batch: int) -> Tensor:
+        return self.head.weight.new_zeros(batch, len(self.lstms), 2, self.width)
+
+    @override
+    def hidden(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        features, after = self.dropout(self.embedding(words)), []
+        for lstm, before in zip(self.lstms, state.unbind(1), strict=True):
+            features, last = lstm(features, tuple(before.transpose(0, 1).unsqueeze(1).contiguous()))
+            features = self.dropout(features)
+            after.append(torch.cat(last).transpose(0, 1))
+        return features, torch.stack(after, 1)
+
+    @override
+    def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        # the fused kernel returns every output but only the last cells: these follow from the outputs, whose gates
+        # are one product for all words at once
+        features, found, after = self.dropout(self.embedding(words)), [], []
+        for lstm, (output, cell) in zip(self.lstms, state.transpose(0, 1).transpose(1, 2), strict=True):
+            outputs, _ = lstm(features, (output.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous()))
+            before = torch.cat([output.unsqueeze(1), outputs[:, :-1]], 1)
+            gates = F.linear(features, lstm.weight_ih_l0, lstm.bias_ih_l0)
+            i, f, g, _ = (gates + F.linear(before, lstm.weight_hh_l0, lstm.bias_hh_l0)).chunk(4, -1)
+            added, kept, cells = i.sigmoid() * g.tanh(), f.sigmoid(), [cell]
+            for step in range(words.shape[1]):
+                cells.append(kept[:, step] * cells[-1] + added[:, step])
+            found.append(torch.stack([before, torch.stack(cells[:-1], 1)], 2))
+            after.append(torch.stack([outputs[:, -1], cells[-1]], 1))
+            features = self.dropout(outputs)
+        return torch.stack(found, 2), torch.stack(after, 1)
+
+
+class Transformer(LanguageModel):
+    """A small causal transformer. Its state is (B, window): the ids of the words before, the start symbol V at first.
+
+    Args:
+        vocab_size: number V of words.
+        width: number H of features.
+        layers: blocks of attention and feed-forward network.
+        dropout: share dropped in train mode.
+        tied: use the embedding as the softmax's weight.
+        heads: attention heads; they divide ``width``.
+        window: words of the past that are carried over.
+        longest: the most words of one call; with the window, the number of places that have an embedding.
+
+    Raises:
+        ValueError: a number out of range; when called, more than ``longest`` words.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int = 200,
+        layers: int = 2,
+        dropout: float = 0.0,
+        tied: bool = False,
+        heads: int = 4,
+        window: int = 35,
+        longest: int = 70,
+    ):
+        super().__init__(vocab_size, width, dropout, tied)
+        if width % checks.count("heads", heads):
+            raise ValueError(f"heads must divide width = {width}, got {heads}")
+        self.window, self.longest = checks.count("window", window), checks.count("longest", longest)
+        self.place = nn.Embedding(window + longest, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(
+            layer, checks.count("layers", layers), nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        for weight in (self.embedding.weight, self.place.weight):
+            nn.init.normal_(weight, std=0.02)
+
+    @override
+    def begin(self, batch: int) -> Tensor:
+        return torch.full((batch, self.window), self.vocab_size, device=self.head.weight.device)
+
+    @override
+    def hidden(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if words.shape[1] > self.longest:
+            raise ValueError(f"words must be at most longest = {self.longest} a call, got {words.shape[1]}")
+        read = torch.cat([state, words], 1)
+        places = torch.arange(read.shape[1], device=read.device)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            len(places), device=read.device, dtype=self.head.weight.dtype
+        )
+        features = self.blocks(self.dropout(self.embedding(read) + self.place(places)), mask=mask, is_causal=True)
+        return features[:, self.window :], read[:, -self.window :]
+
+    @override
+    def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        read = torch.cat([state, words], 1)
+        return read.unfold(1, self.window, 1)[:, : words.shape[1]], read[:, -self.window :]
+
+
+MODELS = {"lstm": LSTM, "transformer": Transformer}
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block, except for LSTMs, which drop nothing themselves.
+
+    CUDA's fused LSTM has no backward pass in evaluation mode, and the IMM term needs gradients without dropout.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = module.training and isinstance(module, nn.LSTM)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,266 @@
+"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
+
+import functools
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from imm_lib import data, results
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.language import fidelity, measures, terms
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.text import Stream, part
+from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+from imm_lib.targets import KneserNeyBigram
+
+LINES = 42_068
+"""Training lines of the Penn Treebank."""
+
+FREQUENT = 200
+"""Words, the most frequent of the training text, whose induced rows are looked at one by one."""
+
+
+@functools.lru_cache(maxsize=1)
+def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corpus:
+    """The seed's own part of the training lines, a fifth of the corpus away from the next seed's; or all of them.
+
+    The learning rate follows the first ``held_out`` validation lines.
+    """
+    whole = data.load(corpus)
+    if lines >= LINES and corpus == "ptb":
+        return part(whole, LINES, 0, held_out, least=1)
+    ends = int((whole.train == whole.vocab.index("<eos>")).sum())
+    return part(whole, lines, seed * (ends // 5), held_out)
+
+
+def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> terms.Term:
+    """The term that ``spec`` names; raises ValueError listing the known ones."""
+    options = {key: spec[key] for key in spec if key not in {f.name for f in fields(Settings)} | {"term"}}
+    bigram, size = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)), len(corpus.vocab)
+
+    def sampled(lam: float, steps: int = 1, cache: bool = True, **rest) -> terms.Term:
+        stream = Stream(corpus.train, settings.batch, settings.unroll)
+        return terms.Sampled(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
+
+    known = {
+        "none": terms.Term,
+        "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
+        "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
+        "moving average": lambda **rest: terms.MovingAverage(bigram, **rest),
+        "serialized": lambda **rest: terms.Serialized(bigram, **rest),
+        "sampled": sampled,
+    }
+    name = spec.get("term", "none")
+    if name not in known:
+        raise ValueError(f"term must be one of {', '.join(known)}, got {name!r}")
+    return known[name](**options)
+
+
+def _settings(spec: dict, seed: int) -> Settings:
+    return Settings(**{f.name: spec[f.name] for f in fields(Settings) if f.name in spec} | {"seed": seed})
+
+
+def _checkpoint(unit: dict, spec: dict, device: torch.device) -> Path:
+    """The unit's own file, which the same code and configuration finds again."""
+    identity = json.dumps([unit, spec, str(device), results.code()], sort_keys=True)
+    return results.folder() / ".partial" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+
+
+def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings, device: torch.device) -> dict:
+    """Everything that is reported of the weights of the best epoch."""
+    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)).to(device)
+    streams = {s: Stream(getattr(corpus, s).to(device), settings.batch, settings.unroll) for s in data.SPLITS}
+    log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
+    log_p = {s: bigram.log_prob(streams[s].words, streams[s].labels) for s in ("valid", "test")}
+
+    def mixed(split: str, weight: float) -> float:
+        return measures.perplexity(measures.mixture(log_q[split], log_p[split], weight))
+
+    weight = min(measures.WEIGHTS, key=lambda w: mixed("valid", w))
+    found = measures.induced(trained.model, streams["train"], bigram)
+    return {
+        "valid": mixed("valid", 0.0),
+        "test": mixed("test", 0.0),
+        "mixture": {"weight": weight, "valid": mixed("valid", weight), "test": mixed("test", weight)},
+        "bigram": {s: bigram.perplexity(getattr(corpus, s).to(device)) for s in data.SPLITS},
+        "induced": measures.induced_perplexities(found, corpus),
+        "rows": _rows(found.table, bigram, corpus),
+        "vocabulary": len(corpus.vocab),
+        "words": len(corpus.train),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+    }
+
+
+def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> dict:
+    """KL(P̂ || Q̂) in nats of the most frequent words' rows, by word."""
+    words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(descending=True, stable=True)[:FREQUENT]
+    target = bigram(words.to(table.device)).double()
+    kl = (target * (target.log() - table[words.to(table.device)].double())).sum(1)
+    return {corpus.vocab[w]: round(value, 4) for w, value in zip(words.tolist(), kl.tolist(), strict=True)}
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    spec = {
+        **config["settings"],
+        **config["arms"][unit["arm"]],
+        **config.get("by_lines", {}).get(str(unit["lines"]), {}),
+    }
+    settings = _settings(spec, unit["seed"])
+    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
+    file = _checkpoint(unit, spec, device)
+    try:
+        trained = train(corpus, build(spec, corpus, settings, unit["seed"]), settings, device, file)
+    except Diverged as error:
+        return {"diverged": str(error)}
+    numbers = _read_off(trained, corpus, settings, device)
+    numbers["epochs"] = [
+        {**{key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}, "term": entry["term"]}
+        for entry in trained.history
+    ]
+    file.unlink(missing_ok=True)
+    return numbers
+
+
+def _units(config: dict, seed: int) -> list[dict]:
+    return [
+        {"arm": arm, "lines": lines, "seed": seed + s}
+        for lines, seeds in config["sizes"]
+        for s in range(seeds)
+        for arm in config["arms"]
+    ]
+
+
+def best_epoch(numbers: dict) -> dict:
+    """The epoch of a finished unit whose weights were kept."""
+    return min(numbers["epochs"], key=lambda e: e["valid"])
+
+
+def _table(result: dict) -> list[list[str]]:
+    rows = [["arm", "lines", "seed", "valid", "test", "induced test", "mixture test", "epochs", "CPU s"]]
+    for entry in result["units"]:
+        unit, numbers = entry["unit"], entry["numbers"]
+        row = [unit["arm"], str(unit["lines"]), str(unit["seed"])]
+        if "diverged" in numbers:
+            rows.append([*row, "diverged", *[""] * 5])
+            continue
+        values = [numbers["valid"], numbers["test"], numbers["induced"]["test"]["safe"], numbers["mixture"]["test"]]
+        seconds = sum(e["cpu_s"] for e in numbers["epochs"])
+        rows.append([*row, *(f"{v:.2f}" for v in values), str(len(numbers["epochs"])), f"{seconds:.0f}"])
+    return rows
+
+
+def _fidelity(unit: dict, config: dict, device: torch.device) -> dict:
+    """Every estimator's mean gradient against the exact one, on one model that moving-average IMM was training.
+
+    The tables and states are as training left them, up to an epoch old ("as in training"), or of the model itself.
+    """
+    spec = {**config["settings"], "term": "moving average", "lam": config["lam"]}
+    settings = _settings(spec, unit["seed"])
+    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
+    size = len(corpus.vocab)
+    bigram = KneserNeyBigram.fit(corpus.train, size).to(device)
+    stream = Stream(corpus.train.to(device), settings.batch, settings.unroll)
+    average = build(spec, corpus, settings, unit["seed"])
+    cached = {m: Histories(stream, size, m) for m in config["steps"]}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.pt"
+        before = train(corpus, average, settings, device, file).last
+        for histories in cached.values():
+            histories.refresh(before)
+        again = _settings({**spec, "epochs": settings.epochs + 1}, unit["seed"])
+        model = train(corpus, average, again, device, file).last
+    exact = fidelity.exact_gradient(model, Stream(stream.words, settings.batch, 10 * settings.unroll), bigram)
+    found = {}
+
+    def measure(name: str, term: terms.Term, passes: int = 1, dropout: bool = False) -> None:
+        model.train(dropout)
+        start = time.process_time()
+        with torch.random.fork_rng():
+            torch.manual_seed(unit["seed"])
+            gradient = fidelity.mean_gradient(model, stream, term.eval().to(device), passes)
+        found[name] = fidelity.compare(gradient, exact) | {"cpu_s": time.process_time() - start}
+
+    passes = config["passes"]
+    average.dropout = True
+    measure("moving average, as in training", average, dropout=True, passes=passes)
+    measure("moving average, as in training, no dropout", average)
+    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
+    fresh.begin_epoch(model, stream, True)
+    measure("exact table, dropout", fresh, dropout=True, passes=passes)
+    measure("exact table", fresh)
+    measure("reverse-KD, dropout", terms.Uncorrected(bigram, 1.0), dropout=True, passes=passes)
+    measure("reverse-KD", terms.Uncorrected(bigram, 1.0))
+    for m, histories in cached.items():
+        measure(f"cached, m = {m}, as in training", terms.Sampled(bigram, 1.0, histories), passes)
+        histories.refresh(model)
+        measure(f"cached, m = {m}, all words", terms.Sampled(bigram, 1.0, histories, words=0), passes)
+        measure(f"cached, m = {m}, all words, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, words=0), passes)
+    short = Histories(stream, size, max(config["steps"]), cache=False)
+    measure(f"re-run from nothing, {max(config['steps'])} words", terms.Sampled(bigram, 1.0, short, words=0), passes)
+    return {
+        "estimators": found,
+        "exact_norm": exact.norm().item(),
+        "valid": _valid(model, corpus, settings, device),
+    }
+
+
+def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device) -> float:
+    """Validation perplexity of a model."""
+    stream = Stream(corpus.valid.to(device), settings.batch, settings.unroll)
+    return measures.perplexity(measures.label_log_probs(model, stream))
+
+
+def _table_fidelity(result: dict) -> list[list[str]]:
+    rows = [["seed", "estimator", "cosine", "error", "norm ratio"]]
+    for entry in result["units"]:
+        for name, f in entry["numbers"]["estimators"].items():
+            values = (f[key] for key in ("cosine", "error", "norm_ratio"))
+            rows.append([str(entry["unit"]["seed"]), name, *(f"{v:.3f}" for v in values)])
+    return rows
+
+
+_SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 30, "start": 10}
+_IMM = {"term": "sampled", "lam": 1.0}
+_ARMS = {
+    "baseline": {},
+    "baseline, lr 0.5": {"lr": 0.5},
+    "KN noising": {"term": "noising"},
+    "reverse-KD, λ = 0.2": {"term": "reverse-KD", "lam": 0.2},
+    "reverse-KD, λ = 1": {"term": "reverse-KD", "lam": 1.0},
+    "moving average, λ = 0.2": {"term": "moving average", "lam": 0.2},
+    "moving average, λ = 1": {"term": "moving average", "lam": 1.0},
+    "cached states, λ = 0.2": {**_IMM, "lam": 0.2},
+    "cached states, λ = 1": _IMM,
+}
+_PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
+_QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2, "start": 1}}
+
+EXPERIMENTS = [
+    Experiment(
+        name="language-methods",
+        description="LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
+        scales={
+            "full": {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
+            "ci": {**_QUICK, "sizes": [[100, 1]], "arms": {name: _ARMS[name] for name in list(_ARMS)[::4]}},
+        },
+        units=_units,
+        run=_run,
+        table=_table,
+    ),
+    Experiment(
+        name="language-fidelity",
+        description="gradients of the IMM estimators on a trained language model against the exact one",
+        scales={
+            "full": {**_PTB, "lines": 1262, "seeds": 2, "lam": 0.2, "steps": [1, 5, 35], "passes": 4},
+            "ci": {**_QUICK, "lines": 100, "seeds": 1, "lam": 0.2, "steps": [1, 2], "passes": 1},
+        },
+        units=lambda config, seed: [{"lines": config["lines"], "seed": seed + s} for s in range(config["seeds"])],
+        run=_fidelity,
+        table=_table_fidelity,
+    ),
+]

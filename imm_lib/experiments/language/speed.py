@@ -1,0 +1,157 @@
+"""What each term costs: a training step with it over the plain one, in one process; peak memory; Table 5's pass."""
+
+from collections.abc import Callable
+
+import torch
+
+from imm_lib import data
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.bench import tokens
+from imm_lib.experiments.language import measures, terms
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.models import without_dropout
+from imm_lib.experiments.language.text import Stream
+from imm_lib.experiments.language.training import Settings, _Run
+from imm_lib.experiments.measure import compare, peak_bytes
+from imm_lib.induced import imm_risk
+from imm_lib.targets import KneserNeyBigram
+
+
+class _Bench:
+    """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in turn."""
+
+    def __init__(self, config: dict, device: torch.device):
+        words, self.size = tokens()
+        self.settings = Settings(width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1)
+        self.bigram = KneserNeyBigram.fit(words, self.size).to(device)
+        few = words[: config["batch"] * config["unroll"] * config["blocks"] + 1]
+        vocab = [str(word) for word in range(self.size)]
+        self.texts, self.device = data.Corpus("bench", few, few, few, vocab), device
+        self.stream = Stream(few.to(device), config["batch"], config["unroll"])
+        self.blocks = list(self.stream)
+
+    def sampled(self, steps: int, k: int = 10, cache: bool = True, words: int = 70) -> terms.Sampled:
+        return terms.Sampled(self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words)
+
+    def step(self, term: terms.Term) -> Callable[[], None]:
+        """A function that takes the next block's training step."""
+        torch.manual_seed(0)
+        run = _Run(self.texts, term, self.settings, self.device)
+        term.begin_epoch(run.model, run.train, True)
+        optimiser = torch.optim.SGD(run.model.parameters(), 0.1)
+        begin, turn = run.model.train().begin(self.settings.batch), [0]
+
+        def work() -> None:
+            optimiser.zero_grad(set_to_none=True)
+            run.step(self.blocks[turn[0] % len(self.blocks)], begin, 0, True)
+            optimiser.step()
+            turn[0] += 1
+
+        work.run = run
+        return work
+
+    def published(self) -> Callable[[], None]:
+        """The published scheme's step with sampled contexts: k histories of every place, run again in full."""
+        plain = self.step(terms.Term())
+        model, histories = plain.run.model, Histories(self.stream, self.size, self.settings.unroll, cache=False)
+        generator = torch.Generator().manual_seed(0)
+
+        def work() -> None:
+            plain()
+            block = self.blocks[0]
+            for column in range(block.words.shape[1]):
+                words = block.words[:, column]
+                places = histories.contexts.sample(words, 10, generator)
+                with without_dropout(model):
+                    log_q = histories.query(model)(words.repeat_interleave(10), places.flatten())
+                (imm_risk(self.bigram(words), log_q.unflatten(0, (-1, 10))).sum() / block.words.numel()).backward()
+
+        return work
+
+
+def _steps(config: dict, device: torch.device, repeats: int) -> dict:
+    """Medians of a step of each kind, and of the passes over the text that come on top once an epoch, in seconds."""
+    bench = _Bench(config, device)
+    steps = {
+        "plain": bench.step(terms.Term()),
+        "reverse-KD": bench.step(terms.Uncorrected(bench.bigram, 0.2)),
+        "moving average": bench.step(terms.MovingAverage(bench.bigram, 0.2)),
+        "moving average, own pass": bench.step(terms.MovingAverage(bench.bigram, 0.2, dropout=False)),
+        "serialized": bench.step(terms.Serialized(bench.bigram, 0.2)),
+        "cached, m = 1": bench.step(bench.sampled(1)),
+        "cached, m = 5": bench.step(bench.sampled(5)),
+        "re-run, m = 35": bench.step(bench.sampled(config["unroll"], cache=False)),
+    }
+    model, histories = steps["plain"].run.model, Histories(bench.stream, bench.size)
+    one = Stream(bench.stream.words[: bench.settings.batch + 1], bench.settings.batch)
+    sweeps = {
+        "states": lambda: histories.refresh(model),
+        "induced": lambda: measures.induced(model, bench.stream, bench.bigram),
+        "table": lambda: measures.induced(model, one, bench.bigram),
+    }
+    seconds = compare({**steps, **sweeps}, repeats, device)
+    # what a pass adds to each of its blocks; the table's own cost, of V x V entries, comes once a pass
+    per_block = {
+        "states": seconds["states"] / len(bench.blocks),
+        "induced": (seconds["induced"] - seconds["table"]) / len(bench.blocks),
+    }
+    sweep = {"serialized": "induced", "cached, m = 1": "states", "cached, m = 5": "states"}
+    plain = seconds["plain"]
+    return {
+        "seconds": {name: seconds[name] for name in steps},
+        "ratio": {name: seconds[name] / plain for name in steps},
+        "ratio_with_sweep": {name: (seconds[name] + per_block[s]) / plain for name, s in sweep.items()},
+        "sweep_over_plain": {name: value / plain for name, value in per_block.items()},
+        "table_s": seconds["table"],
+    }
+
+
+def _published(config: dict, device: torch.device, repeats: int) -> dict:
+    """The published scheme, whose k histories of every place are run again on each fifth block, over the plain step."""
+    bench = _Bench(config, device)
+    seconds = compare({"plain": bench.step(terms.Term()), "published": bench.published()}, 1, device)
+    ratio = seconds["published"] / seconds["plain"]
+    return {"seconds": seconds, "ratio_when_sampled": ratio, "ratio_every_fifth": (4 + ratio) / 5}
+
+
+def _memory(config: dict, device: torch.device, repeats: int) -> dict:
+    """Peak bytes of a step: plain, and with cached states in chunks over k."""
+    bench = _Bench({**config, "blocks": 1}, device)
+    found = {"plain": peak_bytes(bench.step(terms.Term()), device)}
+    for k in (5, 10, 20):
+        found[f"cached, k = {k}"] = peak_bytes(bench.step(bench.sampled(1, k)), device)
+    return {"bytes": found, "growth_5_to_20": found["cached, k = 20"] / found["cached, k = 5"] - 1}
+
+
+PARTS = {"steps": _steps, "published": _published, "memory": _memory}
+
+
+def _table(result: dict) -> list[list[str]]:
+    part = {entry["unit"]["part"]: entry["numbers"] for entry in result["units"]}
+    rows = [["measurement", "value"]]
+    for name, ratio in part["steps"]["ratio"].items():
+        rows.append([f"step, {name} / plain", f"{ratio:.2f}"])
+    for name, ratio in part["steps"]["ratio_with_sweep"].items():
+        rows.append([f"the same with its pass once an epoch, {name}", f"{ratio:.2f}"])
+    for name, ratio in part["steps"]["sweep_over_plain"].items():
+        rows.append([f"pass for {name} / plain training epoch", f"{ratio:.2f}"])
+    rows.append(["published scheme, step with samples / plain", f"{part['published']['ratio_when_sampled']:.0f}"])
+    rows.append(["published scheme, every fifth block / plain", f"{part['published']['ratio_every_fifth']:.1f}"])
+    for name, size in part["memory"]["bytes"].items():
+        rows.append([f"peak, {name}", f"{size / 1e6:.0f} MB"])
+    rows.append(["peak, growth from k = 5 to 20", f"{100 * part['memory']['growth_5_to_20']:.1f} %"])
+    return rows
+
+
+_FULL = {"width": 200, "batch": 20, "unroll": 35, "blocks": 3, "repeats": 9}
+
+EXPERIMENTS = [
+    Experiment(
+        name="bench-language",
+        description="time and memory of a language model's training step with each term, as ratios in one process",
+        scales={"full": _FULL, "ci": {**_FULL, "width": 16, "batch": 4, "unroll": 5, "repeats": 1}},
+        units=lambda config, seed: [{"part": name} for name in PARTS],
+        run=lambda unit, config, device: PARTS[unit["part"]](config, device, config["repeats"]),
+        table=_table,
+    )
+]

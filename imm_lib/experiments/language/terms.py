@@ -1,0 +1,223 @@
+"""What each method adds to the cross-entropy of a block of text: nothing, noised labels, or a term weighted by λ.
+
+A term works in one of two ways. ``shared`` uses the log-probabilities of the block that the cross-entropy has just
+computed; ``own`` runs the model itself, and gives one part after another to differentiate, so that the memory of a part
+is free before the next. Both are means over the block's words.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from imm_lib import checks
+from imm_lib.baselines import ReverseKD, SampledNoising
+from imm_lib.estimators import SampledIMM
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.measures import induced
+from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
+from imm_lib.targets import KneserNeyBigram
+
+
+class Term(nn.Module):
+    """The base class, which adds nothing: the baseline. ``lam`` is λ."""
+
+    def __init__(self, lam: float = 0.0):
+        super().__init__()
+        self.lam = checks.number("lam", lam, 0)
+
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        """Called before each pass in which the term acts; ``first`` before the first of them."""
+
+    def labels(self, block: Block) -> Tensor:
+        """(B, T) the labels of the cross-entropy."""
+        return block.labels
+
+    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
+        """A scalar from the block's (B, T, V) log-probabilities."""
+        return None
+
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        """Scalars that add up to the term, from passes of the term's own."""
+        return iter(())
+
+
+class _Random(Term):
+    """A term with draws of its own, whose generator is part of ``state_dict``."""
+
+    def __init__(self, lam: float, seed: int):
+        super().__init__(lam)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
+
+class Noising(_Random):
+    """Kneser-Ney noising of the predicted words (Xie et al. 2017).
+
+    With probability γ0 N₁₊(x,·)/c(x) after the word x, the label is drawn from q(y) ∝ N₁₊(·,y), where N₁₊ counts
+    distinct neighbours in ``tokens`` and c occurrences.
+    """
+
+    def __init__(self, tokens: Tensor, vocab_size: int, gamma: float = 0.2, seed: int = 0):
+        super().__init__(0.0, seed)
+        gamma = checks.number("gamma", gamma, 0, 1)
+        pairs = torch.unique(tokens[:-1] * vocab_size + tokens[1:])
+        followers = torch.bincount(pairs // vocab_size, minlength=vocab_size)
+        count = torch.bincount(tokens[:-1], minlength=vocab_size).clamp(min=1)
+        self.register_buffer("rate", (gamma * followers / count).float(), persistent=False)
+        self.register_buffer(
+            "proposal", torch.bincount(pairs % vocab_size, minlength=vocab_size).float(), persistent=False
+        )
+
+    @override
+    def labels(self, block: Block) -> Tensor:
+        shape, device = block.labels.shape, block.labels.device
+        noised = torch.rand(shape, generator=self.generator).to(device) < self.rate[block.words]
+        drawn = torch.multinomial(self.proposal.cpu(), shape.numel(), replacement=True, generator=self.generator)
+        return torch.where(noised, drawn.view(shape).to(device), block.labels)
+
+
+class Uncorrected(Term):
+    """Reverse distillation: the target against the full model itself, in the shared pass."""
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float):
+        super().__init__(lam)
+        self.imm = ReverseKD(bigram)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        return self.imm(log_q.flatten(0, 1), block.words.flatten())
+
+
+class MovingAverage(Term):
+    """Moving-average IMM. The table begins as the induced bigram of the model when the term first acts.
+
+    Args:
+        bigram: the target.
+        lam: λ.
+        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1 / memory.
+        max_ratio: largest correction Q / Q̂.
+        dropout: use the pass of the cross-entropy, dropout and all; otherwise a pass of its own without.
+    """
+
+    def __init__(
+        self,
+        bigram: KneserNeyBigram,
+        lam: float,
+        memory: float = 500,
+        max_ratio: float = 10.0,
+        dropout: bool = True,
+    ):
+        super().__init__(lam)
+        size = bigram.vocab_size
+        self.bigram, self.dropout = bigram, dropout
+        self.imm = MovingAverageIMM(bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio)
+        self.state = None
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        if first:
+            self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
+        self.state = model.begin(stream.batch)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
+        return self.imm(log_q.flatten(0, 1), block.words.flatten()) if self.dropout else None
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        if not self.dropout:
+            with without_dropout(model):
+                log_q, state = model(block.words, self.state)
+            self.state = state.detach()
+            yield self.imm(log_q.flatten(0, 1), block.words.flatten())
+
+
+class Serialized(Term):
+    """Serialized IMM in the shared pass; Q† is the model as it was before the pass over the text, Q̂† its bigram."""
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float):
+        super().__init__(lam)
+        self.imm = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size)
+        self.bigram, self.frozen, self.state = bigram, None, None
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
+        # in a tuple, since a submodule would belong to the term's own parameters and state
+        self.frozen = (copy.deepcopy(model).eval(),)
+        self.state = model.begin(stream.batch)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        with torch.no_grad():
+            frozen, self.state = self.frozen[0](block.words, self.state)
+        return self.imm(log_q.flatten(0, 1), block.words.flatten(), frozen.flatten(0, 1))
+
+
+class Sampled(_Random):
+    """Sampled IMM over histories that are run again, without dropout.
+
+    Args:
+        bigram: the target.
+        lam: λ.
+        histories: where extended contexts come from.
+        k: extended contexts of a distinct word.
+        words: words drawn from the block's for each step, with replacement; 0 takes all of the block.
+        chunk: extended contexts in memory at a time, of whole words; what bounds the memory whatever k is.
+        dropout: keep dropout in the term's passes; an ablation.
+        seed: of the draws.
+    """
+
+    _estimator = SampledIMM
+
+    def __init__(
+        self,
+        bigram: KneserNeyBigram,
+        lam: float,
+        histories: Histories,
+        k: int = 10,
+        words: int = 70,
+        chunk: int = 350,
+        dropout: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(lam, seed)
+        self.histories, self.dropout = histories, dropout
+        self.imm = self._estimator(bigram, histories.contexts, k, generator=self.generator)
+        self.words = words if words == 0 else checks.count("words", words)
+        self.group = max(1, checks.count("chunk", chunk) // k)  # distinct words
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.histories.refresh(model)
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        drawn = block.words.flatten()
+        if self.words:
+            # a word is drawn as often as it occurs, so that the mean over draws is the mean over the block
+            drawn = drawn[torch.randint(len(drawn), (self.words,), generator=self.generator).to(drawn.device)]
+        drawn = drawn.sort().values
+        # crosstalk couples contexts of one word alone, so that parts of whole words add up exactly
+        for group in drawn.unique().split(self.group):
+            part = drawn[torch.isin(drawn, group)]
+            with contextlib.nullcontext() if self.dropout else without_dropout(model):
+                term = self.imm(self.histories.query(model), part)
+            yield term * (len(part) / len(drawn))
+
+
+class SampledUncorrected(Sampled):
+    """The same passes with the target against the model itself in each history: :class:`Sampled` without IMM."""
+
+    _estimator = SampledNoising

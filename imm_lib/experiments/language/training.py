@@ -1,0 +1,285 @@
+"""Training a language model with a term: truncated backpropagation, SGD, decay on validation loss, checkpoints.
+
+The loss of a block is summed over its words in time and averaged over its columns, as in the published programs, so
+that their learning rates and clips keep their meaning.
+"""
+
+import copy
+import dataclasses
+import io
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imm_lib import checks, data, results
+from imm_lib.experiments.language.measures import label_log_probs, perplexity
+from imm_lib.experiments.language.models import MODELS, LanguageModel
+from imm_lib.experiments.language.terms import Term
+from imm_lib.experiments.language.text import Block, Stream
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite; the message says where. The checkpoint of the last whole epoch is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model is built and trained.
+
+    Attributes:
+        model: "lstm" or "transformer".
+        width: units or features.
+        layers: of LSTM cells or attention blocks.
+        dropout: share dropped between layers.
+        tied: use the embedding as the softmax's weight.
+        scale: an LSTM's weights begin uniform in [-scale, scale].
+        batch: columns of text.
+        unroll: words of a block.
+        lr: learning rate at first.
+        decay: factor of the learning rate after an epoch that did not lower the validation loss.
+        least_lr: training ends when the rate falls below lr times this.
+        clip: largest norm of the gradient; the cross-entropy's apart from that of a term's own passes.
+        epochs: the most passes over the text.
+        start: epochs before the term acts.
+        start_lr: share of the first learning rate that the rate must have reached before the term acts.
+        warmup: blocks over which λ then rises from 0.
+        every: the term acts on every so-manieth block, weighted by that number.
+        separate: clip a term's gradient apart also in a shared pass, at the price of a second backward pass.
+        together: clip the sum also where the term has passes of its own; an ablation.
+        seed: of weights and dropout.
+    """
+
+    model: str = "lstm"
+    width: int = 200
+    layers: int = 2
+    dropout: float = 0.3
+    tied: bool = False
+    scale: float = 0.1
+    batch: int = 20
+    unroll: int = 35
+    lr: float = 1.0
+    decay: float = 0.5
+    least_lr: float = 0.01
+    clip: float = 5.0
+    epochs: int = 40
+    start: int = 0
+    start_lr: float = 1.0
+    warmup: int = 0
+    every: int = 1
+    separate: bool = False
+    together: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        for name in ("epochs", "every"):
+            checks.count(name, getattr(self, name))
+        for name in ("lr", "clip", "scale"):
+            checks.number(name, getattr(self, name), 0, open_low=True)
+        for name in ("decay", "least_lr", "start_lr"):
+            checks.number(name, getattr(self, name), 0, 1, open_low=True)
+        for name in ("warmup", "start"):
+            checks.number(name, getattr(self, name), 0)
+
+    def build(self, vocab_size: int) -> LanguageModel:
+        """A new model, its weights drawn from torch's default generator."""
+        options = {"scale": self.scale} if self.model == "lstm" else {"longest": self.unroll}
+        return MODELS[self.model](vocab_size, self.width, self.layers, self.dropout, self.tied, **options)
+
+
+@dataclasses.dataclass
+class Trained:
+    """A model with the weights of its best epoch, and the course of its training, one entry per epoch."""
+
+    model: LanguageModel
+    history: list[dict]
+    last: LanguageModel
+
+
+def _add_gradients(
+    model: nn.Module, loss: Tensor, shared: Tensor | None, parts, lam: float, settings: Settings
+) -> None:
+    """Clipped gradients of loss + lam (shared + parts) into ``.grad``."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def clip() -> None:
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
+
+    if shared is not None and not settings.separate:
+        loss, shared = loss + lam * shared, None
+    loss.backward(retain_graph=shared is not None)
+    if settings.together:
+        for part in parts:
+            (lam * part).backward()
+        clip()
+        return
+    clip()
+    held = None
+    for part in parts if shared is None else [shared]:
+        if held is None:
+            held = [p.grad for p in parameters]
+            model.zero_grad(set_to_none=True)
+        part.backward()
+    if held is not None:
+        clip()
+        for parameter, grad in zip(parameters, held, strict=True):
+            if parameter.grad is None:
+                parameter.grad = grad
+            elif grad is not None:
+                parameter.grad.mul_(lam).add_(grad)
+            else:
+                parameter.grad.mul_(lam)
+
+
+class _Run:
+    """A training run: all that a checkpoint holds, and how an epoch changes it."""
+
+    def __init__(self, texts: data.Corpus, term: Term, settings: Settings, device: torch.device):
+        self.settings, self.device = settings, device
+        self.train = Stream(texts.train.to(device), settings.batch, settings.unroll)
+        self.valid = Stream(texts.valid.to(device), settings.batch, settings.unroll)
+        self.model = settings.build(len(texts.vocab)).to(device)
+        self.best = copy.deepcopy(self.model.state_dict())
+        self.term = term.to(device)
+        self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
+        self.key = {**dataclasses.asdict(settings), "vocabulary": len(texts.vocab), "words": len(texts.train)}
+        self.key["term"], self.key["lam"] = type(term).__name__, term.lam
+        del self.key["epochs"]  # a run can be gone on with
+
+    @property
+    def over(self) -> bool:
+        return len(self.history) >= self.settings.epochs or self.lr < self.settings.lr * self.settings.least_lr
+
+    def epoch(self) -> None:
+        """One pass over the training text, and its validation."""
+        settings = self.settings
+        start, cpu = time.perf_counter(), time.process_time()
+        late = len(self.history) >= settings.start and self.lr <= settings.start_lr * settings.lr
+        if late:
+            self.term.begin_epoch(self.model, self.train, self.acted == 0)
+        optimiser = torch.optim.SGD(self.model.parameters(), self.lr)
+        state, total = self.model.train().begin(settings.batch), 0.0
+        for number, block in enumerate(self.train):
+            optimiser.zero_grad(set_to_none=True)
+            value, state = self.step(block, state, number, late)
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the loss is {value} at step {number + 1} of epoch {len(self.history) + 1}: lower lr "
+                    f"({self.lr:g}), or let the term start later; the last whole epoch's checkpoint is kept"
+                )
+            optimiser.step()
+            total += value * block.words.numel()
+        valid = perplexity(label_log_probs(self.model, self.valid))
+        entry = {"train": perplexity(torch.tensor(-total / len(self.train.words))), "valid": valid, "lr": self.lr}
+        if valid < min((e["valid"] for e in self.history), default=math.inf):
+            self.best = copy.deepcopy(self.model.state_dict())
+        else:
+            self.lr *= settings.decay
+        entry |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - start, "term": bool(late)}
+        self.history.append(entry)
+
+    def step(self, block: Block, state: Tensor, number: int, late: bool) -> tuple[float, Tensor]:
+        """Gradients of a block into ``.grad``; the mean cross-entropy in nats, and the state after the block.
+
+        Where it is not finite, the gradients are not computed.
+        """
+        settings, length = self.settings, block.words.shape[1]
+        labels = self.term.labels(block) if late else block.labels
+        acts = late and number % settings.every == 0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            log_q, state = self.model(block.words, state)
+            loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
+            value = loss.item()
+            if not math.isfinite(value):
+                return value, state
+            shared = self.term.shared(log_q, block) if acts else None
+            del log_q  # or it would still be there during the term's own passes
+            parts = (length * part for part in (self.term.own(self.model, block) if acts else ()))
+            lam = self.term.lam * settings.every
+            if settings.warmup:
+                lam *= min(1.0, self.acted / settings.warmup)
+            shared = shared if shared is None else length * shared
+            _add_gradients(self.model, length * loss, shared, parts, lam, settings)
+        self.acted += acts
+        return value, state.detach()
+
+    def state(self) -> dict:
+        """What a checkpoint holds."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
+        return {
+            "key": self.key,
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "term": self.term.state_dict(),
+            "random": [torch.get_rng_state(), cuda],
+            "progress": {"lr": self.lr, "history": self.history, "acted": self.acted},
+        }
+
+    def restore(self, state: dict, name: str) -> None:
+        """Go on from a checkpoint; raises ValueError, before anything changes, for one of another run."""
+        if not isinstance(state, dict) or "key" not in state:
+            raise ValueError(f"checkpoint must be one of a training run, got {name} without a key")
+        for field, value in self.key.items():
+            if state["key"].get(field) != value:
+                raise ValueError(
+                    f"checkpoint must be of {field} = {value!r}, got {name} of {state['key'].get(field)!r}"
+                )
+        self.model.load_state_dict(state["model"])
+        self.term.load_state_dict(state["term"])
+        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
+        torch.set_rng_state(state["random"][0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"][1], self.device)
+        self.lr, self.history = state["progress"]["lr"], state["progress"]["history"]
+        self.acted = state["progress"]["acted"]
+
+
+def train(
+    texts: data.Corpus,
+    term: Term | None = None,
+    settings: Settings | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+) -> Trained:
+    """Train a language model on ``texts.train``; the learning rate follows ``texts.valid``.
+
+    Args:
+        texts: token streams and their vocabulary.
+        term: what is added to the cross-entropy; nothing by default. It is changed by the training.
+        settings: of the model and its training.
+        device: where to train; on CUDA in bfloat16 autocast.
+        checkpoint: file to write after every epoch, and to go on from if it is there: bit by bit what an uninterrupted
+            run would have done, on the same machine.
+
+    Returns:
+        The model with its best epoch's weights and with its last, and the course of the training.
+
+    Raises:
+        ValueError: bad settings, a text shorter than one batch, or a checkpoint of another run.
+        Diverged: the loss became NaN or infinite.
+    """
+    from tqdm import tqdm
+
+    settings, device = settings or Settings(), torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        run = _Run(texts, term or Term(), settings, device)
+        if checkpoint is not None and checkpoint.is_file():
+            run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True), checkpoint.name)
+        with tqdm(total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None) as bar:
+            while not run.over:
+                run.epoch()
+                if checkpoint is not None:
+                    file = io.BytesIO()
+                    torch.save(run.state(), file)
+                    results.write_bytes(checkpoint, file.getvalue())
+                bar.update()
+                bar.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
+    best = copy.deepcopy(run.model)
+    best.load_state_dict(run.best)
+    return Trained(best.eval(), run.history, run.model.eval())
