@@ -20,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure speed and memory; runs every bench-... experiment")
     for command in (run, show):
         command.add_argument("--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci")
+    run.add_argument("--jobs", type=int, default=1, help="units to run at a time, each in its own process")
     for command in (run, bench):
         command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
         command.add_argument("--seed", type=int, default=0)
@@ -40,7 +41,13 @@ def _names(args: argparse.Namespace) -> list[str]:
         return [name for name in experiments.registry() if name.startswith("bench-")]
     if args.all == (args.name is not None):
         raise ValueError("name one experiment, or give --all")
-    return list(experiments.registry()) if args.all else [args.name]
+    if not args.all:
+        return [args.name]
+    left_out = [e.name for e in experiments.registry().values() if e.gpu and args.scale == "full"]
+    if args.device != "cpu" or not left_out:
+        return list(experiments.registry())
+    print(f"left out without a GPU: {', '.join(left_out)}; name one, or give --device cuda", file=sys.stderr)
+    return [name for name in experiments.registry() if name not in left_out]
 
 
 def _act(args: argparse.Namespace, words: list[str]) -> None:
@@ -53,8 +60,9 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
     else:
         command = shlex.join(["python", "-m", "imm_lib", *words])
         chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
+        jobs = getattr(args, "jobs", 1)
         for experiment in chosen:
-            file = experiments.run(experiment, scale, args.seed, args.device, args.resume, args.out, command)
+            file = experiments.run(experiment, scale, args.seed, args.device, args.resume, args.out, command, jobs)
             _print_table(experiment.table(results.load(file.stem, file.parent)))
             print(f"written: {file.name}")
         for experiment in chosen:

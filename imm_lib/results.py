@@ -180,7 +180,8 @@ def _peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows has no getrusage
         return 0
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # the largest process, where units ran in their own
+    return max(resource.getrusage(w).ru_maxrss for w in who) * unit
 
 
 def commit() -> str:

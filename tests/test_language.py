@@ -313,7 +313,7 @@ def test_terms_that_share_the_pass_are_the_estimators(texts, bigram):
     twin = imm.MovingAverageIMM(bigram, V, V, 1 / 20, 5)
     twin.load_state_dict(measures.induced(model, stream, bigram).state_dict())
     torch.testing.assert_close(term.shared(log_q, block), twin(flat, short))
-    own = MovingAverage(bigram, 1.0, memory=20, max_ratio=5, dropout=False)
+    own = MovingAverage(bigram, 1.0, memory=20, max_ratio=5, own_pass=True)
     own.begin_epoch(model, stream, True)
     assert own.shared(log_q, block) is None
     twin.load_state_dict(measures.induced(model, stream, bigram).state_dict())
@@ -415,7 +415,7 @@ def terms(texts, bigram):
         "noising": Noising(texts.train, V),
         "uncorrected": Uncorrected(bigram, 0.5),
         "average": MovingAverage(bigram, 0.5),
-        "own": MovingAverage(bigram, 0.5, dropout=False),
+        "own": MovingAverage(bigram, 0.5, own_pass=True),
         "serialized": Serialized(bigram, 0.5),
         "cached": Sampled(bigram, 0.5, Histories(stream, V), k=3, words=10),
         "rerun": Sampled(bigram, 0.5, Histories(stream, V, 4, cache=False), k=3, words=0),

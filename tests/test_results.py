@@ -270,3 +270,23 @@ def test_an_interrupt_says_how_to_go_on(toys, capsys, monkeypatch):
     monkeypatch.setattr(experiments, "run", interrupt)
     assert main(["run", "toy"]) == 130
     assert "python -m imm_lib run toy --resume" in capsys.readouterr().err
+
+
+def test_units_in_processes_of_their_own_give_the_same_numbers(tmp_path):
+    experiment = experiments.find("grid-sizes")
+    found = []
+    for jobs in (1, 2):
+        file = experiments.run(experiment, "ci", where=tmp_path / str(jobs), jobs=jobs)
+        result = results.load(file.stem, file.parent)
+        found.append([(e["unit"], e["numbers"]["exact"]) for e in result["units"]])
+    assert found[0] == found[1] and len(found[0]) > 1
+    with pytest.raises(ValueError, match="jobs"):
+        experiments.run(experiment, "ci", where=tmp_path, jobs=0)
+
+
+def test_all_leaves_out_what_needs_a_gpu(toys, monkeypatch, capsys):
+    known = {e.name: e for e in (toy(), replace(toy(), name="big", gpu=True))}
+    monkeypatch.setattr(experiments, "registry", lambda: known)
+    assert main(["run", "--all", "--out", str(toys)]) == 0
+    assert "left out without a GPU: big" in capsys.readouterr().err
+    assert (toys / "toy.json").is_file() and not (toys / "big.json").exists()

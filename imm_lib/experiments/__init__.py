@@ -8,15 +8,17 @@ under its name when all are there.
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from imm_lib import results
+from imm_lib import checks, results
 
 MODULES = ("kneser_ney", "logistic", "language", "grid", "sensors", "bench")
 
@@ -32,6 +34,7 @@ class Experiment:
         units: (config, seed) -> list of JSON objects, one per unit of work.
         run: (unit, config, device) -> JSON object of numbers.
         table: result -> rows of text, the first of them the header.
+        gpu: the full scale takes days without one, so that --all leaves it out on a CPU.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Experiment:
     units: Callable[[dict, int], list[dict]]
     run: Callable[[dict, dict, torch.device], dict]
     table: Callable[[dict], list[list[str]]]
+    gpu: bool = False
 
 
 def registry() -> dict[str, Experiment]:
@@ -109,6 +113,7 @@ def run(
     resume: bool = False,
     where: Path | None = None,
     command: str = "",
+    jobs: int = 1,
 ) -> Path:
     """Run all units of an experiment, with a progress bar, and write its result.
 
@@ -120,6 +125,7 @@ def run(
         resume: keep the units that an interrupted run has finished; of the same configuration, seed, device and code.
         where: folder of the result; by default :func:`imm_lib.results.folder`.
         command: what reproduces the run, stored with it.
+        jobs: units that run at a time, each in a process of its own where it is more than 1.
 
     Returns:
         The result's file.
@@ -129,6 +135,7 @@ def run(
             configuration, seed, device or code.
     """
     check_scale(experiment, scale)
+    checks.count("jobs", jobs)
     device = _device(device)
     try:
         from tqdm import tqdm
@@ -147,15 +154,13 @@ def run(
     units = experiment.units(config, seed)
     done = _resumed(partial, key) if resume else []
     finished = {_identity(entry["unit"]): entry for entry in done}
-    entries = []
-    for unit in tqdm(units, desc=file_name(experiment, scale), unit="unit"):
-        entry = finished.get(_identity(unit))
-        if entry is None:
-            start = time.perf_counter()
-            numbers = experiment.run(unit, config, device)
-            entry = {"unit": unit, "numbers": numbers, "wall_s": round(time.perf_counter() - start, 3)}
-            results.write_json(partial, {**key, "units": [*entries, entry]})
-        entries.append(entry)
+    pending = [unit for unit in units if _identity(unit) not in finished]
+    with tqdm(total=len(units), initial=len(finished), desc=file_name(experiment, scale), unit="unit") as bar:
+        for entry in _entries(experiment, pending, config, device, jobs):
+            finished[_identity(entry["unit"])] = entry
+            results.write_json(partial, {**key, "units": list(finished.values())})
+            bar.update()
+    entries = [finished[_identity(unit)] for unit in units]
     result = {
         "schema": results.SCHEMA_VERSION,
         "experiment": experiment.name,
@@ -170,6 +175,33 @@ def run(
         **results.provenance(device),
     }
     return results.save(result, file_name(experiment, scale), where)
+
+
+def _entry(experiment: Experiment, unit: dict, config: dict, device: torch.device) -> dict:
+    """One unit, done and timed."""
+    start = time.perf_counter()
+    numbers = experiment.run(unit, config, device)
+    return {"unit": unit, "numbers": numbers, "wall_s": round(time.perf_counter() - start, 3)}
+
+
+def _named_entry(name: str, *rest: object) -> dict:
+    """The same in another process, which takes the experiment by its name: functions do not travel."""
+    return _entry(find(name), *rest)
+
+
+def _entries(
+    experiment: Experiment, units: list[dict], config: dict, device: torch.device, jobs: int
+) -> Iterator[dict]:
+    """Every unit's entry, as soon as it is done."""
+    if jobs == 1:
+        yield from (_entry(experiment, unit, config, device) for unit in units)
+        return
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        waiting = [pool.submit(_named_entry, experiment.name, unit, config, device) for unit in units]
+        yield from (future.result() for future in as_completed(waiting))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def forget(experiment: Experiment, scale: str = "full", where: Path | None = None) -> None:

@@ -35,7 +35,7 @@ class Histories(nn.Module):
         steps: words m that are run again, the word itself among them, at least 1.
         cache: take up the state that the last :meth:`refresh` found before them; else begin anew.
         dtype: of the cached states.
-        device: of the cached states; by default the text's.
+        device: of the cached states; by default where the module is.
 
     A history that begins before the text's first word is completed with the text's last words.
 
@@ -56,20 +56,22 @@ class Histories(nn.Module):
         super().__init__()
         self.stream, self.steps, self.cache = stream, checks.count("steps", steps), cache
         self.contexts = GroupedContexts(stream.words, vocab_size)
-        self.dtype, self.device = dtype, torch.device(device or stream.words.device)
+        self.dtype, self.device = dtype, device and torch.device(device)
         self.states = None
 
     def refresh(self, model: LanguageModel) -> None:
         """Fill the cache by one pass over the text, without dropout and without the softmax."""
         if not self.cache:
             return
+        stream = self.stream.to(self.contexts.short.device)
         if self.states is None:
+            self.device = self.device or stream.words.device
             one = model.begin(1)[0]
             dtype = self.dtype if one.is_floating_point() else one.dtype
             size = len(self.stream.words) * one.numel() * dtype.itemsize
             self._check_room(size)
             self.states = torch.empty(len(self.stream.words), *one.shape, dtype=dtype, device=self.device)
-        for block, found in read(model, self.stream, states=True):
+        for block, found in read(model, stream, states=True):
             self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
 
     def query(self, model: LanguageModel) -> Query:
@@ -77,11 +79,12 @@ class Histories(nn.Module):
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
             behind = torch.arange(1 - self.steps, 1, device=extended.device)
-            places = (extended.unsqueeze(1) + behind) % len(self.stream.words)
+            words = self.contexts.short
+            places = (extended.unsqueeze(1) + behind) % len(words)
             state = model.begin(len(short))
             if self.cache:
                 state = self.states[places[:, 0].to(self.device)].to(state)
-            features, _ = model.hidden(self.stream.words[places], state)
+            features, _ = model.hidden(words[places], state)
             return model.log_probs(features[:, -1])
 
         return run

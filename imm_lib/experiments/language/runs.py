@@ -43,9 +43,9 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
     options = {key: spec[key] for key in spec if key not in {f.name for f in fields(Settings)} | {"term"}}
     bigram, size = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)), len(corpus.vocab)
 
-    def sampled(lam: float, steps: int = 1, cache: bool = True, **rest) -> terms.Term:
+    def sampled(lam: float, steps: int = 1, cache: bool = True, kind: type = terms.Sampled, **rest) -> terms.Term:
         stream = Stream(corpus.train, settings.batch, settings.unroll)
-        return terms.Sampled(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
+        return kind(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
 
     known = {
         "none": terms.Term,
@@ -54,6 +54,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         "moving average": lambda **rest: terms.MovingAverage(bigram, **rest),
         "serialized": lambda **rest: terms.Serialized(bigram, **rest),
         "sampled": sampled,
+        "sampled, uncorrected": functools.partial(sampled, kind=terms.SampledUncorrected),
     }
     name = spec.get("term", "none")
     if name not in known:
@@ -186,7 +187,6 @@ def _fidelity(unit: dict, config: dict, device: torch.device) -> dict:
         found[name] = fidelity.compare(gradient, exact) | {"cpu_s": time.process_time() - start}
 
     passes = config["passes"]
-    average.dropout = True
     measure("moving average, as in training", average, dropout=True, passes=passes)
     measure("moving average, as in training, no dropout", average)
     fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
@@ -224,8 +224,7 @@ def _table_fidelity(result: dict) -> list[list[str]]:
     return rows
 
 
-_SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 30, "start": 10}
-_IMM = {"term": "sampled", "lam": 1.0}
+_SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40, "start": 10}
 _ARMS = {
     "baseline": {},
     "baseline, lr 0.5": {"lr": 0.5},
@@ -234,23 +233,52 @@ _ARMS = {
     "reverse-KD, λ = 1": {"term": "reverse-KD", "lam": 1.0},
     "moving average, λ = 0.2": {"term": "moving average", "lam": 0.2},
     "moving average, λ = 1": {"term": "moving average", "lam": 1.0},
-    "cached states, λ = 0.2": {**_IMM, "lam": 0.2},
-    "cached states, λ = 1": _IMM,
+    "cached states, λ = 0.2": {"term": "sampled", "lam": 0.2},
+    "cached states, λ = 1": {"term": "sampled", "lam": 1.0},
+}
+_PUZZLE = {
+    "serialized": {"term": "serialized"},
+    "serialized, clipped apart": {"term": "serialized", "separate": True},
+    "serialized, no dropout": {"term": "serialized", "own_pass": True},
+    "cached states": {"term": "sampled"},
 }
 _PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
 _QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2, "start": 1}}
+_PAPER = {
+    "width": 1500,
+    "dropout": 0.65,
+    "scale": 0.04,
+    "clip": 10.0,
+    "decay": 1 / 1.15,
+    "epochs": 55,
+    "start": 14,
+}
+
+
+def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+    """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some of the arms."""
+    arms = list(full["arms"])
+    quick = {**_QUICK, "sizes": [[100, 1]], "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]}}
+    return Experiment(name, description, {"full": full, "ci": quick}, _units, _run, _table, gpu)
+
 
 EXPERIMENTS = [
-    Experiment(
-        name="language-methods",
-        description="LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
-        scales={
-            "full": {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
-            "ci": {**_QUICK, "sizes": [[100, 1]], "arms": {name: _ARMS[name] for name in list(_ARMS)[::4]}},
+    _experiment(
+        "language-methods",
+        "LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
+        {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
+    ),
+    _experiment(
+        "language-paper",
+        "LSTMs of 1,500 units on the Penn Treebank (Tables 1 and 5 at the paper's scale); needs a GPU",
+        {
+            "corpus": "ptb",
+            "held_out": None,
+            "settings": _PAPER,
+            "sizes": [[LINES, 2]],
+            "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
         },
-        units=_units,
-        run=_run,
-        table=_table,
+        gpu=True,
     ),
     Experiment(
         name="language-fidelity",

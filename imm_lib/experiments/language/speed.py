@@ -76,7 +76,7 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
         "plain": bench.step(terms.Term()),
         "reverse-KD": bench.step(terms.Uncorrected(bench.bigram, 0.2)),
         "moving average": bench.step(terms.MovingAverage(bench.bigram, 0.2)),
-        "moving average, own pass": bench.step(terms.MovingAverage(bench.bigram, 0.2, dropout=False)),
+        "moving average, own pass": bench.step(terms.MovingAverage(bench.bigram, 0.2, own_pass=True)),
         "serialized": bench.step(terms.Serialized(bench.bigram, 0.2)),
         "cached, m = 1": bench.step(bench.sampled(1)),
         "cached, m = 5": bench.step(bench.sampled(5)),

@@ -87,19 +87,53 @@ class Noising(_Random):
         return torch.where(noised, drawn.view(shape).to(device), block.labels)
 
 
-class Uncorrected(Term):
-    """Reverse distillation: the target against the full model itself, in the shared pass."""
+class _OnePass(Term):
+    """A term from one pass over the block: that of the cross-entropy, dropout and all, or one of its own without."""
 
-    def __init__(self, bigram: KneserNeyBigram, lam: float):
+    def __init__(self, lam: float, own_pass: bool):
         super().__init__(lam)
+        self.own_pass, self.state = own_pass, None
+
+    def loss(self, log_q: Tensor, block: Block) -> Tensor:
+        """The term from the block's (B, T, V) log-probabilities."""
+        raise NotImplementedError
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.state = model.begin(stream.batch)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
+        return None if self.own_pass else self.loss(log_q, block)
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        if self.own_pass:
+            with without_dropout(model):
+                log_q, state = model(block.words, self.state)
+            self.state = state.detach()
+            yield self.loss(log_q, block)
+
+
+class Uncorrected(_OnePass):
+    """Reverse distillation: the target against the full model itself.
+
+    Args:
+        bigram: the target.
+        lam: λ.
+        own_pass: make a second pass without dropout instead of using that of the cross-entropy.
+    """
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float, own_pass: bool = False):
+        super().__init__(lam, own_pass)
         self.imm = ReverseKD(bigram)
 
     @override
-    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+    def loss(self, log_q: Tensor, block: Block) -> Tensor:
         return self.imm(log_q.flatten(0, 1), block.words.flatten())
 
 
-class MovingAverage(Term):
+class MovingAverage(_OnePass):
     """Moving-average IMM. The table begins as the induced bigram of the model when the term first acts.
 
     Args:
@@ -107,61 +141,59 @@ class MovingAverage(Term):
         lam: λ.
         memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1 / memory.
         max_ratio: largest correction Q / Q̂.
-        dropout: use the pass of the cross-entropy, dropout and all; otherwise a pass of its own without.
+        own_pass: as of :class:`Uncorrected`.
     """
 
     def __init__(
         self,
         bigram: KneserNeyBigram,
         lam: float,
-        memory: float = 500,
+        memory: float = 10,
         max_ratio: float = 10.0,
-        dropout: bool = True,
+        own_pass: bool = False,
     ):
-        super().__init__(lam)
+        super().__init__(lam, own_pass)
         size = bigram.vocab_size
-        self.bigram, self.dropout = bigram, dropout
+        self.bigram = bigram
         self.imm = MovingAverageIMM(bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio)
-        self.state = None
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        super().begin_epoch(model, stream, first)
         if first:
             self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
-        self.state = model.begin(stream.batch)
 
     @override
-    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
-        return self.imm(log_q.flatten(0, 1), block.words.flatten()) if self.dropout else None
-
-    @override
-    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        if not self.dropout:
-            with without_dropout(model):
-                log_q, state = model(block.words, self.state)
-            self.state = state.detach()
-            yield self.imm(log_q.flatten(0, 1), block.words.flatten())
+    def loss(self, log_q: Tensor, block: Block) -> Tensor:
+        return self.imm(log_q.flatten(0, 1), block.words.flatten())
 
 
-class Serialized(Term):
-    """Serialized IMM in the shared pass; Q† is the model as it was before the pass over the text, Q̂† its bigram."""
+class Serialized(_OnePass):
+    """Serialized IMM; Q† is the model as it was before the pass over the text, without dropout, and Q̂† its bigram.
 
-    def __init__(self, bigram: KneserNeyBigram, lam: float):
-        super().__init__(lam)
+    Args:
+        bigram: the target.
+        lam: λ.
+        own_pass: as of :class:`Uncorrected`.
+    """
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float, own_pass: bool = False):
+        super().__init__(lam, own_pass)
         self.imm = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size)
-        self.bigram, self.frozen, self.state = bigram, None, None
+        self.bigram, self.frozen, self.frozen_state = bigram, None, None
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        super().begin_epoch(model, stream, first)
         self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
         # in a tuple, since a submodule would belong to the term's own parameters and state
         self.frozen = (copy.deepcopy(model).eval(),)
-        self.state = model.begin(stream.batch)
+        self.frozen_state = model.begin(stream.batch)
 
     @override
-    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+    def loss(self, log_q: Tensor, block: Block) -> Tensor:
         with torch.no_grad():
-            frozen, self.state = self.frozen[0](block.words, self.state)
+            frozen, self.frozen_state = self.frozen[0](block.words, self.frozen_state)
         return self.imm(log_q.flatten(0, 1), block.words.flatten(), frozen.flatten(0, 1))
 
 
@@ -175,7 +207,7 @@ class Sampled(_Random):
         k: extended contexts of a distinct word.
         words: words drawn from the block's for each step, with replacement; 0 takes all of the block.
         chunk: extended contexts in memory at a time, of whole words; what bounds the memory whatever k is.
-        dropout: keep dropout in the term's passes; an ablation.
+        with_dropout: keep dropout in the term's passes; an ablation.
         seed: of the draws.
     """
 
@@ -189,11 +221,11 @@ class Sampled(_Random):
         k: int = 10,
         words: int = 70,
         chunk: int = 350,
-        dropout: bool = False,
+        with_dropout: bool = False,
         seed: int = 0,
     ):
         super().__init__(lam, seed)
-        self.histories, self.dropout = histories, dropout
+        self.histories, self.with_dropout = histories, with_dropout
         self.imm = self._estimator(bigram, histories.contexts, k, generator=self.generator)
         self.words = words if words == 0 else checks.count("words", words)
         self.group = max(1, checks.count("chunk", chunk) // k)  # distinct words
@@ -212,7 +244,7 @@ class Sampled(_Random):
         # crosstalk couples contexts of one word alone, so that parts of whole words add up exactly
         for group in drawn.unique().split(self.group):
             part = drawn[torch.isin(drawn, group)]
-            with contextlib.nullcontext() if self.dropout else without_dropout(model):
+            with contextlib.nullcontext() if self.with_dropout else without_dropout(model):
                 term = self.imm(self.histories.query(model), part)
             yield term * (len(part) / len(drawn))
 

@@ -1,5 +1,6 @@
 """Texts for language models: parts of a corpus with a vocabulary of their own, and columns read side by side."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -86,6 +87,12 @@ class Stream:
             raise ValueError(f"tokens must hold at least batch + 1 = {batch + 1} words, got {len(tokens)}")
         size = batch * self.length
         self.words, self.labels = tokens[:size], tokens[1 : size + 1]
+
+    def to(self, device: str | torch.device) -> "Stream":
+        """The same stream with its words on another device."""
+        moved = copy.copy(self)
+        moved.words, moved.labels = self.words.to(device), self.labels.to(device)
+        return moved
 
     def __len__(self) -> int:
         return -(-self.length // self.unroll)
