@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (data.DataError, results.ResultError, ImportError) as error:
+    except (data.DataError, results.ResultError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

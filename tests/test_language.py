@@ -21,6 +21,7 @@ from imm_lib.experiments.language import (
     Histories,
     MovingAverage,
     Noising,
+    Published,
     Sampled,
     Serialized,
     Settings,
@@ -31,9 +32,11 @@ from imm_lib.experiments.language import (
     fidelity,
     measures,
     part,
+    topics,
     train,
     without_dropout,
 )
+from imm_lib.experiments.language.training import Run
 
 V = 7
 
@@ -129,6 +132,22 @@ def test_a_stream_reads_every_word_once_in_columns():
 def test_a_stream_refuses_a_short_text(tokens):
     with pytest.raises(ValueError, match="tokens must"):
         Stream(tokens, batch=4)
+
+
+def test_topics_need_more_than_the_previous_word():
+    tokens = topics(20_000, seed=1)
+    assert torch.equal(tokens, topics(20_000, seed=1)) and not torch.equal(tokens, topics(20_000, seed=2))
+    assert tokens.shape == (20_000,) and tokens.min() >= 0 and tokens.max() < 40
+    pairs = tokens[:-1] * 40 + tokens[1:]
+    bigram = torch.bincount(pairs, minlength=1600).view(40, 40).double()
+    entropy = torch.special.entr(bigram / bigram.sum(1, keepdim=True)).sum(1)
+    one = topics(20_000, seed=1, count=1)
+    alone = torch.bincount(one[:-1] * 40 + one[1:], minlength=1600).view(40, 40).double()
+    alone = torch.special.entr((alone / alone.sum(1, keepdim=True)).nan_to_num()).sum(1)
+    weight = torch.bincount(tokens, minlength=40), torch.bincount(one, minlength=40)
+    assert (entropy * weight[0]).sum() > 1.3 * (alone * weight[1]).sum()
+    with pytest.raises(ValueError, match="switch"):
+        topics(10, switch=2.0)
 
 
 # models
@@ -320,6 +339,29 @@ def test_terms_that_share_the_pass_are_the_estimators(texts, bigram):
     torch.testing.assert_close(next(own.own(model, block)), twin(flat, short))
 
 
+def test_the_published_way_begins_from_the_state_before_the_block(texts, bigram):
+    model, stream = lstm(dropout=0.4).train(), Stream(texts.train, 2, 3)
+    term = Published(bigram, 1.0, Histories(stream, V, 4, cache=False), k=5, seed=7)
+    term.begin_epoch(model, stream, True)
+    generator, state = torch.Generator().manual_seed(7), model.begin(2)
+    for block, _ in zip(stream, range(2), strict=False):
+        total = sum(part.item() for part in term.own(model, block))
+        expected = 0.0
+        with torch.no_grad(), without_dropout(model):
+            for column in range(3):
+                places = term.histories.contexts.sample(block.words[:, column], 5, generator)
+                for row in range(2):
+                    rows = []
+                    for place in places[row].tolist():
+                        words = torch.tensor([stream.words[p % len(stream.words)] for p in range(place - 3, place + 1)])
+                        rows.append(model(words.view(1, -1), state[row : row + 1])[0][0, -1])
+                    target = bigram(block.words[row, column].view(1))[0].double()
+                    expected -= (target * imm.induce(torch.stack(rows))).sum().item() / 6
+            state = model(block.words, state)[1]
+        assert total == pytest.approx(expected)
+    assert model.training
+
+
 # gradients
 
 
@@ -351,7 +393,7 @@ def test_estimators_by_fidelity(texts, bigram):
     for name, term in {
         "serialized": Serialized(bigram, 1.0),
         "average": MovingAverage(bigram, 1.0, max_ratio=math.inf),
-        "cached": Sampled(bigram, 1.0, histories, k=40, words=0),
+        "cached": Sampled(bigram, 1.0, histories, k=300, words=0, chunk=5000),
         "uncorrected": Uncorrected(bigram, 1.0),
     }.items():
         term.begin_epoch(model, stream, True)
@@ -516,6 +558,39 @@ def test_gradients_are_clipped_apart(texts, bigram):
         torch.testing.assert_close(a, b)
 
 
+def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):
+    settings = dataclasses.replace(SMALL, dropout=0.0, clip=1e9, every=2, warmup=4)
+    run = Run(texts, Uncorrected(bigram, 0.3), settings, torch.device("cpu"))
+    block = next(iter(run.train))
+
+    def gradient(number):
+        run.model.zero_grad()
+        run.step(block, run.model.begin(4), number, True)
+        return [p.grad.clone() for p in run.model.parameters()]
+
+    def expected(lam):
+        log_q, _ = run.model(block.words, run.model.begin(4))
+        loss = F.nll_loss(log_q.flatten(0, 1), block.labels.flatten())
+        loss = loss + lam * imm.ReverseKD(bigram)(log_q.flatten(0, 1), block.words.flatten())
+        return torch.autograd.grad(5 * loss, list(run.model.parameters()))
+
+    for number, lam in enumerate([0.0, 0.0, 0.25 * 0.6, 0.0, 0.5 * 0.6, 0.0, 0.75 * 0.6, 0.0, 0.6, 0.0, 0.6]):
+        for a, b in zip(gradient(number), expected(lam), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_weights_that_become_nan_in_the_last_step_are_not_kept(texts, tmp_path):
+    file = tmp_path / "run.pt"
+
+    class Poison(Term):
+        def own(self, model, block):
+            yield model.head.bias.sum() * (math.nan if block.words.shape[1] < 5 else 0.0)
+
+    with pytest.raises(Diverged, match="validation loss is NaN"):
+        train(texts, Poison(1.0), SMALL, checkpoint=file)
+    assert not file.exists()
+
+
 def test_a_diverging_run_stops_and_keeps_its_checkpoint(texts, tmp_path):
     file = tmp_path / "run.pt"
     train(texts, settings=dataclasses.replace(SMALL, epochs=1), checkpoint=file)
@@ -573,6 +648,18 @@ def test_settings_refuse(change):
 def test_a_text_shorter_than_a_batch(texts, split):
     with pytest.raises(ValueError, match="tokens must"):
         train(dataclasses.replace(texts, **{split: texts.train[:3]}), settings=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("split", "tokens", "words"),
+    [
+        ("train", torch.tensor([]).long(), "texts.train must be"),
+        ("valid", torch.full((99,), V), "texts.valid must hold"),
+    ],
+)
+def test_a_text_that_is_empty_or_has_unknown_words(texts, split, tokens, words):
+    with pytest.raises(ValueError, match=words):
+        train(dataclasses.replace(texts, **{split: tokens}), settings=SMALL)
 
 
 SCRIPT = """

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from imm_lib import data
 from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.measure import compare, peak_bytes
+from imm_lib.experiments.measure import compare, peak_bytes, tokens
 from imm_lib.induced import imm_risk
 from imm_lib.surrogates import MovingAverageIMM
 from imm_lib.targets import KneserNeyBigram
@@ -28,16 +27,6 @@ CONFIG = {
     "kneser_ney": {"train": 20_000, "test": 500},
     "repeats": 9,
 }
-
-
-def tokens() -> tuple[Tensor, int]:
-    """Penn Treebank training tokens and vocabulary size; without that data, tokens of Zipf's law."""
-    if data.available("ptb"):
-        corpus = data.load("ptb")
-        return corpus.train, len(corpus.vocab)
-    generator = torch.Generator().manual_seed(0)
-    zipf = 1 / torch.arange(1, 10_001, dtype=torch.float64)
-    return torch.multinomial(zipf, 929_589, replacement=True, generator=generator), 10_000
 
 
 class LSTMLanguageModel(nn.Module):

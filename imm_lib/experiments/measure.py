@@ -8,9 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from imm_lib import checks
+from imm_lib import checks, data
+
+
+def tokens() -> tuple[Tensor, int]:
+    """Penn Treebank training tokens and vocabulary size; without that data, tokens of Zipf's law."""
+    if data.available("ptb"):
+        corpus = data.load("ptb")
+        return corpus.train, len(corpus.vocab)
+    generator = torch.Generator().manual_seed(0)
+    zipf = 1 / torch.arange(1, 10_001, dtype=torch.float64)
+    return torch.multinomial(zipf, 929_589, replacement=True, generator=generator), 10_000
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -3,8 +3,8 @@
 from imm_lib.experiments.language import fidelity, measures, runs, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
-from imm_lib.experiments.language.terms import MovingAverage, Noising, Sampled, Serialized, Term, Uncorrected
-from imm_lib.experiments.language.text import Block, Stream, part
+from imm_lib.experiments.language.terms import MovingAverage, Noising, Published, Sampled, Serialized, Term, Uncorrected
+from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *speed.EXPERIMENTS]
@@ -19,6 +19,7 @@ __all__ = [
     "LanguageModel",
     "MovingAverage",
     "Noising",
+    "Published",
     "Sampled",
     "Serialized",
     "Settings",
@@ -30,6 +31,7 @@ __all__ = [
     "fidelity",
     "measures",
     "part",
+    "topics",
     "train",
     "without_dropout",
 ]

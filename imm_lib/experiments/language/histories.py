@@ -74,17 +74,20 @@ class Histories(nn.Module):
         for block, found in read(model, stream, states=True):
             self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
 
-    def query(self, model: LanguageModel) -> Query:
-        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model as it is."""
+    def query(self, model: LanguageModel, state: Tensor | None = None) -> Query:
+        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model as it is.
+
+        With ``state``, (N, ...), every call begins from it, whatever text it comes from.
+        """
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
             behind = torch.arange(1 - self.steps, 1, device=extended.device)
             words = self.contexts.short
             places = (extended.unsqueeze(1) + behind) % len(words)
-            state = model.begin(len(short))
-            if self.cache:
-                state = self.states[places[:, 0].to(self.device)].to(state)
-            features, _ = model.hidden(words[places], state)
+            before = model.begin(len(short)) if state is None else state
+            if state is None and self.cache:
+                before = self.states[places[:, 0].to(self.device)].to(before)
+            features, _ = model.hidden(words[places], before)
             return model.log_probs(features[:, -1])
 
         return run

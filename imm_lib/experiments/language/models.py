@@ -17,11 +17,11 @@ from imm_lib import checks
 
 
 class LanguageModel(nn.Module):
-    """Embedding, something that reads, dropout, softmax. Subclasses say what reads."""
+    """Embedding, something that reads, dropout, softmax; ``symbols`` are ids beyond the vocabulary, no words."""
 
-    def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool):
+    def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool, symbols: int = 0):
         super().__init__()
-        self.embedding = nn.Embedding(checks.count("vocab_size", vocab_size) + 1, checks.count("width", width))
+        self.embedding = nn.Embedding(checks.count("vocab_size", vocab_size) + symbols, checks.count("width", width))
         self.head = nn.Linear(width, vocab_size)
         self.vocab_size, self.width, self.tied = vocab_size, width, tied
         self.dropout = nn.Dropout(checks.number("dropout", dropout, 0, 1))
@@ -140,7 +140,7 @@ class Transformer(LanguageModel):
         window: int = 35,
         longest: int = 70,
     ):
-        super().__init__(vocab_size, width, dropout, tied)
+        super().__init__(vocab_size, width, dropout, tied, symbols=1)
         if width % checks.count("heads", heads):
             raise ValueError(f"heads must divide width = {width}, got {heads}")
         self.window, self.longest = checks.count("window", window), checks.count("longest", longest)

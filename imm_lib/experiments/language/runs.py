@@ -4,8 +4,7 @@ import functools
 import hashlib
 import json
 import tempfile
-import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from imm_lib import data, results
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
-from imm_lib.experiments.language.text import Stream, part
+from imm_lib.experiments.language.text import Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 from imm_lib.targets import KneserNeyBigram
 
@@ -29,8 +28,11 @@ FREQUENT = 200
 def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corpus:
     """The seed's own part of the training lines, a fifth of the corpus away from the next seed's; or all of them.
 
-    The learning rate follows the first ``held_out`` validation lines.
+    The learning rate follows the first ``held_out`` validation lines. Of "topics", lines are words.
     """
+    if corpus == "topics":
+        draws = {s: topics(lines, 3 * seed + i) for i, s in enumerate(data.SPLITS)}
+        return data.Corpus(corpus, vocab=[str(word) for word in range(40)], **draws)
     whole = data.load(corpus)
     if lines >= LINES and corpus == "ptb":
         return part(whole, LINES, 0, held_out, least=1)
@@ -158,55 +160,57 @@ def _table(result: dict) -> list[list[str]]:
 def _fidelity(unit: dict, config: dict, device: torch.device) -> dict:
     """Every estimator's mean gradient against the exact one, on one model that moving-average IMM was training.
 
-    The tables and states are as training left them, up to an epoch old ("as in training"), or of the model itself.
+    "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are of the model itself.
     """
-    spec = {**config["settings"], "term": "moving average", "lam": config["lam"]}
-    settings = _settings(spec, unit["seed"])
-    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
+    case = config["texts"][unit["text"]]
+    settings, seed, steps, passes = (
+        _settings(case["settings"], unit["seed"]),
+        unit["seed"],
+        case["steps"],
+        case["passes"],
+    )
+    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"])
     size = len(corpus.vocab)
     bigram = KneserNeyBigram.fit(corpus.train, size).to(device)
     stream = Stream(corpus.train.to(device), settings.batch, settings.unroll)
-    average = build(spec, corpus, settings, unit["seed"])
-    cached = {m: Histories(stream, size, m) for m in config["steps"]}
+    average = terms.MovingAverage(bigram, 1.0)
+    cached = {m: Histories(stream, size, m) for m in steps}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.pt"
         before = train(corpus, average, settings, device, file).last
         for histories in cached.values():
             histories.refresh(before)
-        again = _settings({**spec, "epochs": settings.epochs + 1}, unit["seed"])
-        model = train(corpus, average, again, device, file).last
+        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), device, file).last
     exact = fidelity.exact_gradient(model, Stream(stream.words, settings.batch, 10 * settings.unroll), bigram)
     found = {}
 
     def measure(name: str, term: terms.Term, passes: int = 1, dropout: bool = False) -> None:
         model.train(dropout)
-        start = time.process_time()
         with torch.random.fork_rng():
-            torch.manual_seed(unit["seed"])
+            torch.manual_seed(seed)
             gradient = fidelity.mean_gradient(model, stream, term.eval().to(device), passes)
-        found[name] = fidelity.compare(gradient, exact) | {"cpu_s": time.process_time() - start}
+        found[name] = fidelity.compare(gradient, exact)
 
-    passes = config["passes"]
-    measure("moving average, as in training", average, dropout=True, passes=passes)
-    measure("moving average, as in training, no dropout", average)
-    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
+    fresh, whole = terms.MovingAverage(bigram, 1.0, max_ratio=1e6), {"words": 0}
     fresh.begin_epoch(model, stream, True)
-    measure("exact table, dropout", fresh, dropout=True, passes=passes)
     measure("exact table", fresh)
-    measure("reverse-KD, dropout", terms.Uncorrected(bigram, 1.0), dropout=True, passes=passes)
+    measure("exact table, dropout", fresh, passes, dropout=True)
+    measure("moving average, as in training", average, passes, dropout=True)
+    measure("moving average, as in training, no dropout", average)
     measure("reverse-KD", terms.Uncorrected(bigram, 1.0))
+    measure("reverse-KD, dropout", terms.Uncorrected(bigram, 1.0), passes, dropout=True)
     for m, histories in cached.items():
-        measure(f"cached, m = {m}, as in training", terms.Sampled(bigram, 1.0, histories), passes)
+        measure(f"cached, m = {m}, 70 words, as in training", terms.Sampled(bigram, 1.0, histories), passes)
         histories.refresh(model)
-        measure(f"cached, m = {m}, all words", terms.Sampled(bigram, 1.0, histories, words=0), passes)
-        measure(f"cached, m = {m}, all words, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, words=0), passes)
-    short = Histories(stream, size, max(config["steps"]), cache=False)
-    measure(f"re-run from nothing, {max(config['steps'])} words", terms.Sampled(bigram, 1.0, short, words=0), passes)
-    return {
-        "estimators": found,
-        "exact_norm": exact.norm().item(),
-        "valid": _valid(model, corpus, settings, device),
-    }
+        measure(f"cached, m = {m}", terms.Sampled(bigram, 1.0, histories, **whole), passes)
+        measure(f"cached, m = {m}, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, **whole), passes)
+    anew = Histories(stream, size, settings.unroll, cache=False)
+    measure(f"from nothing, m = {settings.unroll}", terms.Sampled(bigram, 1.0, anew, **whole), passes)
+    if case["published"]:
+        published = terms.Published(bigram, 1.0, anew)
+        published.begin_epoch(model, stream, True)
+        measure("as published", published, passes)
+    return {"estimators": found, "exact_norm": exact.norm().item(), "valid": _valid(model, corpus, settings, device)}
 
 
 def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device) -> float:
@@ -216,11 +220,11 @@ def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device)
 
 
 def _table_fidelity(result: dict) -> list[list[str]]:
-    rows = [["seed", "estimator", "cosine", "error", "norm ratio"]]
+    rows = [["text", "seed", "estimator", "cosine", "error", "norm ratio"]]
     for entry in result["units"]:
         for name, f in entry["numbers"]["estimators"].items():
             values = (f[key] for key in ("cosine", "error", "norm_ratio"))
-            rows.append([str(entry["unit"]["seed"]), name, *(f"{v:.3f}" for v in values)])
+            rows.append([entry["unit"]["text"], str(entry["unit"]["seed"]), name, *(f"{v:.3f}" for v in values)])
     return rows
 
 
@@ -243,6 +247,21 @@ _PAPER = {
     "clip": 10.0,
     "decay": 1 / 1.15,
     "epochs": 55,
+}
+
+
+_TOPICS = {
+    "corpus": "topics",
+    "lines": 4000,
+    "held_out": None,
+    "settings": {"width": 32, "dropout": 0.3, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 15},
+    "steps": [1, 5, 20],
+    "passes": 10,
+    "published": True,
+}
+_PTB_FIDELITY = {
+    **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
+    **{"steps": [1, 5, 35], "passes": 4, "published": False},
 }
 
 
@@ -275,10 +294,12 @@ EXPERIMENTS = [
         name="language-fidelity",
         description="gradients of the IMM estimators on a trained language model against the exact one",
         scales={
-            "full": {**_PTB, "lines": 1262, "seeds": 2, "lam": 1.0, "steps": [1, 5, 35], "passes": 4},
-            "ci": {**_QUICK, "lines": 100, "seeds": 1, "lam": 0.2, "steps": [1, 2], "passes": 1},
+            "full": {"texts": {"topics": _TOPICS, "PTB": _PTB_FIDELITY}, "seeds": 2},
+            "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
         },
-        units=lambda config, seed: [{"lines": config["lines"], "seed": seed + s} for s in range(config["seeds"])],
+        units=lambda config, seed: [
+            {"text": text, "seed": seed + s} for text in config["texts"] for s in range(config["seeds"])
+        ],
         run=_fidelity,
         table=_table_fidelity,
     ),

@@ -6,14 +6,11 @@ import torch
 
 from imm_lib import data
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.bench import tokens
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
-from imm_lib.experiments.language.models import without_dropout
 from imm_lib.experiments.language.text import Stream
-from imm_lib.experiments.language.training import Settings, _Run
-from imm_lib.experiments.measure import compare, peak_bytes
-from imm_lib.induced import imm_risk
+from imm_lib.experiments.language.training import Run, Settings
+from imm_lib.experiments.measure import compare, peak_bytes, tokens
 from imm_lib.targets import KneserNeyBigram
 
 
@@ -36,7 +33,7 @@ class _Bench:
     def step(self, term: terms.Term) -> Callable[[], None]:
         """A function that takes the next block's training step."""
         torch.manual_seed(0)
-        run = _Run(self.texts, term, self.settings, self.device)
+        run = Run(self.texts, term, self.settings, self.device)
         term.begin_epoch(run.model, run.train, True)
         optimiser = torch.optim.SGD(run.model.parameters(), 0.1)
         begin, turn = run.model.train().begin(self.settings.batch), [0]
@@ -48,24 +45,6 @@ class _Bench:
             turn[0] += 1
 
         work.run = run
-        return work
-
-    def published(self) -> Callable[[], None]:
-        """The published scheme's step with sampled contexts: k histories of every place, run again in full."""
-        plain = self.step(terms.Term())
-        model, histories = plain.run.model, Histories(self.stream, self.size, self.settings.unroll, cache=False)
-        generator = torch.Generator().manual_seed(0)
-
-        def work() -> None:
-            plain()
-            block = self.blocks[0]
-            for column in range(block.words.shape[1]):
-                words = block.words[:, column]
-                places = histories.contexts.sample(words, 10, generator)
-                with without_dropout(model):
-                    log_q = histories.query(model)(words.repeat_interleave(10), places.flatten())
-                (imm_risk(self.bigram(words), log_q.unflatten(0, (-1, 10))).sum() / block.words.numel()).backward()
-
         return work
 
 
@@ -109,7 +88,9 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
 def _published(config: dict, device: torch.device, repeats: int) -> dict:
     """The published scheme, whose k histories of every place are run again on each fifth block, over the plain step."""
     bench = _Bench(config, device)
-    seconds = compare({"plain": bench.step(terms.Term()), "published": bench.published()}, 1, device)
+    histories = Histories(bench.stream, bench.size, config["unroll"], cache=False)
+    works = {"plain": bench.step(terms.Term()), "published": bench.step(terms.Published(bench.bigram, 0.2, histories))}
+    seconds = compare(works, 1, device)
     ratio = seconds["published"] / seconds["plain"]
     return {"seconds": seconds, "ratio_when_sampled": ratio, "ratio_every_fifth": (4 + ratio) / 5}
 

@@ -20,6 +20,7 @@ from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.measures import induced
 from imm_lib.experiments.language.models import LanguageModel, without_dropout
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.induced import imm_risk
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.targets import KneserNeyBigram
 
@@ -247,6 +248,41 @@ class Sampled(_Random):
             with contextlib.nullcontext() if self.with_dropout else without_dropout(model):
                 term = self.imm(self.histories.query(model), part)
             yield term * (len(part) / len(drawn))
+
+
+class Published(_Random):
+    """The published program's way with sampled contexts: k histories of every place of the block, run again in full.
+
+    They begin from the state that the model had before the block, of a text that is not theirs, and equal words share
+    nothing. (The program does so on every fifth block, and with one history, that of the block, on the others.)
+
+    Args:
+        bigram: the target.
+        lam: λ.
+        histories: extended contexts without a cache; their ``steps`` are the words of a history.
+        k: histories of each place.
+        seed: of the draws.
+    """
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float, histories: Histories, k: int = 10, seed: int = 0):
+        super().__init__(lam, seed)
+        self.bigram, self.histories, self.k = bigram, histories, checks.count("k", k)
+        self.state = None
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.state = model.begin(stream.batch)
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        with without_dropout(model):
+            query = self.histories.query(model, self.state.repeat_interleave(self.k, 0))
+            for words in block.words.unbind(1):
+                places = self.histories.contexts.sample(words, self.k, self.generator)
+                log_q = query(words.repeat_interleave(self.k), places.flatten()).unflatten(0, (-1, self.k))
+                yield imm_risk(self.bigram(words), log_q).sum() / block.words.numel()
+            with torch.no_grad():
+                _, self.state = model.hidden(block.words, self.state)
 
 
 class SampledUncorrected(Sampled):

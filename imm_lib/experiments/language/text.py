@@ -13,6 +13,35 @@ from imm_lib import checks, data
 UNKNOWN, END = "<unk>", "<eos>"
 
 
+def topics(size: int, seed: int = 0, vocab_size: int = 40, count: int = 4, switch: float = 0.02) -> Tensor:
+    """A synthetic text: every topic has a bigram of its own, and lasts 1 / switch words on average.
+
+    The topic is what a longer history tells and the previous word alone does not. Texts of different seeds are drawn
+    from the same bigrams.
+
+    Args:
+        size: number of words.
+        seed: of the draws.
+        vocab_size: number V of words.
+        count: topics.
+        switch: probability, before each word, of a new topic drawn uniformly.
+
+    Returns:
+        (size,) ids.
+    """
+    size, switch = checks.count("size", size), checks.number("switch", switch, 0, 1)
+    rows = torch.rand(count, vocab_size, vocab_size, generator=torch.Generator().manual_seed(0)).pow(20)
+    generator = torch.Generator().manual_seed(seed)
+    new = torch.rand(size, generator=generator) < switch
+    drawn = torch.randint(count, (size,), generator=generator)
+    word, topic, words = 0, 0, []
+    for step in range(size):
+        topic = int(drawn[step]) if new[step] else topic
+        word = int(torch.multinomial(rows[topic, word], 1, generator=generator))
+        words.append(word)
+    return torch.tensor(words)
+
+
 def part(corpus: data.Corpus, lines: int, first: int = 0, held_out: int | None = None, least: int = 2) -> data.Corpus:
     """A corpus of fewer training lines, as if there were no others: rarer words become ``<unk>`` in every split.
 

@@ -136,11 +136,13 @@ def _add_gradients(
                 parameter.grad.mul_(lam)
 
 
-class _Run:
+class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
     def __init__(self, texts: data.Corpus, term: Term, settings: Settings, device: torch.device):
         self.settings, self.device = settings, device
+        for split in ("train", "valid"):
+            checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
         self.train = Stream(texts.train.to(device), settings.batch, settings.unroll)
         self.valid = Stream(texts.valid.to(device), settings.batch, settings.unroll)
         self.model = settings.build(len(texts.vocab)).to(device)
@@ -153,6 +155,7 @@ class _Run:
 
     @property
     def over(self) -> bool:
+        """Whether the last epoch, or the least learning rate, has been reached."""
         return len(self.history) >= self.settings.epochs or self.lr < self.settings.lr * self.settings.least_lr
 
     def epoch(self) -> None:
@@ -168,13 +171,12 @@ class _Run:
             optimiser.zero_grad(set_to_none=True)
             value, state = self.step(block, state, number, late)
             if not math.isfinite(value):
-                raise Diverged(
-                    f"the loss is {value} at step {number + 1} of epoch {len(self.history) + 1}: lower lr "
-                    f"({self.lr:g}), or let the term start later; the last whole epoch's checkpoint is kept"
-                )
+                raise Diverged(f"the loss is {value} at {self._where(number)}")
             optimiser.step()
             total += value * block.words.numel()
         valid = perplexity(label_log_probs(self.model, self.valid))
+        if not math.isfinite(valid):
+            raise Diverged(f"the validation loss is NaN after {self._where(len(self.train) - 1)}")
         entry = {"train": perplexity(torch.tensor(-total / len(self.train.words))), "valid": valid, "lr": self.lr}
         if valid < min((e["valid"] for e in self.history), default=math.inf):
             self.best = copy.deepcopy(self.model.state_dict())
@@ -207,6 +209,12 @@ class _Run:
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
         self.acted += acts
         return value, state.detach()
+
+    def _where(self, number: int) -> str:
+        return (
+            f"step {number + 1} of epoch {len(self.history) + 1}: lower lr ({self.lr:g}), or let the term start later; "
+            f"the last whole epoch's checkpoint is kept"
+        )
 
     def state(self) -> dict:
         """What a checkpoint holds."""
@@ -260,7 +268,8 @@ def train(
         The model with its best epoch's weights and with its last, and the course of the training.
 
     Raises:
-        ValueError: bad settings, a text shorter than one batch, or a checkpoint of another run.
+        ValueError: bad settings, words outside the vocabulary, a text that is empty or shorter than one batch, or a
+            checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
     from tqdm import tqdm
@@ -268,7 +277,7 @@ def train(
     settings, device = settings or Settings(), torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        run = _Run(texts, term or Term(), settings, device)
+        run = Run(texts, term or Term(), settings, device)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True), checkpoint.name)
         with tqdm(total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None) as bar:
