@@ -386,7 +386,7 @@ def test_the_exact_gradient_is_autograds(texts, bigram, build):
 def test_estimators_by_fidelity(texts, bigram):
     """What was measured on toys: corrected terms near the exact gradient, the uncorrected one far from it."""
     torch.manual_seed(0)
-    model, stream = LSTM(V, 16, scale=1.5).double(), Stream(texts.train, 4, 99)
+    model, stream = LSTM(V, 16, scale=1.5).double(), Stream(texts.train, 1, 399)
     exact = fidelity.exact_gradient(model, stream, bigram)
     found = {}
     histories = Histories(stream, V, 20, dtype=torch.float64)
