@@ -250,6 +250,19 @@ _PAPER = {
 }
 
 
+_PUZZLE = {
+    "serialized": {"term": "serialized"},
+    "serialized, clipped apart": {"term": "serialized", "separate": True},
+    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True},
+    "moving average, memory 100": {"term": "moving average", "memory": 100},
+    "moving average, memory 500": {"term": "moving average", "memory": 500},
+    "cached states, m = 1": {"term": "sampled"},
+    "cached states, m = 1, all words": {"term": "sampled", "words": 0},
+    "cached states, m = 1, with dropout": {"term": "sampled", "with_dropout": True},
+    "cached states, m = 1, clipped together": {"term": "sampled", "together": True},
+    "cached states, m = 1, uncorrected": {"term": "sampled, uncorrected"},
+    "cached states, m = 5": {"term": "sampled", "steps": 5},
+}
 _TOPICS = {
     "corpus": "topics",
     "lines": 4000,
@@ -289,6 +302,20 @@ EXPERIMENTS = [
             "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
         },
         gpu=True,
+    ),
+    _experiment(
+        "language-sizes",
+        "the same LSTMs on 1, 10 and 30 % of the lines: where does IMM help most?",
+        {
+            **_PTB,
+            "sizes": [[421, 5], [4207, 3], [12_620, 2]],
+            "arms": {name: _ARMS[name] for name in ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")},
+        },
+    ),
+    _experiment(
+        "language-puzzle",
+        "why gradients that are truer can help less: clipping, dropout, words, steps and memory, one at a time",
+        {**_PTB, "sizes": [[1262, 2]], "arms": {name: {**arm, "lam": 1.0} for name, arm in _PUZZLE.items()}},
     ),
     Experiment(
         name="language-fidelity",
