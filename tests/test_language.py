@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import imm_lib as imm
 from imm_lib.data import Corpus
+from imm_lib.experiments import language as lm
 from imm_lib.experiments.language import (
     LSTM,
     Diverged,
@@ -693,3 +694,27 @@ def test_a_killed_run_goes_on(texts, tmp_path):
     resumed = train(texts, Noising(texts.train, V), settings, checkpoint=file)
     whole = train(texts, Noising(texts.train, V), settings)
     assert [e["valid"] for e in resumed.history] == [e["valid"] for e in whole.history]
+
+
+def test_readings_pair_the_seeds_that_have_finished():
+    def unit(arm, seed, test):
+        numbers = {
+            "valid": test + 1,
+            "test": test,
+            "mixture": {"test": test - 1},
+            "induced": {"test": {"safe": 2 * test}},
+            "epochs": [{"cpu_s": 1.0 if arm == "baseline" else 1.5}] * 4,
+        }
+        return {"unit": {"arm": arm, "lines": 5, "seed": seed}, "numbers": numbers}
+
+    units = [unit("baseline", s, t) for s, t in enumerate((10.0, 12.0, 14.0))]
+    units += [unit("a", s, t) for s, t in enumerate((9.0, 10.0, 11.0, 1.0))]  # the baseline lacks the last seed
+    units += [{"unit": {"arm": "b", "lines": 5, "seed": 0}, "numbers": {"diverged": "at step 1"}}, unit("b", 1, 13.0)]
+    result = {"config": {"sizes": [[5, 4]], "arms": {"baseline": {}, "a": {}, "b": {}, "c": {}}}, "units": units}
+    found = lm.readings.summary(result)
+    assert list(found) == ["baseline", "a", "b"]
+    assert found["a"]["seeds"] == 3 and found["a"]["test"] == 10 and found["a"]["cost"] == 1.5
+    # differences -1, -2, -3: a standard error of 1/sqrt(3), and Student's 97.5 % point for two degrees is 4.3027
+    assert found["a"]["difference"] == -2 and found["a"]["half_width"] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert found["b"]["seeds"] == 1 and math.isnan(found["b"]["difference"])
+    assert found["baseline"]["difference"] == found["baseline"]["half_width"] == 0

@@ -1,6 +1,6 @@
 """Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
 
-from imm_lib.experiments.language import fidelity, measures, runs, speed
+from imm_lib.experiments.language import fidelity, measures, paper, readings, runs, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
 from imm_lib.experiments.language.terms import MovingAverage, Noising, Published, Sampled, Serialized, Term, Uncorrected
@@ -30,7 +30,9 @@ __all__ = [
     "Uncorrected",
     "fidelity",
     "measures",
+    "paper",
     "part",
+    "readings",
     "topics",
     "train",
     "without_dropout",
