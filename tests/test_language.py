@@ -620,6 +620,25 @@ def test_a_checkpoint_of_another_run(texts, tmp_path, change, words):
         train(texts, settings=dataclasses.replace(SMALL, **change), checkpoint=file)
 
 
+def test_a_checkpoint_of_another_text_or_term(texts, bigram, tmp_path):
+    file, settings = tmp_path / "run.pt", dataclasses.replace(SMALL, epochs=1)
+    train(texts, MovingAverage(bigram, 1.0), settings, checkpoint=file)
+    with pytest.raises(ValueError, match="text ="):
+        train(dataclasses.replace(texts, train=texts.train.flip(0)), MovingAverage(bigram, 1.0), SMALL, checkpoint=file)
+    for term in (Term(), MovingAverage(bigram, 0.5), MovingAverage(bigram, 1.0, memory=9)):
+        with pytest.raises(ValueError, match="term ="):
+            train(texts, term, SMALL, checkpoint=file)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
+def test_a_file_that_is_no_checkpoint(texts, tmp_path, content):
+    file = tmp_path / "run.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint must be a file that train has written, got run\.pt"):
+        train(texts, settings=SMALL, checkpoint=file)
+    assert file.read_bytes() == content
+
+
 def test_a_checkpoint_of_another_vocabulary(texts, tmp_path):
     file = tmp_path / "run.pt"
     train(texts, settings=dataclasses.replace(SMALL, epochs=1), checkpoint=file)

@@ -50,3 +50,21 @@ def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float
         row["cost"] = (values[:, -1] / base[:, -1]).mean().item()
         found[arm] = row
     return found
+
+
+def style(arm: str) -> dict:
+    """The book's colour, marker and line for an arm, as keywords of ``plot``; raises ValueError for another name."""
+    from imm_lib.plotting import METHOD_STYLE
+
+    names = {
+        "baseline": "baseline",
+        "KN noising": "noising",
+        "reverse-KD": "reverse-KD",
+        "moving average": "IMM moving average",
+        "serialized": "IMM serialized",
+        "cached": "IMM sampled",
+    }
+    for beginning, method in names.items():
+        if arm.startswith(beginning):
+            return METHOD_STYLE[method]._asdict()
+    raise ValueError(f"arm must begin with one of {', '.join(names)}, got {arm!r}")

@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import io
 import math
+import pickle
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -136,6 +138,20 @@ def _add_gradients(
                 parameter.grad.mul_(lam)
 
 
+def _digest(tokens: Tensor) -> int:
+    return zlib.crc32(tokens.cpu().numpy().tobytes())
+
+
+def _description(term: Term) -> str:
+    """The term and all that it is made of, with every plain setting."""
+    passing = "training", "checked"  # states, not settings
+
+    def settings(module: nn.Module) -> dict:
+        return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k not in passing}
+
+    return "; ".join(f"{type(module).__name__} {settings(module)}" for module in term.modules())
+
+
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
@@ -149,8 +165,8 @@ class Run:
         self.best = copy.deepcopy(self.model.state_dict())
         self.term = term.to(device)
         self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
-        self.key = {**dataclasses.asdict(settings), "vocabulary": len(texts.vocab), "words": len(texts.train)}
-        self.key["term"], self.key["lam"] = type(term).__name__, term.lam
+        self.key = {**dataclasses.asdict(settings), "vocabulary": len(texts.vocab), "text": _digest(texts.train)}
+        self.key["term"] = _description(term)
         del self.key["epochs"]  # a run can be gone on with
 
     @property
@@ -247,6 +263,14 @@ class Run:
         self.acted = state["progress"]["acted"]
 
 
+def _loaded(checkpoint: Path) -> object:
+    """What a checkpoint's file holds; raises ValueError if torch cannot read it."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint must be a file that train has written, got {checkpoint.name}: {error}") from None
+
+
 def train(
     texts: data.Corpus,
     term: Term | None = None,
@@ -279,7 +303,7 @@ def train(
         torch.manual_seed(settings.seed)
         run = Run(texts, term or Term(), settings, device)
         if checkpoint is not None and checkpoint.is_file():
-            run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True), checkpoint.name)
+            run.restore(_loaded(checkpoint), checkpoint.name)
         with tqdm(total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None) as bar:
             while not run.over:
                 run.epoch()
