@@ -4,7 +4,7 @@ Four nouns: where extended contexts come from (``contexts``), the induced model 
 risk's gradient is estimated (``estimators``), and the restricted model that is matched (``targets``).
 """
 
-from imm_lib import data, plotting, results
+from imm_lib import data, plotting, results, worth
 from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, GroupedContexts, KernelContexts
@@ -40,4 +40,5 @@ __all__ = [
     "noising_risk",
     "plotting",
     "results",
+    "worth",
 ]

@@ -1,0 +1,225 @@
+"""How much a restricted model is worth: the asymptotic excess risk of IMM, the best λ, and the data it stands for.
+
+Near a true parameter, with n data points, the estimator that minimises cross-entropy + λ · IMM has the covariance
+(I + λJ)⁻¹ (I + λ² (K + (n/m) J)) (I + λJ)⁻¹ / n. Here I is the Fisher information of the full model, J that of the
+induced model, K is the price of averaging over the data's own extended contexts instead of the true π(e|s), and the
+last term that of a target which is itself an estimate from m restricted samples. Its excess risk, in nats, is half the
+trace of the product with I. In the basis that turns I into the identity and J into a diagonal of *gains* j it is
+
+    1/(2n) Σ_i (1 + λ² (κ_i + (n/m) j_i)) / (1 + λ j_i)²,
+
+with κ the diagonal of K there. All that IMM can do for a model is in these two lists of d numbers.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.estimators import Query
+from imm_lib.induced import segment_logsumexp
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the induced model's information is beside the full model's; see the module.
+
+    Attributes:
+        gain: (d,) j, information of the induced model in units of the full model's, from the largest down.
+        price: (d,) κ, what averaging over sampled extended contexts costs in the same directions.
+    """
+
+    gain: Tensor
+    price: Tensor
+
+    @classmethod
+    def of(cls, full: Tensor, induced: Tensor, context: Tensor | None = None, damping: float = 0.0) -> "Worth":
+        """From the matrices of :func:`informations`.
+
+        Args:
+            full: (d, d) I.
+            induced: (d, d) J.
+            context: (d, d) K; none means that π is known.
+            damping: added to I's diagonal, as a share of its mean; for models with more parameters than the data
+                determine.
+
+        Raises:
+            ValueError: shapes that do not fit, a negative damping, or an I that is singular.
+
+        >>> eye = torch.eye(2, dtype=torch.float64)
+        >>> Worth.of(eye, torch.diag(torch.tensor([0.5, 0.0], dtype=torch.float64))).gain.tolist()
+        [0.5, 0.0]
+        """
+        named = {"full": full, "induced": induced} | ({} if context is None else {"context": context})
+        for name, value in named.items():
+            if checks.floating(name, value).dim() != 2 or value.shape != full.shape or len(value) != value.shape[1]:
+                raise ValueError(f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}")
+        damping = checks.number("damping", damping, 0)
+        full, induced = full.double(), induced.double()
+        full = full + damping * full.diagonal().mean() * torch.eye(len(full), dtype=full.dtype, device=full.device)
+        values, vectors = torch.linalg.eigh(full)
+        if values[0] <= 1e-10 * values[-1]:
+            raise ValueError(
+                f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
+                f"{values[-1]:.3g}: the data do not determine every parameter; use fewer, more data, or damping > 0"
+            )
+        white = vectors / values.sqrt()
+        gain, basis = torch.linalg.eigh(white.T @ induced @ white)
+        gain, basis = gain.flip(0).clamp(min=0), (white @ basis).flip(1)
+        price = torch.zeros_like(gain) if context is None else ((context.double() @ basis) * basis).sum(0)
+        return cls(gain, price)
+
+    def excess_risk(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
+        """Asymptotic mean of KL(P ‖ Q) in nats at weight λ.
+
+        Args:
+            lam: λ, at least 0.
+            n: data points.
+            m: restricted samples that the target was estimated from; infinite for a perfect target.
+            known: π(e|s) is known, and not taken from the n points.
+
+        Raises:
+            TypeError, ValueError: a number out of range.
+        """
+        lam = checks.number("lam", lam, 0)
+        return self._terms(lam, *self._sizes(n, m), known).sum().item() / (2 * n)
+
+    def effective_multiplier(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
+        """How many times the data plain training would need for the same excess risk; below 1 where IMM hurts.
+
+        Arguments and errors as :meth:`excess_risk`.
+
+        >>> worth = Worth(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
+        >>> worth.effective_multiplier(lam=1.0, n=100)      # one of two directions costs a quarter of what it did
+        1.6
+        """
+        return len(self.gain) / (2 * n * self.excess_risk(lam, n, m, known))
+
+    def optimal_lambda(self, n: float, m: float = math.inf, known: bool = False) -> float:
+        """The λ of the least excess risk; infinite where it falls for ever.
+
+        With a known π it is m/n, the weight of maximum likelihood. Arguments and errors as :meth:`excess_risk`.
+
+        >>> worth = Worth(torch.tensor([1.0, 0.5]), torch.tensor([0.25, 0.5]))
+        >>> round(worth.optimal_lambda(n=100, m=50, known=True), 3)
+        0.5
+        """
+        n, m = self._sizes(n, m)
+        gain, cost = self.gain.double(), self._cost(n, m, known)
+        useful = gain > gain.amax().clamp(min=0) * 1e-12
+        if not useful.any():
+            return 0.0
+        # the derivative's terms (λ cost - gain) / (1 + λ gain)³ change sign one by one: the root lies between
+        ends = (gain[useful] / cost[useful]).log()
+        if ends.isinf().all():
+            return math.inf
+        low, high = ends.min().item(), ends[ends.isfinite()].max().item()
+        if ends.isinf().any():
+            high += 20
+        grid = torch.linspace(low, high, 2001, dtype=torch.float64).exp()
+        risk = ((1 + grid**2 * cost.unsqueeze(1)) / (1 + grid * gain.unsqueeze(1)) ** 2).sum(0)
+        return grid[risk.argmin()].item()
+
+    def _sizes(self, n: float, m: float) -> tuple[float, float]:
+        n = checks.number("n", n, 0, open_low=True)
+        return n, m if m == math.inf else checks.number("m", m, 0, open_low=True)
+
+    def _cost(self, n: float, m: float, known: bool) -> Tensor:
+        return (0.0 if known else 1.0) * self.price.double() + n / m * self.gain.double()
+
+    def _terms(self, lam: float, n: float, m: float, known: bool) -> Tensor:
+        return (1 + lam**2 * self._cost(n, m, known)) / (1 + lam * self.gain.double()) ** 2
+
+
+def _jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
+    """(N, Y) outputs -> (N, Y, d) derivatives by all parameters, in float64."""
+    found = []
+    for part in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).split(rows):
+        grads = torch.autograd.grad(
+            outputs.reshape(-1), parameters, part, retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+        flat = [
+            part.new_zeros(len(part), p.numel()) if g is None else g.reshape(len(part), -1)
+            for g, p in zip(grads, parameters, strict=True)
+        ]
+        found.append(torch.cat(flat, 1).double())
+    return torch.cat(found).view(*outputs.shape, -1)
+
+
+def _information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
+    """Σ_t w_t Σ_y p_t(y) ∇ ∇ᵀ; (N,), (N, Y), (N, Y, d) -> (d, d)."""
+    return torch.einsum("n,ny,nyi,nyj->ij", weight, probability, score, score)
+
+
+def informations(
+    query: Query,
+    parameters: Iterable[Tensor],
+    contexts: nn.Module,
+    short: Tensor,
+    extended: Tensor,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices I, J and K of a model on a sample, by automatic differentiation; (d, d) float64 each.
+
+    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ with
+    g(s,e) = Σ_y Q(y|s,e) ∇log Q̂(y|s), the influence of one extended context on the IMM gradient. K never exceeds J.
+
+    Args:
+        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model.
+        parameters: what the model is differentiated by; d numbers in all, of which a few hundred are practical.
+        contexts: one of the context classes.
+        short: (N,) or (N, c) short contexts of a sample.
+        extended: (N,) its extended contexts, as the contexts name them.
+        weight: (N,) weights of its points that sum to 1; equal by default.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, or no parameters.
+    """
+    parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
+    if not parameters:
+        raise ValueError("parameters must hold at least one tensor that requires a gradient, got none")
+    if len(checks.tensor("short", short)) != len(checks.tensor("extended", extended)) or len(short) == 0:
+        raise ValueError(f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}")
+    if weight is None:
+        weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
+    if checks.probabilities("weight", weight).shape != (len(short),):
+        raise ValueError(f"weight must be ({len(short)},), got {checks.describe(weight)}")
+    weight = weight.double()
+
+    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    q = log_q.detach().double().exp()
+    distinct, inverse = torch.unique(short, dim=None if short.dim() == 1 else 0, return_inverse=True)
+    row, support, log_w = contexts.support(distinct)
+    log_all = query(distinct[row], support)
+    log_induced = segment_logsumexp(log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct))
+    score = _jacobian(log_induced, parameters)[inverse]
+    influence = torch.einsum("ny,nyi->ni", q, score)
+    return (
+        _information(weight, q, _jacobian(log_q, parameters)),
+        _information(weight, log_induced.detach().double().exp()[inverse], score),
+        torch.einsum("n,ni,nj->ij", weight, influence, influence),
+    )
+
+
+def measure(
+    query: Query,
+    parameters: Iterable[Tensor],
+    contexts: nn.Module,
+    short: Tensor,
+    extended: Tensor,
+    weight: Tensor | None = None,
+    damping: float = 0.0,
+) -> Worth:
+    """What IMM is worth to a model on a sample: :meth:`Worth.of` the :func:`informations`, whose arguments these are.
+
+    >>> from imm_lib import GroupedContexts
+    >>> theta = torch.zeros(2, requires_grad=True)                 # a logit per extended context, of two
+    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> found = measure(query, [theta], GroupedContexts(torch.tensor([0, 0])), torch.tensor([0, 0]), torch.arange(2))
+    >>> found.gain.round(decimals=3)          # the mean of both is all of one direction and nothing of the other
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    return Worth.of(*informations(query, parameters, contexts, short, extended, weight), damping)

@@ -1,0 +1,153 @@
+"""How much a restricted model is worth: informations against sums by hand, laws, and simulation."""
+
+import math
+
+import pytest
+import torch
+
+import imm_lib as imm
+from imm_lib.worth import Worth, informations, measure
+
+
+class World:
+    """Logistic regression on a finite world: 3 short contexts, 4 extended ones, 3 parameters."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.features = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64)
+        self.features[..., 0] = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).unsqueeze(1)
+        self.pi = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+        self.pi /= self.pi.sum()
+        self.belief = self.pi / self.pi.sum(1, keepdim=True)
+        self.theta = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64, requires_grad=True)
+        self.cells = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+
+    def query(self, short, extended):
+        logit = self.features[short, extended] @ self.theta
+        return torch.stack([torch.zeros_like(logit), logit], -1).log_softmax(-1)
+
+    def informations(self):
+        contexts = imm.BeliefContexts(self.belief)
+        return informations(self.query, [self.theta], contexts, *self.cells.T, self.pi.flatten())
+
+
+def test_informations_by_hand():
+    world = World()
+    full, induced, context = world.informations()
+    theta = world.theta.detach()
+    expected = [torch.zeros(3, 3, dtype=torch.float64) for _ in range(3)]
+    p = torch.sigmoid(world.features @ theta)
+    p_bar = (world.belief * p).sum(1)
+    slope = (world.belief.unsqueeze(2) * (p * (1 - p)).unsqueeze(2) * world.features).sum(1)  # of p_bar, (3, 3)
+    for s in range(3):
+        scores = torch.stack([-slope[s] / (1 - p_bar[s]), slope[s] / p_bar[s]])  # of log Q̂, by label
+        for e in range(4):
+            w, x, q = world.pi[s, e], world.features[s, e], p[s, e]
+            expected[0] += w * q * (1 - q) * torch.outer(x, x)
+            for y, probability in enumerate((1 - p_bar[s], p_bar[s])):
+                expected[1] += w * probability * torch.outer(scores[y], scores[y])
+            g = (1 - q) * scores[0] + q * scores[1]
+            expected[2] += w * torch.outer(g, g)
+    for found, value in zip((full, induced, context), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_the_price_never_exceeds_the_gain_and_the_gain_never_one():
+    full, induced, context = World().informations()
+    assert torch.linalg.eigvalsh(induced - context).min() > -1e-12
+    assert torch.linalg.eigvalsh(full - induced).min() > -1e-12  # data processing: less is seen
+    found = Worth.of(full, induced, context)
+    assert (found.gain <= 1).all() and (found.price <= found.gain + 1e-12).all() and (found.price >= 0).all()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("m", [50.0, math.inf])
+def test_the_diagonal_form_is_the_trace_formula(known, m):
+    full, induced, context = World().informations()
+    n, lam = 80, 0.7
+    a = torch.linalg.inv(full + lam * induced)
+    noise = full + lam**2 * ((0 if known else 1) * context + n / m * induced)
+    expected = torch.trace(full @ a @ noise @ a).item() / (2 * n)
+    assert Worth.of(full, induced, context).excess_risk(lam, n, m, known) == pytest.approx(expected, rel=1e-10)
+
+
+def test_measure_is_both_in_one():
+    world = World()
+    found = measure(world.query, [world.theta], imm.BeliefContexts(world.belief), *world.cells.T, world.pi.flatten())
+    torch.testing.assert_close(found.gain, Worth.of(*world.informations()).gain)
+
+
+def test_the_best_weight():
+    found = Worth.of(*World().informations())
+    for n, m in ((100, 30), (100, 1000)):
+        assert found.optimal_lambda(n, m, known=True) == pytest.approx(m / n, rel=1e-6)
+        best = found.optimal_lambda(n, m)
+        assert best < m / n
+        assert all(
+            found.excess_risk(best, n, m) <= found.excess_risk(best * f, n, m) + 1e-12 for f in (0.5, 0.9, 1.1, 2)
+        )
+    assert found.optimal_lambda(100, known=True) == math.inf
+    assert 0 < found.optimal_lambda(100) < math.inf
+    assert Worth(torch.zeros(2), torch.zeros(2)).optimal_lambda(10) == 0.0
+
+
+def test_what_the_multiplier_says():
+    found = Worth.of(*World().informations())
+    assert found.effective_multiplier(0.0, 50) == pytest.approx(1.0)
+    assert found.excess_risk(0.0, 50) == pytest.approx(3 / 100)
+    best = found.optimal_lambda(50, 200)
+    assert found.effective_multiplier(best, 50, 200) > 1
+    assert found.effective_multiplier(1e6, 50, 5) < 1  # a poor target with a large weight hurts
+
+
+def test_a_mixture_of_useless_and_priceless_directions():
+    found = Worth(torch.tensor([0.5, 0.2]), torch.tensor([0.1, 0.0]))
+    best = found.optimal_lambda(100)
+    grid = torch.logspace(-3, 6, 4000)
+    risks = torch.tensor([found.excess_risk(lam, 100) for lam in grid.tolist()])
+    assert found.excess_risk(best, 100) <= risks.min().item() * (1 + 1e-6)
+
+
+def test_on_a_network_with_sampled_contexts():
+    """K by simulation: the covariance of the IMM gradient over data sets of extended contexts, times their size."""
+    world = World()
+    generator = torch.Generator().manual_seed(1)
+    target = torch.stack(
+        [1 - (p := (world.belief * torch.sigmoid(world.features @ world.theta.detach())).sum(1)), p], 1
+    )
+    n, gradients = 4000, []
+    for _ in range(150):
+        cells = torch.multinomial(world.pi.flatten(), n, replacement=True, generator=generator)
+        short, extended = world.cells[cells].T
+        exact = imm.ExactIMM(target, imm.GroupedContexts(short, 3))
+        risk = exact(lambda s, i, e=extended: world.query(s, e[i]), short)
+        gradients.append(torch.autograd.grad(risk, world.theta)[0])
+    covariance = n * torch.cov(torch.stack(gradients).T)
+    context = world.informations()[2]
+    assert (covariance - context).norm() < 0.35 * context.norm()
+
+
+def test_bad_input():
+    world = World()
+    contexts = imm.BeliefContexts(world.belief)
+    short, extended = world.cells.T
+    with pytest.raises(ValueError, match="parameters"):
+        informations(world.query, [torch.zeros(2)], contexts, short, extended)
+    with pytest.raises(ValueError, match="extended"):
+        informations(world.query, [world.theta], contexts, short, extended[:3])
+    with pytest.raises(ValueError, match="weight"):
+        informations(world.query, [world.theta], contexts, short, extended, torch.ones(12))
+    with pytest.raises(ValueError, match=r"weight must be \(12,\)"):
+        informations(world.query, [world.theta], contexts, short, extended, torch.tensor([1.0]))
+    eye = torch.eye(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="invertible"):
+        Worth.of(torch.diag(torch.tensor([1.0, 0.0])), eye)
+    assert Worth.of(torch.diag(torch.tensor([1.0, 0.0])), eye, damping=0.1).gain.isfinite().all()
+    with pytest.raises(ValueError, match="induced"):
+        Worth.of(eye, torch.eye(3))
+    with pytest.raises(ValueError, match="damping"):
+        Worth.of(eye, eye, damping=-1.0)
+    found = Worth.of(eye, eye)
+    for arguments in ({"lam": -1.0, "n": 5}, {"lam": 1.0, "n": 0}, {"lam": 1.0, "n": 5, "m": 0}):
+        with pytest.raises(ValueError):
+            found.excess_risk(**arguments)
