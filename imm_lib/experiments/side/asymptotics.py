@@ -1,0 +1,133 @@
+"""The excess risk of IMM and of noising, simulated, beside what the asymptotics of ``imm_lib.worth`` say."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.side.finite import LogitWorld, fit
+
+INFINITE = "inf"
+"""As JSON has it: a perfect target."""
+
+
+def data(world: LogitWorld, n: int, ratio: float, known: bool, runs: int, generator: torch.Generator):
+    """(R, S, E, 2) counts, (R, S, 2) pairs and (R, S, E) belief of R data sets with m = ratio · n restricted samples.
+
+    A perfect target, ratio infinite, weighs the short contexts as the n points do, or as π does where it is known.
+    """
+    counts = world.sample(n, runs, generator)
+    contexts = counts.sum(-1)
+    short = contexts.sum(2)
+    belief = world.belief.expand(runs, -1, -1) if known else contexts / short.unsqueeze(2).clamp(min=1e-300)
+    if math.isinf(ratio):
+        pairs = (world.pi.sum(1).expand(runs, -1) if known else short).unsqueeze(2) * world.target
+    else:
+        pairs = world.sample(round(ratio * n), runs, generator).sum(2)
+    # a short context without data of its own has no induced model
+    return counts, pairs * (belief.sum(2, keepdim=True) > 0), belief
+
+
+def _summary(excess: Tensor, found: Tensor) -> dict:
+    excess = excess[found]
+    return {
+        "mean": excess.mean().item(),
+        "se": (excess.std() / len(excess) ** 0.5).item(),
+        "without_minimum": int((~found).sum()),
+    }
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    n, runs, ratio = unit["n"], config["runs"], float(unit["ratio"])
+    worth, cells = world.worth(), {}
+    counts, pairs, belief = data(world, n, ratio, unit["known"], runs, generator)
+    for lam in config["lam"]:
+        theta, found = fit(world.features, counts, pairs, belief, lam)
+        theory = worth.excess_risk(lam, n, ratio * n, unit["known"])
+        cells[str(lam)] = {"theory": theory, **_summary(world.excess(theta), found)}
+    best = worth.optimal_lambda(n, ratio * n, unit["known"])
+    return {"cells": cells, "best": best if math.isfinite(best) else INFINITE}
+
+
+def noised(world: LogitWorld, counts: Tensor, lam: float) -> Tensor:
+    """Counts whose cross-entropy is that of the data plus λ times the noising risk."""
+    return counts + lam * counts.sum(-1, keepdim=True) * world.target.unsqueeze(1)
+
+
+def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
+    """Excess risk of noising with infinite data: exactly, and by the bias λ (I + λK)⁻¹ b to first order."""
+    p = world.probability(world.theta)
+    truth = (world.pi.unsqueeze(2) * torch.stack([1 - p, p], 2)).unsqueeze(0)
+    theta, _ = fit(world.features, noised(world, truth, lam))
+    total, x = world.pi, world.features
+    information = torch.einsum("se,sed,sef->df", total * p * (1 - p), x, x)  # of both terms: I = K for a logit
+    b = torch.einsum("se,sed->d", total * (p - world.target[:, 1:]), x)
+    bias = lam * torch.linalg.solve((1 + lam) * information, b)
+    return max(0.0, world.excess(theta).item()), 0.5 * (bias @ information @ bias).item()
+
+
+def _noising(unit: dict, config: dict, device: torch.device) -> dict:
+    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    counts, cells = world.sample(unit["n"], config["runs"], generator), {}
+    for lam in config["lam"]:
+        exact, linear = noising_floor(world, lam)
+        theta, found = fit(world.features, noised(world, counts, lam))
+        cells[str(lam)] = {"floor": exact, "linear_floor": linear, **_summary(world.excess(theta), found)}
+    return {"cells": cells}
+
+
+def _units(config: dict, seed: int) -> list[dict]:
+    return [
+        {"seed": seed, "n": n, "ratio": ratio, "known": known}
+        for n in config["n"]
+        for ratio in config["ratio"]
+        for known in (True, False)
+    ]
+
+
+def _table(result: dict) -> list[list[str]]:
+    rows = [["n", "m / n", "π", "λ", "theory", "simulated", "s.e. apart", "no minimum"]]
+    for entry in result["units"]:
+        unit = entry["unit"]
+        for lam, cell in entry["numbers"]["cells"].items():
+            apart = (cell["mean"] - cell["theory"]) / cell["se"]
+            where = [str(unit["n"]), str(unit["ratio"]), "known" if unit["known"] else "counted", lam]
+            values = [f"{cell['theory']:.5f}", f"{cell['mean']:.5f} ± {cell['se']:.5f}", f"{apart:+.1f}"]
+            rows.append([*where, *values, str(cell["without_minimum"])])
+    return rows
+
+
+def _table_noising(result: dict) -> list[list[str]]:
+    rows = [["n", "λ", "floor", "floor to first order", "simulated"]]
+    for entry in result["units"]:
+        for lam, cell in entry["numbers"]["cells"].items():
+            floors = [f"{cell['floor']:.5f}", f"{cell['linear_floor']:.5f}"]
+            rows.append([str(entry["unit"]["n"]), lam, *floors, f"{cell['mean']:.5f} ± {cell['se']:.5f}"])
+    return rows
+
+
+_GRID = {"runs": 2000, "n": [25, 50, 100, 200, 800, 3200], "lam": [0.0, 0.3, 1.0, 3.0]}
+
+EXPERIMENTS = [
+    Experiment(
+        name="worth-asymptotics",
+        description="excess risk of IMM on a finite world, simulated and by theory, over n, λ, m, with π known or not",
+        scales={
+            "full": {**_GRID, "ratio": [0.5, 2.0, INFINITE]},
+            "ci": {**_GRID, "runs": 100, "n": [100], "ratio": [2.0, INFINITE]},
+        },
+        units=_units,
+        run=_run,
+        table=_table,
+    ),
+    Experiment(
+        name="worth-noising",
+        description="the floor of noising's excess risk: infinite data, and simulated",
+        scales={"full": _GRID, "ci": {**_GRID, "runs": 100, "n": [100]}},
+        units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
+        run=_noising,
+        table=_table_noising,
+    ),
+]
