@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.divergences import Divergence
 from imm_lib.estimators import SampledIMM, Target
-from imm_lib.induced import accumulator, cross_entropy, noising_risk
+from imm_lib.induced import accumulator, cross_entropy
 from imm_lib.targets.table import as_target
 
 
@@ -23,10 +24,18 @@ class SampledNoising(SampledIMM):
     tensor(0.7645)
     """
 
-    _joint_risk = staticmethod(noising_risk)
+    def __init__(
+        self,
+        target: Target,
+        contexts: nn.Module,
+        k: int = 1,
+        generator: torch.Generator | None = None,
+        divergence: Divergence | str = cross_entropy,
+    ):
+        super().__init__(target, contexts, k, False, generator, divergence)
 
-    def __init__(self, target: Target, contexts: nn.Module, k: int = 1, generator: torch.Generator | None = None):
-        super().__init__(target, contexts, k, sequential=False, generator=generator)
+    def _risk(self, rows: Tensor, log_q: Tensor) -> Tensor:
+        return self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
 
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:

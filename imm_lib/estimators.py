@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
-from imm_lib.induced import accumulator, cross_entropy, imm_risk, segment_logsumexp
+from imm_lib.divergences import Divergence, as_divergence
+from imm_lib.induced import accumulator, cross_entropy, induce, segment_logsumexp
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.table import as_target
 
@@ -52,9 +53,11 @@ class ExactIMM(nn.Module):
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         contexts: one of the context classes.
+        divergence: between target and induced model, a function or a name of :mod:`imm_lib.divergences`.
 
     Raises:
-        TypeError, ValueError: when built, for a bad target; when called, for a bad batch or answer of ``query``.
+        TypeError, ValueError: when built, for a bad target or divergence; when called, for a bad batch or answer of
+            ``query``.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()      # Q(y|e): two extended contexts, two labels
@@ -64,8 +67,9 @@ class ExactIMM(nn.Module):
     tensor(0.6109)
     """
 
-    def __init__(self, target: Target, contexts: nn.Module):
+    def __init__(self, target: Target, contexts: nn.Module, divergence: Divergence | str = cross_entropy):
         super().__init__()
+        self.divergence = as_divergence(divergence)
         self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class ExactIMM(nn.Module):
         rows = self.target(distinct)
         log_q = accumulator(_answer(query, distinct[row], extended, rows.shape[1]))
         log_induced = segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(distinct))
-        mean = (count * cross_entropy(rows.to(log_q.dtype), log_induced)).sum() / len(short)
+        mean = (count * self.divergence(rows.to(log_q.dtype), log_induced)).sum() / len(short)
         self.risk = mean.detach()
         return mean
 
@@ -95,9 +99,11 @@ class SampledIMM(nn.Module):
             from torch's default generators; BatchNorm statistics are updated twice. Its ``query`` is called with
             one extended context per distinct short context at a time.
         generator: source of the samples; torch's default generator by default.
+        divergence: between target and induced model, a function or a name of :mod:`imm_lib.divergences`.
 
     Raises:
-        TypeError, ValueError: when built, for a bad target or k; when called, for a bad batch or answer of ``query``.
+        TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad batch or answer of
+            ``query``.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
@@ -108,8 +114,6 @@ class SampledIMM(nn.Module):
     0.61
     """
 
-    _joint_risk = staticmethod(imm_risk)
-
     def __init__(
         self,
         target: Target,
@@ -117,8 +121,10 @@ class SampledIMM(nn.Module):
         k: int = 10,
         sequential: bool = False,
         generator: torch.Generator | None = None,
+        divergence: Divergence | str = cross_entropy,
     ):
         super().__init__()
+        self.divergence = as_divergence(divergence)
         self.k = checks.count("k", k)
         self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
         self.sequential, self.generator = sequential, checks.generator(generator)
@@ -135,8 +141,12 @@ class SampledIMM(nn.Module):
 
     def _joint(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
         log_q = _answer(query, short.repeat_interleave(self.k, dim=0), extended.flatten(), rows.shape[1])
-        return self._joint_risk(rows, log_q.unflatten(0, (-1, self.k)))
+        return self._risk(rows, accumulator(log_q.unflatten(0, (-1, self.k))))
+
+    def _risk(self, rows: Tensor, log_q: Tensor) -> Tensor:
+        """(D, Y) target, (D, k, Y) log-probabilities -> (D,) risks."""
+        return self.divergence(rows.to(log_q.dtype), induce(log_q))
 
     def _sequential(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
         passes = [partial(_answer, query, short, column, rows.shape[1]) for column in extended.unbind(1)]
-        return sequential_risk(rows, passes)
+        return sequential_risk(rows, passes, self.divergence)

@@ -1,8 +1,8 @@
 """The sampled IMM risk with the activations of one extended context at a time (Appendix C.2).
 
 The forward pass keeps only the running log-sum of the k contexts. The backward pass runs each context again, with the
-random state it had, and feeds it the cached gradient of the risk with respect to its log-probabilities: -target times
-the crosstalk. Time: one extra forward pass. Memory: independent of k.
+random state it had, and feeds it the cached gradient of the risk with respect to its log-probabilities: that by log Q̂,
+-target for the cross-entropy, times the crosstalk. Time: one extra forward pass. Memory: independent of k.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from imm_lib.divergences import Divergence, pull
 from imm_lib.induced import accumulator, cross_entropy
 
 
@@ -55,16 +56,16 @@ class _Replay(torch.autograd.Function):
     """The risk as a function of the leaves behind it; its backward pass runs the k contexts again, one by one."""
 
     @staticmethod
-    def forward(ctx, risk, target, log_sum, passes, surroundings, *leaves):
+    def forward(ctx, risk, weight, log_sum, passes, surroundings, *leaves):
         ctx.passes, ctx.surroundings, ctx.leaves = passes, surroundings, leaves
-        ctx.save_for_backward(target, log_sum)
+        ctx.save_for_backward(weight, log_sum)
         return risk.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_risk):
-        target, log_sum = ctx.saved_tensors
-        scale = -target * grad_risk.unsqueeze(-1)
+        weight, log_sum = ctx.saved_tensors
+        scale = -weight * grad_risk.unsqueeze(-1)
         # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0 there too
         log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
         total: list[Tensor | None] = [None] * len(ctx.leaves)
@@ -84,7 +85,9 @@ class _Replay(torch.autograd.Function):
         return None, None, None, None, None, *total
 
 
-def sequential_risk(target: Tensor, passes: Sequence[Callable[[], Tensor]]) -> Tensor:
+def sequential_risk(
+    target: Tensor, passes: Sequence[Callable[[], Tensor]], divergence: Divergence = cross_entropy
+) -> Tensor:
     """:func:`imm_lib.imm_risk` of k extended contexts, each computed by one of ``passes`` and forgotten.
 
     Args:
@@ -92,9 +95,10 @@ def sequential_risk(target: Tensor, passes: Sequence[Callable[[], Tensor]]) -> T
         passes: k functions of no argument, each returning the (D, Y) log-probabilities in one extended context of
             every short context. Each is called once here and once in the backward pass; what it draws from torch's
             default generators (dropout) is replayed, what it draws from a generator of its own is not.
+        divergence: between target and induced model; see :mod:`imm_lib.divergences`.
 
     Returns:
-        (D,) risks in nats, differentiable once with respect to every leaf behind the passes.
+        (D,) risks, differentiable once with respect to every leaf behind the passes.
     """
     leaves: dict[int, Tensor] = {}
     surroundings, log_sum = [], None
@@ -106,5 +110,6 @@ def sequential_risk(target: Tensor, passes: Sequence[Callable[[], Tensor]]) -> T
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
         del log_q
     target = target.to(log_sum.dtype)
-    risk = cross_entropy(target, log_sum - math.log(len(passes)))
-    return _Replay.apply(risk, target, log_sum, passes, surroundings, *leaves.values()) if leaves else risk
+    log_induced = log_sum - math.log(len(passes))
+    risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)
+    return _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values()) if leaves else risk

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, segment_logsumexp, segment_max
+from imm_lib.induced import accumulator, cross_entropy, segment_logsumexp, segment_max
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.table import TableTarget, as_target
 
@@ -102,9 +103,9 @@ class _Weighted(torch.autograd.Function):
 class _TableIMM(KeepsPrecision):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
 
-    def __init__(self, target: Target, num_short: int, num_labels: int):
+    def __init__(self, target: Target, num_short: int, num_labels: int, divergence: Divergence | str = cross_entropy):
         super().__init__()
-        self.target, self.risk = as_target(target), None
+        self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
             raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}")
@@ -140,13 +141,18 @@ class _TableIMM(KeepsPrecision):
         return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
 
     def _surrogate(self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, table: Tensor, batch: _Batch) -> Tensor:
-        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), where the constant weight is ratio x scale x target.
+        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), where the constant weight is ratio x scale x pull.
 
+        The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂ at the table.
         Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
         alone, ``scale`` (D, Y), is computed once per distinct one, and ``ratio`` (B, Y) is overwritten.
         """
-        self.risk = -_dot(batch.rows * batch.count, table) / len(log_q)
-        scale = batch.rows if scale is None else torch.mul(scale, batch.rows, out=scale)
+        if self.divergence is cross_entropy:
+            self.risk = -_dot(batch.rows * batch.count, table) / len(log_q)  # in one pass
+        else:
+            self.risk = batch.count.squeeze(1) @ self.divergence(batch.rows, table) / len(log_q)
+        weight = pull(self.divergence, batch.rows, table)
+        scale = weight if scale is None else torch.mul(scale, weight, out=scale)
         weight = _times_rows(ratio, scale, batch.inverse)
         log_q = accumulator(log_q)
         return _Weighted.apply(log_q, weight.to(log_q.dtype))
@@ -163,6 +169,7 @@ class SerializedIMM(_TableIMM):
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         num_short: number S of short contexts.
         num_labels: number Y of labels.
+        divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of the last refresh.
 
@@ -237,6 +244,7 @@ class MovingAverageIMM(_TableIMM):
         num_labels: number Y of labels.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the model.
+        divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met so far.
 
@@ -259,8 +267,9 @@ class MovingAverageIMM(_TableIMM):
         num_labels: int,
         momentum: float = 0.1,
         max_ratio: float = math.inf,
+        divergence: Divergence | str = cross_entropy,
     ):
-        super().__init__(target, num_short, num_labels)
+        super().__init__(target, num_short, num_labels, divergence)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         self.max_ratio = max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
 
