@@ -250,18 +250,21 @@ _PAPER = {
 }
 
 
+_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1", "moving average, λ = 3")
+_CACHED = {"term": "sampled", "together": True}
 _PUZZLE = {
+    "baseline": {},
     "serialized": {"term": "serialized"},
     "serialized, clipped apart": {"term": "serialized", "separate": True},
-    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True},
+    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True, "together": True},
     "moving average, memory 100": {"term": "moving average", "memory": 100},
     "moving average, memory 500": {"term": "moving average", "memory": 500},
-    "cached states, m = 1": {"term": "sampled"},
-    "cached states, m = 1, all words": {"term": "sampled", "words": 0},
-    "cached states, m = 1, with dropout": {"term": "sampled", "with_dropout": True},
-    "cached states, m = 1, clipped together": {"term": "sampled", "together": True},
-    "cached states, m = 1, uncorrected": {"term": "sampled, uncorrected"},
-    "cached states, m = 5": {"term": "sampled", "steps": 5},
+    "cached states": _CACHED,
+    "cached states, clipped apart": {"term": "sampled"},
+    "cached states, all words": {**_CACHED, "words": 0},
+    "cached states, with dropout": {**_CACHED, "with_dropout": True},
+    "cached states, m = 5": {**_CACHED, "steps": 5},
+    "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
 }
 _TOPICS = {
     "corpus": "topics",
@@ -309,13 +312,17 @@ EXPERIMENTS = [
         {
             **_PTB,
             "sizes": [[421, 5], [4207, 3], [12_620, 2]],
-            "arms": {name: _ARMS[name] for name in ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")},
+            "arms": {name: _ARMS[name] for name in _COMPARED},
         },
     ),
     _experiment(
         "language-puzzle",
         "why gradients that are truer can help less: clipping, dropout, words, steps and memory, one at a time",
-        {**_PTB, "sizes": [[1262, 2]], "arms": {name: {**arm, "lam": 1.0} for name, arm in _PUZZLE.items()}},
+        {
+            **_PTB,
+            "sizes": [[1262, 2]],
+            "arms": {name: {**arm, "lam": 1.0} if arm else {} for name, arm in _PUZZLE.items()},
+        },
     ),
     Experiment(
         name="language-fidelity",
