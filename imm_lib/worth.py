@@ -223,3 +223,56 @@ def measure(
     tensor([1., 0.], dtype=torch.float64)
     """
     return Worth.of(*informations(query, parameters, contexts, short, extended, weight), damping)
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """How a target does on labelled pairs, beside how it expects to do; in nats per pair.
+
+    Attributes:
+        loss: mean of -log P̂(y|s).
+        expected: mean of the entropies of P̂(·|s), the loss if the target were right.
+        z: (loss - expected) in standard errors, also if the target were right.
+    """
+
+    loss: float
+    expected: float
+    z: float
+
+
+def surprise(rows: Tensor, label: Tensor) -> Surprise:
+    """A check before training: is the target right about pairs (s, y) from the population that the model is for?
+
+    Of a right target z is about standard normal. A z far above 0 says that the labels surprise it, as those of a
+    shifted population do; far below 0, that it is less certain than it could be. No model is needed.
+
+    Args:
+        rows: (N, Y) the target's probabilities at the short contexts of N held-out pairs.
+        label: (N,) their labels.
+
+    Raises:
+        TypeError, ValueError: no pairs, rows that are no distributions, or labels outside [0, Y).
+
+    >>> surprise(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([1, 1])).z > 3
+    True
+    """
+    if checks.probabilities("rows", rows).dim() != 2:
+        raise ValueError(f"rows must be (N, Y), got {checks.describe(rows)}")
+    label = checks.ids("label", label, rows.shape[1])
+    if len(label) != len(rows):
+        raise ValueError(f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}")
+    p = rows.double()
+    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    entropy = -(p * log_p).sum(1)
+    variance = (p * log_p.square()).sum(1) - entropy.square()
+    loss, expected = -log_p.gather(1, label.unsqueeze(1)).squeeze(1), entropy
+    error = variance.clamp(min=0).sum().sqrt() / len(p)
+    difference = (loss - expected).mean()
+    z = (
+        difference / error
+        if error > 0
+        else difference.sign() * math.inf
+        if difference.abs() > 1e-12
+        else difference * 0
+    )
+    return Surprise(loss.mean().item(), expected.mean().item(), float(z))

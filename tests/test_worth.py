@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.worth import Worth, informations, measure
+from imm_lib.worth import Worth, informations, measure, surprise
 
 
 class World:
@@ -151,3 +151,37 @@ def test_bad_input():
     for arguments in ({"lam": -1.0, "n": 5}, {"lam": 1.0, "n": 0}, {"lam": 1.0, "n": 5, "m": 0}):
         with pytest.raises(ValueError):
             found.excess_risk(**arguments)
+
+
+def test_surprise_is_standard_normal_of_a_right_target():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 5, generator=generator).softmax(-1)
+    z = torch.tensor([surprise(rows, torch.multinomial(rows, 1, generator=generator).squeeze(1)).z for _ in range(400)])
+    assert abs(z.mean()) < 4 / 20 and abs(z.std() - 1) < 0.15
+
+
+def test_surprise_finds_a_shifted_population_and_a_timid_target():
+    generator = torch.Generator().manual_seed(1)
+    rows = (2 * torch.randn(400, 3, generator=generator)).softmax(-1)
+    label = torch.multinomial(rows, 1, generator=generator).squeeze(1)
+    found = surprise(rows, label)
+    assert found.loss == pytest.approx(torch.nn.functional.nll_loss(rows.log(), label).item(), rel=1e-5)
+    assert found.expected == pytest.approx(torch.special.entr(rows).sum(1).mean().item(), rel=1e-5)
+    assert surprise(rows.flip(1), label).z > 5
+    assert surprise((rows + 1) / 4, label).z < -5
+
+
+def test_surprise_of_certain_targets():
+    rows = torch.eye(2).repeat(3, 1)
+    assert surprise(rows, torch.tensor([0, 1] * 3)).z == 0
+    assert surprise(rows, torch.tensor([1, 1] * 3)).z == math.inf
+    with pytest.raises(ValueError, match="rows"):
+        surprise(torch.ones(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="rows must be"):
+        surprise(torch.tensor([1.0]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="label must hold"):
+        surprise(rows, torch.tensor([0, 2] * 3))
+    with pytest.raises(ValueError, match="as long as rows"):
+        surprise(rows, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="non-empty"):
+        surprise(torch.ones(0, 2), torch.tensor([0]))
