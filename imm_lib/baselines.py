@@ -7,6 +7,7 @@ from imm_lib import checks
 from imm_lib.divergences import Divergence
 from imm_lib.estimators import SampledIMM, Target
 from imm_lib.induced import accumulator, cross_entropy
+from imm_lib.surrogates import weighted
 from imm_lib.targets.table import as_target
 
 
@@ -70,7 +71,8 @@ class ReverseKD(nn.Module):
 
     def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
         """Mean cross-entropy in nats, from (B, Y) log-probabilities and (B,) short contexts."""
-        mean = cross_entropy(*_pair(self.target, log_q, short)).mean()
+        rows, log_q = _pair(self.target, log_q, short)
+        mean = weighted(log_q, rows)
         self.risk = mean.detach()
         return mean
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, segment_logsumexp, segment_max
+from imm_lib.induced import accumulator, cross_entropy, segment_max
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.table import TableTarget, as_target
 
@@ -70,11 +70,18 @@ def _exp_less_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return result
 
 
-def _times_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """``values`` times rows[index], in place; without ``rows[index]`` as a whole."""
-    for block in _blocks(values):
-        values[block].mul_(rows.index_select(0, index[block]))
-    return values
+def _weights(ratio: Tensor, scale: Tensor | None, limit: float, pull: Tensor, index: Tensor) -> Tensor:
+    """min(ratio x scale[index], limit) x pull[index], (B, Y), in place of ``ratio``; without the rows as a whole."""
+    if scale is not None and limit == math.inf:
+        scale, pull = None, torch.mul(scale, pull, out=scale)
+    for block in _blocks(ratio):
+        part = ratio[block]
+        if scale is not None:
+            part.mul_(scale.index_select(0, index[block]))
+        if limit < math.inf:
+            part.clamp_(max=limit)
+        part.mul_(pull.index_select(0, index[block]))
+    return ratio
 
 
 def _dot(weight: Tensor, log_p: Tensor) -> Tensor:
@@ -98,6 +105,11 @@ class _Weighted(torch.autograd.Function):
     def backward(ctx, upstream):
         (weight,) = ctx.saved_tensors
         return weight * (-upstream / len(weight)), None
+
+
+def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
+    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf counts as 0."""
+    return _Weighted.apply(log_q, weight)
 
 
 class _TableIMM(KeepsPrecision):
@@ -140,8 +152,10 @@ class _TableIMM(KeepsPrecision):
         ratio = _exp_less_rows(log_q.detach().to(table.dtype), floor, batch.inverse)
         return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
 
-    def _surrogate(self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, table: Tensor, batch: _Batch) -> Tensor:
-        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), where the constant weight is ratio x scale x pull.
+    def _surrogate(
+        self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, table: Tensor, batch: _Batch, limit: float = math.inf
+    ) -> Tensor:
+        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight min(ratio x scale, limit) x pull.
 
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂ at the table.
         Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
@@ -151,11 +165,9 @@ class _TableIMM(KeepsPrecision):
             self.risk = -_dot(batch.rows * batch.count, table) / len(log_q)  # in one pass
         else:
             self.risk = batch.count.squeeze(1) @ self.divergence(batch.rows, table) / len(log_q)
-        weight = pull(self.divergence, batch.rows, table)
-        scale = weight if scale is None else torch.mul(scale, weight, out=scale)
-        weight = _times_rows(ratio, scale, batch.inverse)
+        weight = _weights(ratio, scale, limit, pull(self.divergence, batch.rows, table), batch.inverse)
         log_q = accumulator(log_q)
-        return _Weighted.apply(log_q, weight.to(log_q.dtype))
+        return weighted(log_q, weight.to(log_q.dtype))
 
 
 class SerializedIMM(_TableIMM):
@@ -202,15 +214,17 @@ class SerializedIMM(_TableIMM):
         for log_q, short in _pairs(batches):
             log_q, short = self._batch(log_q, short)
             distinct, inverse = torch.unique(short, return_inverse=True)
-            batch_sum = segment_logsumexp(accumulator(log_q).to(total.dtype), inverse, len(distinct))
-            total[distinct] = torch.logaddexp(total[distinct], batch_sum)
+            rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
+            # relative to the larger of the old row and the batch's largest entry, nothing overflows or is lost
+            top = torch.maximum(segment_max(log_q, inverse, len(distinct)), rows)
+            rows.sub_(top).exp_().index_add_(0, inverse, _exp_less_rows(log_q, top, inverse))
+            total.index_copy_(0, distinct, rows.log_().add_(top))
             count += torch.bincount(short, minlength=len(count))
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
-        self.table.copy_(
-            torch.where(self.visited.unsqueeze(1), total - count.to(total.dtype).log().unsqueeze(1), math.nan)
-        )
+        # of the table's size each temporary would count; a row without data becomes -inf - -inf, NaN
+        self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
 
     def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.
@@ -285,10 +299,7 @@ class MovingAverageIMM(_TableIMM):
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
         else:
             (ratio, table), scale = self._ratio(log_q, batch), None
-        if self.max_ratio < math.inf:
-            ratio = ratio if scale is None else _times_rows(ratio, scale, batch.inverse)
-            ratio, scale = ratio.clamp_(max=self.max_ratio), None
-        return self._surrogate(log_q, ratio, scale, table, batch)
+        return self._surrogate(log_q, ratio, scale, table, batch, self.max_ratio)
 
     @torch.no_grad()
     def _update(self, log_q: Tensor, batch: _Batch, visited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
