@@ -6,7 +6,7 @@ cross-entropy. After each call ``.risk`` holds the detached risk, of the table o
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,43 +45,18 @@ def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
         yield tuple(pair)
 
 
-class _Batch(NamedTuple):
-    """A batch of B data points by its D distinct short contexts, once for each of which the target is looked up."""
+CACHE = 2**20
+"""Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays in its cache."""
 
+
+class _Part(NamedTuple):
+    """N data points of a batch: all those of D of its distinct short contexts."""
+
+    points: Tensor | slice  # (N,) places in the batch
     short: Tensor  # (D,) ids
-    inverse: Tensor  # (B,) place of each point among them
+    inverse: Tensor  # (N,) place of each point's short context among them
     count: Tensor  # (D, 1) points of each
     rows: Tensor  # (D, Y) the target
-
-
-def _blocks(values: Tensor) -> Iterator[slice]:
-    """Blocks of rows: on a CPU of a megabyte, so that what is gathered for one stays in its cache; on a GPU all."""
-    rows = max(1, 2**20 // (4 * values.shape[1])) if values.device.type == "cpu" else len(values)
-    return (slice(start, start + rows) for start in range(0, len(values), rows))
-
-
-def _exp_less_rows(values: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """exp(values - rows[index]), (B, Y), without ``rows[index]`` as a whole."""
-    result = torch.empty_like(values)
-    for block in _blocks(values):
-        part = result[block]
-        torch.sub(values[block], rows.index_select(0, index[block]), out=part)
-        part.exp_()
-    return result
-
-
-def _weights(ratio: Tensor, scale: Tensor | None, limit: float, pull: Tensor, index: Tensor) -> Tensor:
-    """min(ratio x scale[index], limit) x pull[index], (B, Y), in place of ``ratio``; without the rows as a whole."""
-    if scale is not None and limit == math.inf:
-        scale, pull = None, torch.mul(scale, pull, out=scale)
-    for block in _blocks(ratio):
-        part = ratio[block]
-        if scale is not None:
-            part.mul_(scale.index_select(0, index[block]))
-        if limit < math.inf:
-            part.clamp_(max=limit)
-        part.mul_(pull.index_select(0, index[block]))
-    return ratio
 
 
 def _dot(weight: Tensor, log_p: Tensor) -> Tensor:
@@ -112,6 +87,9 @@ def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
     return _Weighted.apply(log_q, weight)
 
 
+Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
+
+
 class _TableIMM(KeepsPrecision):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
 
@@ -136,38 +114,54 @@ class _TableIMM(KeepsPrecision):
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
-    def _group(self, short: Tensor) -> _Batch:
-        """The batch by distinct short context, in the dtype of the table, with the target's checked rows."""
+    def _parts(self, short: Tensor) -> list[_Part]:
+        """The batch in parts of whole short contexts, in the dtype of the table, with the target's checked rows."""
         distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
         rows = self.target(distinct).to(self.table.dtype)
         if rows.shape[1] != self.table.shape[1]:
             raise ValueError(f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}")
-        return _Batch(distinct, inverse, count.to(rows.dtype).unsqueeze(1), rows)
+        count = count.to(rows.dtype).unsqueeze(1)
+        room = CACHE // (rows.shape[1] * rows.element_size())
+        if rows.device.type != "cpu" or len(short) <= room:
+            return [_Part(slice(None), distinct, inverse, count, rows)]
+        order, ends = inverse.argsort(), count.flatten().cumsum(0).long().tolist()
+        parts, first, begun = [], 0, 0
+        for last, end in enumerate(ends, start=1):
+            if last == len(ends) or ends[last] - begun > room:
+                points, own = order[begun:end], slice(first, last)
+                parts.append(_Part(points, distinct[own], inverse[points] - first, count[own], rows[own]))
+                first, begun = last, end
+        return parts
 
     @torch.no_grad()
-    def _ratio(self, log_q: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """(B, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the table."""
-        table = self.table.index_select(0, batch.short)
+    def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        """(N, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the table."""
+        table = self.table.index_select(0, part.short)
         floor = table.clamp(min=torch.finfo(table.dtype).min)
-        ratio = _exp_less_rows(log_q.detach().to(table.dtype), floor, batch.inverse)
+        ratio = log_q.sub(floor.index_select(0, part.inverse)).exp_()
         return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
 
-    def _surrogate(
-        self, log_q: Tensor, ratio: Tensor, scale: Tensor | None, table: Tensor, batch: _Batch, limit: float = math.inf
-    ) -> Tensor:
-        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight min(ratio x scale, limit) x pull.
+    def _surrogate(self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction) -> Tensor:
+        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight Q / Q̂ x pull.
 
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂ at the table.
-        Over (B, Y) every pass over memory shows in the time of a training step: what depends on the short context
-        alone, ``scale`` (D, Y), is computed once per distinct one, and ``ratio`` (B, Y) is overwritten.
+        ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the rows of the table.
         """
-        if self.divergence is cross_entropy:
-            self.risk = -_dot(batch.rows * batch.count, table) / len(log_q)  # in one pass
-        else:
-            self.risk = batch.count.squeeze(1) @ self.divergence(batch.rows, table) / len(log_q)
-        weight = _weights(ratio, scale, limit, pull(self.divergence, batch.rows, table), batch.inverse)
+        numerator, risk = numerator.detach(), 0.0
+        weight = torch.empty_like(numerator, dtype=self.table.dtype)
+        for part in parts:
+            ratio, table = correct(numerator[part.points].to(weight.dtype), part)
+            rows = pull(self.divergence, part.rows, table)
+            weight[part.points] = ratio.mul_(rows.index_select(0, part.inverse))
+            risk = risk + self._sum_of_risks(part, table)
+        self.risk = risk / len(log_q)
         log_q = accumulator(log_q)
         return weighted(log_q, weight.to(log_q.dtype))
+
+    def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
+        if self.divergence is cross_entropy:
+            return -_dot(part.rows * part.count, table)  # half the passes over memory
+        return part.count.squeeze(1) @ self.divergence(part.rows, table)
 
 
 class SerializedIMM(_TableIMM):
@@ -217,7 +211,7 @@ class SerializedIMM(_TableIMM):
             rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
             # relative to the larger of the old row and the batch's largest entry, nothing overflows or is lost
             top = torch.maximum(segment_max(log_q, inverse, len(distinct)), rows)
-            rows.sub_(top).exp_().index_add_(0, inverse, _exp_less_rows(log_q, top, inverse))
+            rows.sub_(top).exp_().index_add_(0, inverse, log_q.sub(top.index_select(0, inverse)).exp_())
             total.index_copy_(0, distinct, rows.log_().add_(top))
             count += torch.bincount(short, minlength=len(count))
         if not count.any():
@@ -239,9 +233,7 @@ class SerializedIMM(_TableIMM):
         if checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first")
-        batch = self._group(short)
-        ratio, table = self._ratio(log_q_frozen, batch)
-        return self._surrogate(log_q, ratio, None, table, batch)
+        return self._surrogate(log_q, log_q_frozen, self._parts(short), self._ratio)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -290,34 +282,34 @@ class MovingAverageIMM(_TableIMM):
     def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,) short contexts."""
         log_q, short = self._batch(log_q, short)
-        batch = self._group(short)
-        visited = self.visited[batch.short]
-        if self.training:
-            ratio, scale, table = self._update(log_q.detach().to(self.table.dtype), batch, visited)
-        elif checks.visible(short) and not visited.all():
-            unseen = batch.short[~visited][0].item()
+        if not self.training and checks.visible(short) and not self.visited[short].all():
+            unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
-        else:
-            (ratio, table), scale = self._ratio(log_q, batch), None
-        return self._surrogate(log_q, ratio, scale, table, batch, self.max_ratio)
+        return self._surrogate(log_q, log_q, self._parts(short), self._correction)
+
+    def _correction(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        ratio, table = (self._update if self.training else self._ratio)(log_q, part)
+        return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
 
     @torch.no_grad()
-    def _update(self, log_q: Tensor, batch: _Batch, visited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Move the rows that the batch visits; returns ratio (B, Y) and scale (D, Y), whose product is Q / Q̂, and them.
+    def _update(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        """Move the rows that the part visits; returns Q / Q̂ (N, Y) against the moved rows, and them.
 
-        Both sides of the mixture are taken relative to the larger of the old row and the batch's largest entry. So the
+        Both sides of the mixture are taken relative to the larger of the old row and the part's largest entry. So the
         exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200 survive.
         """
+        visited = self.visited[part.short]
         share = torch.where(visited, log_q.new_tensor(self.momentum), 1.0).unsqueeze(1)
-        total = self.table.index_select(0, batch.short).masked_fill_(~visited.unsqueeze(1), -math.inf)
-        larger = segment_max(log_q, batch.inverse, len(total))
-        torch.maximum(larger, total, out=larger)
-        ratio = _exp_less_rows(log_q, larger, batch.inverse)
+        total = self.table.index_select(0, part.short)
+        if not (checks.visible(visited) and visited.all()):
+            total.masked_fill_(~visited.unsqueeze(1), -math.inf)
+        larger = torch.maximum(segment_max(log_q, part.inverse, len(total)), total)
+        ratio = log_q.sub(larger.index_select(0, part.inverse)).exp_()
         total.sub_(larger).exp_().mul_(1 - share)
-        added = torch.zeros_like(total).index_add_(0, batch.inverse, ratio)
-        total.addcmul_(added, share / batch.count)
-        moved = larger.add_(torch.log(total, out=added))
-        self.table.index_copy_(0, batch.short, moved)
-        self.visited[batch.short] = True
+        total.addcmul_(torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.count)
+        moved = larger.add_(total.log())
+        self.table.index_copy_(0, part.short, moved)
+        self.visited[part.short] = True
         # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
-        return ratio, total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max), moved
+        scale = total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)
+        return ratio.mul_(scale.index_select(0, part.inverse)), moved

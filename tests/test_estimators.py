@@ -356,3 +356,30 @@ def test_a_bad_target_leaves_the_generator_alone():
     with pytest.raises(ValueError):
         imm.SampledIMM(TARGET[:1], imm.GroupedContexts(DATA), 2, generator=source)(model(), torch.tensor([1]))
     assert torch.equal(before, source.get_state())
+
+
+@pytest.mark.parametrize("kind", ["serialized", "average", "clipped", "eval"])
+def test_parts_of_a_batch_are_the_batch(monkeypatch, kind):
+    """On a CPU a batch is worked on in parts of whole short contexts: as small as one, or all at once."""
+    from imm_lib import surrogates
+
+    generator = torch.Generator().manual_seed(0)
+    short = torch.randint(6, (40,), generator=generator)
+    target = torch.rand(6, 5, generator=generator).softmax(-1)
+    first, second = (3 * torch.randn(40, 5, generator=generator) for _ in range(2))
+    found = []
+    for size in (1, 300, 2**20):
+        monkeypatch.setattr(surrogates, "CACHE", size)
+        logits = second.clone().requires_grad_()
+        log_q = logits.log_softmax(-1)
+        if kind == "serialized":
+            estimator = imm.SerializedIMM(target, 6, 5)
+            estimator.refresh([(first.log_softmax(-1), short)])
+            loss = estimator(log_q, short, first.log_softmax(-1))
+        else:
+            estimator = imm.MovingAverageIMM(target, 6, 5, 0.3, 1.5 if kind == "clipped" else math.inf)
+            estimator(first.log_softmax(-1), short)
+            loss = estimator.train(kind != "eval")(log_q, short)
+        found.append((loss, torch.autograd.grad(loss, logits)[0], estimator.table, estimator.risk))
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
