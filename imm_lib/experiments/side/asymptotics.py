@@ -1,5 +1,6 @@
 """The excess risk of IMM and of noising, simulated, beside what the asymptotics of ``imm_lib.worth`` say."""
 
+import itertools
 import math
 
 import torch
@@ -79,11 +80,10 @@ def _noising(unit: dict, config: dict, device: torch.device) -> dict:
 
 
 def _units(config: dict, seed: int) -> list[dict]:
+    cells = itertools.product(config["n"], config["ratio"], (True, False))
+    # seeds of their own, so that the cells' errors are independent; those of one unit's λ are not
     return [
-        {"seed": seed, "n": n, "ratio": ratio, "known": known}
-        for n in config["n"]
-        for ratio in config["ratio"]
-        for known in (True, False)
+        {"seed": 1000 * seed + i, "n": n, "ratio": ratio, "known": known} for i, (n, ratio, known) in enumerate(cells)
     ]
 
 
