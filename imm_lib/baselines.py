@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.divergences import Divergence
 from imm_lib.estimators import SampledIMM, Target
-from imm_lib.induced import accumulator, cross_entropy
-from imm_lib.surrogates import weighted
+from imm_lib.induced import accumulator, cross_entropy, weighted
 from imm_lib.targets.table import as_target
 
 

@@ -69,6 +69,34 @@ def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
     return -(target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
 
 
+def dot(weight: Tensor, log_p: Tensor) -> Tensor:
+    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product in memory."""
+    if checks.visible(log_p):
+        total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
+        if not total.isnan():
+            return total
+    return torch.dot(weight.reshape(-1), log_p.clamp_min(torch.finfo(log_p.dtype).min).reshape(-1))
+
+
+class _Weighted(torch.autograd.Function):
+    """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
+
+    @staticmethod
+    def forward(ctx, log_q, weight):
+        ctx.save_for_backward(weight)
+        return -dot(weight, log_q) / len(log_q)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (weight,) = ctx.saved_tensors
+        return weight * (-upstream / len(weight)), None
+
+
+def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
+    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf counts as 0."""
+    return _Weighted.apply(log_q, weight)
+
+
 def _log(total: Tensor) -> Tensor:
     """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can move it."""
     dead = total == 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, segment_max
+from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.table import TableTarget, as_target
 
@@ -57,34 +57,6 @@ class _Part(NamedTuple):
     inverse: Tensor  # (N,) place of each point's short context among them
     count: Tensor  # (D, 1) points of each
     rows: Tensor  # (D, Y) the target
-
-
-def _dot(weight: Tensor, log_p: Tensor) -> Tensor:
-    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product in memory."""
-    if checks.visible(log_p):
-        total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
-        if not total.isnan():
-            return total
-    return torch.dot(weight.reshape(-1), log_p.clamp_min(torch.finfo(log_p.dtype).min).reshape(-1))
-
-
-class _Weighted(torch.autograd.Function):
-    """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
-
-    @staticmethod
-    def forward(ctx, log_q, weight):
-        ctx.save_for_backward(weight)
-        return -_dot(weight, log_q) / len(log_q)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        (weight,) = ctx.saved_tensors
-        return weight * (-upstream / len(weight)), None
-
-
-def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
-    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf counts as 0."""
-    return _Weighted.apply(log_q, weight)
 
 
 Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
@@ -160,7 +132,7 @@ class _TableIMM(KeepsPrecision):
 
     def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
         if self.divergence is cross_entropy:
-            return -_dot(part.rows * part.count, table)  # half the passes over memory
+            return -dot(part.rows * part.count, table)  # half the passes over memory
         return part.count.squeeze(1) @ self.divergence(part.rows, table)
 
 

@@ -550,13 +550,34 @@ def test_gradients_are_clipped_apart(texts, bigram):
     log_q, loss, _ = losses()
     shared = Uncorrected(bigram, 0.7).shared(log_q, block)
     model.zero_grad()
-    _add_gradients(model, loss, shared, (), 0.7, dataclasses.replace(settings, separate=True))
+    _add_gradients(model, loss, shared, (), 0.7, dataclasses.replace(settings, clip_apart=True))
     ours = grads()
     model.zero_grad()
     log_q, loss, _ = losses()
     imm.clipped_backward(loss, Uncorrected(bigram, 0.7).shared(log_q, block), model.parameters(), 0.7, 0.01)
     for a, b in zip(ours, grads(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_gradients_are_clipped_together_if_told_so(texts, bigram):
+    from imm_lib.experiments.language.training import _add_gradients
+
+    model, stream = lstm(), Stream(texts.train, 4, 5)
+    block, histories = next(iter(stream)), Histories(stream, V)
+    histories.refresh(model)
+    for seed, limit in ((2, 0.01), (3, 1e9)):
+        found = []
+        for ours in (True, False):
+            loss = F.nll_loss(model(block.words, model.begin(4))[0].flatten(0, 1), block.labels.flatten())
+            parts = Sampled(bigram, 0.7, histories, words=0, chunk=20, seed=seed).own(model, block)
+            model.zero_grad()
+            if ours:
+                _add_gradients(model, loss, None, parts, 0.7, dataclasses.replace(SMALL, clip=limit, clip_apart=False))
+            else:
+                (loss + 0.7 * sum(parts)).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+            found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        torch.testing.assert_close(*found)
 
 
 def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):

@@ -109,11 +109,7 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    spec = {
-        **config["settings"],
-        **config["arms"][unit["arm"]],
-        **config.get("by_lines", {}).get(str(unit["lines"]), {}),
-    }
+    spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
     corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
     file = _checkpoint(unit, spec, device)
@@ -136,11 +132,6 @@ def _units(config: dict, seed: int) -> list[dict]:
         for s in range(seeds)
         for arm in config["arms"]
     ]
-
-
-def best_epoch(numbers: dict) -> dict:
-    """The epoch of a finished unit whose weights were kept."""
-    return min(numbers["epochs"], key=lambda e: e["valid"])
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -181,7 +172,8 @@ def _fidelity(unit: dict, config: dict, device: torch.device) -> dict:
         for histories in cached.values():
             histories.refresh(before)
         model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), device, file).last
-    exact = fidelity.exact_gradient(model, Stream(stream.words, settings.batch, 10 * settings.unroll), bigram)
+    far = Stream(corpus.train.to(device), settings.batch, 10 * settings.unroll)  # the same columns, read further back
+    exact = fidelity.exact_gradient(model, far, bigram)
     found = {}
 
     def measure(name: str, term: terms.Term, passes: int = 1, dropout: bool = False) -> None:
@@ -251,12 +243,12 @@ _PAPER = {
 
 
 _COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1", "moving average, λ = 3")
-_CACHED = {"term": "sampled", "together": True}
+_CACHED = {"term": "sampled", "clip_apart": False}
 _PUZZLE = {
     "baseline": {},
     "serialized": {"term": "serialized"},
-    "serialized, clipped apart": {"term": "serialized", "separate": True},
-    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True, "together": True},
+    "serialized, clipped apart": {"term": "serialized", "clip_apart": True},
+    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True, "clip_apart": False},
     "moving average, memory 100": {"term": "moving average", "memory": 100},
     "moving average, memory 500": {"term": "moving average", "memory": 500},
     "cached states": _CACHED,

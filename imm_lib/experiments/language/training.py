@@ -11,6 +11,7 @@ import math
 import pickle
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -44,14 +45,14 @@ class Settings:
         lr: learning rate at first.
         decay: factor of the learning rate after an epoch that did not lower the validation loss.
         least_lr: training ends when the rate falls below lr times this.
-        clip: largest norm of the gradient; the cross-entropy's apart from that of a term's own passes.
+        clip: largest norm of the gradient.
         epochs: the most passes over the text.
         start: epochs before the term acts.
         start_lr: share of the first learning rate that the rate must have reached before the term acts.
         warmup: blocks over which λ then rises from 0.
         every: the term acts on every so-manieth block, weighted by that number.
-        separate: clip a term's gradient apart also in a shared pass, at the price of a second backward pass.
-        together: clip the sum also where the term has passes of its own; an ablation.
+        clip_apart: whether the term's gradient is clipped apart from the cross-entropy's, in a shared pass at the price
+            of a second backward pass; by default where the term makes passes of its own.
         seed: of weights and dropout.
     """
 
@@ -72,8 +73,7 @@ class Settings:
     start_lr: float = 1.0
     warmup: int = 0
     every: int = 1
-    separate: bool = False
-    together: bool = False
+    clip_apart: bool | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -104,38 +104,30 @@ class Trained:
 
 
 def _add_gradients(
-    model: nn.Module, loss: Tensor, shared: Tensor | None, parts, lam: float, settings: Settings
+    model: nn.Module, loss: Tensor, shared: Tensor | None, parts: Iterable[Tensor], lam: float, settings: Settings
 ) -> None:
-    """Clipped gradients of loss + lam (shared + parts) into ``.grad``."""
+    """Clipped gradients of loss + lam (shared + parts) into ``.grad``; a term has one of the two."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def clip() -> None:
-        nn.utils.clip_grad_norm_(parameters, settings.clip)
-
-    if shared is not None and not settings.separate:
-        loss, shared = loss + lam * shared, None
-    loss.backward(retain_graph=shared is not None)
-    if settings.together:
+    if not (shared is None if settings.clip_apart is None else settings.clip_apart):
+        (loss if shared is None else loss + lam * shared).backward()
         for part in parts:
             (lam * part).backward()
-        clip()
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
         return
-    clip()
-    held = None
+    loss.backward(retain_graph=shared is not None)
+    nn.utils.clip_grad_norm_(parameters, settings.clip)
+    primary = [p.grad for p in parameters]
+    model.zero_grad(set_to_none=True)
     for part in parts if shared is None else [shared]:
-        if held is None:
-            held = [p.grad for p in parameters]
-            model.zero_grad(set_to_none=True)
         part.backward()
-    if held is not None:
-        clip()
-        for parameter, grad in zip(parameters, held, strict=True):
-            if parameter.grad is None:
-                parameter.grad = grad
-            elif grad is not None:
-                parameter.grad.mul_(lam).add_(grad)
-            else:
-                parameter.grad.mul_(lam)
+    nn.utils.clip_grad_norm_(parameters, settings.clip)
+    for parameter, grad in zip(parameters, primary, strict=True):
+        if parameter.grad is None:
+            parameter.grad = grad
+        else:
+            parameter.grad.mul_(lam)
+            if grad is not None:
+                parameter.grad.add_(grad)
 
 
 def _digest(tokens: Tensor) -> int:
