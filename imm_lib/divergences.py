@@ -199,7 +199,10 @@ NAMED: dict[str, Divergence] = {
     "balanced": balanced(0.5),
     "Plackett-Luce": plackett_luce,
 }
-"""Those that need no further argument, by name."""
+"""Those that need no further argument, by name.
+
+:meta hide-value:
+"""
 
 
 def as_divergence(divergence: Divergence | str) -> Divergence:
