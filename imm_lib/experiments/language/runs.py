@@ -242,21 +242,23 @@ _PAPER = {
 }
 
 
-_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1", "moving average, λ = 3")
-_CACHED = {"term": "sampled", "clip_apart": False}
+_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
+_LATE = {"lam": 1.0, "start_lr": 0.5}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
+_AVERAGE = {**_LATE, "term": "moving average"}
+_CACHED = {**_LATE, "term": "sampled", "clip_apart": False}
 _PUZZLE = {
     "baseline": {},
-    "serialized": {"term": "serialized"},
-    "serialized, clipped apart": {"term": "serialized", "clip_apart": True},
-    "serialized, own pass without dropout": {"term": "serialized", "own_pass": True, "clip_apart": False},
-    "moving average, memory 100": {"term": "moving average", "memory": 100},
-    "moving average, memory 500": {"term": "moving average", "memory": 500},
+    "moving average": _AVERAGE,
+    "moving average, memory 500": {**_AVERAGE, "memory": 500},
+    "moving average, clipped apart": {**_AVERAGE, "clip_apart": True},
+    "moving average, own pass without dropout": {**_AVERAGE, "own_pass": True, "clip_apart": False},
     "cached states": _CACHED,
-    "cached states, clipped apart": {"term": "sampled"},
+    "cached states, clipped apart": {**_CACHED, "clip_apart": True},
     "cached states, all words": {**_CACHED, "words": 0},
     "cached states, with dropout": {**_CACHED, "with_dropout": True},
     "cached states, m = 5": {**_CACHED, "steps": 5},
     "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
+    "cached states, from the first step": {**_CACHED, "start_lr": 1.0},
 }
 _TOPICS = {
     "corpus": "topics",
@@ -303,7 +305,7 @@ EXPERIMENTS = [
         "the same LSTMs on 1, 10 and 30 % of the lines: where does IMM help most?",
         {
             **_PTB,
-            "sizes": [[421, 5], [4207, 3], [12_620, 2]],
+            "sizes": [[421, 5], [4207, 2], [12_620, 1]],
             "arms": {name: _ARMS[name] for name in _COMPARED},
         },
     ),
@@ -313,7 +315,7 @@ EXPERIMENTS = [
         {
             **_PTB,
             "sizes": [[1262, 2]],
-            "arms": {name: {**arm, "lam": 1.0} if arm else {} for name, arm in _PUZZLE.items()},
+            "arms": _PUZZLE,
         },
     ),
     Experiment(
