@@ -7,27 +7,30 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.finite import LogitWorld, fit
+from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
 
 INFINITE = "inf"
 """As JSON has it: a perfect target."""
 
 
-def data(world: LogitWorld, n: int, ratio: float, known: bool, runs: int, generator: torch.Generator):
-    """(R, S, E, 2) counts, (R, S, 2) pairs and (R, S, E) belief of R data sets with m = ratio · n restricted samples.
+def data(
+    world: LogitWorld, n: int, ratio: float, known: bool, runs: int, lam: float, generator: torch.Generator
+) -> tuple[Tensor, Restriction]:
+    """(R, Z, 2) counts, and the IMM term of the view "s", of R data sets with m = ratio · n restricted samples.
 
     A perfect target, ratio infinite, weighs the short contexts as the n points do, or as π does where it is known.
     """
-    counts = world.sample(n, runs, generator)
-    contexts = counts.sum(-1)
-    short = contexts.sum(2)
-    belief = world.belief.expand(runs, -1, -1) if known else contexts / short.unsqueeze(2).clamp(min=1e-300)
+    counts, view = world.sample(n, runs, generator), world.views["s"]
+    cells = counts.sum(-1)
+    short = by_view(cells, view)
+    belief = share(world.pi if known else cells, view)
     if math.isinf(ratio):
-        pairs = (world.pi.sum(1).expand(runs, -1) if known else short).unsqueeze(2) * world.target
+        pairs = (by_view(world.pi, view).expand(runs, -1) if known else short).unsqueeze(2) * world.target(view)
     else:
-        pairs = world.sample(round(ratio * n), runs, generator).sum(2)
+        pairs = by_view(world.sample(round(ratio * n), runs, generator).mT, view).mT
     # a short context without data of its own has no induced model
-    return counts, pairs * (belief.sum(2, keepdim=True) > 0), belief
+    seen = by_view(belief, view) > 0
+    return counts, Restriction(view, pairs * seen.unsqueeze(-1), belief, lam)
 
 
 def _summary(excess: Tensor, found: Tensor) -> dict:
@@ -42,10 +45,10 @@ def _summary(excess: Tensor, found: Tensor) -> dict:
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
     n, runs, ratio = unit["n"], config["runs"], float(unit["ratio"])
-    worth, cells = world.worth(), {}
-    counts, pairs, belief = data(world, n, ratio, unit["known"], runs, generator)
+    worth, cells = world.worth(world.views["s"]), {}
+    counts, term = data(world, n, ratio, unit["known"], runs, 0.0, generator)
     for lam in config["lam"]:
-        theta, found = fit(world.features, counts, pairs, belief, lam)
+        theta, found = fit(world.features, counts, [term._replace(lam=lam)])
         theory = worth.excess_risk(lam, n, ratio * n, unit["known"])
         cells[str(lam)] = {"theory": theory, **_summary(world.excess(theta), found)}
     best = worth.optimal_lambda(n, ratio * n, unit["known"])
@@ -54,17 +57,15 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def noised(world: LogitWorld, counts: Tensor, lam: float) -> Tensor:
     """Counts whose cross-entropy is that of the data plus λ times the noising risk."""
-    return counts + lam * counts.sum(-1, keepdim=True) * world.target.unsqueeze(1)
+    return counts + lam * counts.sum(-1, keepdim=True) * world.target(world.views["s"])[world.views["s"]]
 
 
 def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
     """Excess risk of noising with infinite data: exactly, and by the bias λ (I + λK)⁻¹ b to first order."""
-    p = world.probability(world.theta)
-    truth = (world.pi.unsqueeze(2) * torch.stack([1 - p, p], 2)).unsqueeze(0)
-    theta, _ = fit(world.features, noised(world, truth, lam))
-    total, x = world.pi, world.features
-    information = torch.einsum("se,sed,sef->df", total * p * (1 - p), x, x)  # of both terms: I = K for a logit
-    b = torch.einsum("se,sed->d", total * (p - world.target[:, 1:]), x)
+    theta, _ = fit(world.features, noised(world, world.joint().unsqueeze(0), lam))
+    p, x, view = world.probability(world.theta), world.features, world.views["s"]
+    information = torch.einsum("z,zd,zf->df", world.pi * p * (1 - p), x, x)  # of both terms: I = K for a logit
+    b = (world.pi * (p - world.target(view)[view, 1])) @ x
     bias = lam * torch.linalg.solve((1 + lam) * information, b)
     return max(0.0, world.excess(theta).item()), 0.5 * (bias @ information @ bias).item()
 

@@ -1,10 +1,14 @@
 """Logistic regression on a finite world: many data sets of one size, fitted together to convergence.
 
-R data sets are counts, (R, S, E, 2), and the R fits are one tensor program in float64. Everything has a closed form but
-the fit itself, so that simulation can be held against theory to its own error.
+A world has Z cells, what one can see of an example. A *view* is a function of the cell, such as a feature or a coarser
+version of one: the short context, whose extended contexts are its cells. R data sets are counts, (R, Z, 2), and the R
+fits are one tensor program in float64. Everything has a closed form but the fit itself, so that simulation can be held
+against theory to its own error.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,19 +21,48 @@ FAR = 20.0
 """A logit's parameter beyond which a fit counts as at infinity."""
 
 
-@dataclass(frozen=True)
-class LogitWorld:
-    """P(y = 1 | s, e) = σ(features · theta) on S short and E extended contexts; float64.
+class Restriction(NamedTuple):
+    """An IMM term: a view, what the restricted model says of it, and how much it counts.
 
     Attributes:
-        features: (S, E, d).
-        pi: (S, E) probabilities of the contexts.
+        view: (Z,) the short context of each cell, in [0, G).
+        pairs: (R, G, 2) weights of (s, y) pairs, shares of 1: P̂(y|s) times the weight of s.
+        belief: (Z,) or (R, Z), π(cell | s); sums to 1 over the cells of a short context.
+        lam: λ.
+    """
+
+    view: Tensor
+    pairs: Tensor
+    belief: Tensor
+    lam: float
+
+
+def by_view(values: Tensor, view: Tensor) -> Tensor:
+    """(..., Z) summed over the cells of each short context -> (..., G)."""
+    sums = values.new_zeros(*values.shape[:-1], int(view.max()) + 1)
+    return sums.index_add_(-1, view, values)
+
+
+def share(weight: Tensor, view: Tensor) -> Tensor:
+    """(..., Z) weights of the cells as shares of their short context, π(cell | s); 0 where there is no weight."""
+    return weight / by_view(weight, view)[..., view].clamp(min=1e-300)
+
+
+@dataclass(frozen=True)
+class LogitWorld:
+    """P(y = 1 | cell) = σ(features · theta) on Z cells; float64.
+
+    Attributes:
+        features: (Z, d).
+        pi: (Z,) probabilities of the cells.
         theta: (d,) the true parameters.
+        views: (Z,) short contexts, by name.
     """
 
     features: Tensor
     pi: Tensor
     theta: Tensor
+    views: dict[str, Tensor]
 
     @classmethod
     def draw(cls, seed: int = 0, short: int = 4, extended: int = 6, strength: float = 1.0) -> "LogitWorld":
@@ -40,100 +73,93 @@ class LogitWorld:
         features[..., 2:] = torch.randn(extended, 2, generator=generator, dtype=torch.float64)
         pi = torch.rand(short, extended, generator=generator, dtype=torch.float64) + 0.3
         theta = strength * torch.tensor([0.3, 1.0, -1.0, 0.7], dtype=torch.float64)
-        return cls(features, pi / pi.sum(), theta)
-
-    @property
-    def belief(self) -> Tensor:
-        """(S, E) π(e|s)."""
-        return self.pi / self.pi.sum(1, keepdim=True)
+        view = torch.arange(short).repeat_interleave(extended)
+        return cls(features.flatten(0, 1), (pi / pi.sum()).flatten(), theta, {"s": view})
 
     def probability(self, theta: Tensor) -> Tensor:
-        """(..., d) -> (..., S, E) Q(1|s,e)."""
-        return torch.sigmoid(torch.einsum("sed,...d->...se", self.features, theta))
+        """(..., d) -> (..., Z) Q(1 | cell)."""
+        return torch.sigmoid(theta @ self.features.T)
 
-    @property
-    def target(self) -> Tensor:
-        """(S, 2) the true induced model P̄(y|s)."""
-        one = (self.belief * self.probability(self.theta)).sum(1)
-        return torch.stack([1 - one, one], 1)
+    def joint(self) -> Tensor:
+        """(Z, 2) the true π P."""
+        p = self.probability(self.theta)
+        return self.pi.unsqueeze(1) * torch.stack([1 - p, p], 1)
+
+    def target(self, view: Tensor) -> Tensor:
+        """(G, 2) the true induced model P̄(y|s) of a view."""
+        joint = by_view(self.joint().T, view).T
+        return joint / joint.sum(1, keepdim=True)
 
     def sample(self, n: int, runs: int, generator: torch.Generator) -> Tensor:
-        """(R, S, E, 2) shares of the n points of each of R data sets."""
-        p = self.probability(self.theta)
-        joint = (self.pi.unsqueeze(2) * torch.stack([1 - p, p], 2)).flatten()
+        """(R, Z, 2) shares of the n points of each of R data sets."""
+        joint = self.joint().flatten()
         drawn = torch.multinomial(joint, checks.count("runs", runs) * checks.count("n", n), True, generator=generator)
         counts = torch.zeros(runs, len(joint), dtype=torch.float64)
         counts.scatter_add_(1, drawn.view(runs, n), torch.ones(runs, n, dtype=torch.float64))
-        return counts.view(runs, *p.shape, 2) / n
+        return counts.view(runs, -1, 2) / n
 
     def excess(self, theta: Tensor) -> Tensor:
-        """(R, d) -> (R,) Σ π KL(P(·|s,e) ‖ Q(·|s,e)) in nats."""
-        p, logit = self.probability(self.theta), torch.einsum("sed,...d->...se", self.features, theta)
+        """(R, d) -> (R,) Σ π KL(P(·|cell) ‖ Q(·|cell)) in nats."""
+        p, logit = self.probability(self.theta), theta @ self.features.T
         entropy = torch.special.entr(p) + torch.special.entr(1 - p)
         cross = torch.nn.functional.softplus(logit) - p * logit
-        return (self.pi * (cross - entropy)).sum((-2, -1))
+        return (self.pi * (cross - entropy)).sum(-1)
 
-    def worth(self) -> Worth:
-        """What IMM is worth here, at the true parameters and the true π; by automatic differentiation."""
+    def worth(self, view: Tensor) -> Worth:
+        """What IMM with a view is worth, at the true parameters and the true π; by automatic differentiation."""
         theta = self.theta.clone().requires_grad_()
 
-        def query(short: Tensor, extended: Tensor) -> Tensor:
-            logit = self.features[short, extended] @ theta
+        def query(short: Tensor, cell: Tensor) -> Tensor:
+            logit = self.features[cell] @ theta
             return torch.stack([torch.zeros_like(logit), logit], 1).log_softmax(1)
 
-        short, extended = torch.cartesian_prod(*(torch.arange(size) for size in self.pi.shape)).T
-        return measure(query, [theta], BeliefContexts(self.belief), short, extended, self.pi.flatten())
+        cells = torch.arange(len(self.pi))
+        belief = torch.zeros(int(view.max()) + 1, len(cells), dtype=torch.float64)
+        belief[view, cells] = share(self.pi, view)
+        return measure(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
 
 def fit(
-    features: Tensor,
-    counts: Tensor,
-    pairs: Tensor | None = None,
-    belief: Tensor | None = None,
-    lam: float = 0.0,
-    steps: int = 100,
+    features: Tensor, counts: Tensor, restrictions: Sequence[Restriction] = (), steps: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """Minimise -Σ counts log Q - λ Σ pairs log Q̂ by Fisher scoring with step halving, R fits at once.
+    """Minimise -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k by Fisher scoring with step halving, R fits at once.
 
     Args:
-        features: (S, E, d).
-        counts: (R, S, E, 2) weights of the full data, shares of 1; completed or noised counts will do as well.
-        pairs: (R, S, 2) weights of (s, y) pairs in the IMM term, shares of 1.
-        belief: (S, E) or (R, S, E), π(e|s) of the induced model.
-        lam: λ.
+        features: (Z, d).
+        counts: (R, Z, 2) weights of the full data, shares of 1; completed or noised counts will do as well.
+        restrictions: IMM terms.
         steps: the most iterations.
 
     Returns:
         (R, d) parameters, and (R,) whether a minimum was found; separable data have none.
 
     Raises:
-        ValueError: λ < 0, or λ > 0 without pairs and belief.
+        ValueError: λ < 0.
     """
-    lam = checks.number("lam", lam, 0)
-    if lam > 0 and (pairs is None or belief is None):
-        raise ValueError("pairs and belief must be given where lam > 0")
+    for restriction in restrictions:
+        checks.number("lam", restriction.lam, 0)
     total, ones = counts.sum(-1), counts[..., 1]
     theta = counts.new_zeros(len(counts), features.shape[-1])
 
     def value(theta: Tensor) -> Tensor:
-        logit = torch.einsum("sed,rd->rse", features, theta)
-        found = (total * torch.nn.functional.softplus(logit) - ones * logit).sum((1, 2))
-        if lam > 0:
-            one = (belief * torch.sigmoid(logit)).sum(-1)
+        logit = theta @ features.T
+        found = (total * torch.nn.functional.softplus(logit) - ones * logit).sum(1)
+        for view, pairs, belief, lam in restrictions:
+            one = by_view(belief * torch.sigmoid(logit), view)
             found = found - lam * (torch.xlogy(pairs[..., 1], one) + torch.xlogy(pairs[..., 0], 1 - one)).sum(-1)
         return found
 
     for _ in range(steps):
-        q = torch.sigmoid(torch.einsum("sed,rd->rse", features, theta))
-        gradient = torch.einsum("rse,sed->rd", total * q - ones, features)
-        information = torch.einsum("rse,sed,sef->rdf", total * q * (1 - q), features, features)
-        if lam > 0:
-            one = (belief * q).sum(-1)
-            slope = torch.einsum("rse,sed->rsd", belief * q * (1 - q), features)
+        q = torch.sigmoid(theta @ features.T)
+        gradient = (total * q - ones) @ features
+        information = torch.einsum("rz,zd,zf->rdf", total * q * (1 - q), features, features)
+        for view, pairs, belief, lam in restrictions:
+            one = by_view(belief * q, view)
+            slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
             by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-            gradient = gradient + lam * torch.einsum("rs,rsd->rd", by_one, slope)
+            gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
             weight = pairs.sum(-1) / (one * (1 - one))
-            information = information + lam * torch.einsum("rs,rsd,rsf->rdf", weight, slope, slope)
+            information = information + lam * torch.einsum("rs,rds,rfs->rdf", weight, slope, slope)
         done = gradient.abs().amax(1) < 1e-10
         # far out the data are separable: the minimum lies at infinity
         if (done | (theta.abs().amax(1) > FAR)).all():
@@ -150,12 +176,12 @@ def fit(
     return theta, done & (theta.abs().amax(1) <= FAR)
 
 
-def complete(features: Tensor, theta: Tensor, pairs: Tensor, belief: Tensor) -> Tensor:
-    """EM's expectation: the weights of (s, y) pairs shared out over extended contexts by their responsibilities.
+def complete(features: Tensor, theta: Tensor, restriction: Restriction) -> Tensor:
+    """EM's expectation: the weights of (s, y) pairs shared out over cells by their responsibilities, (R, Z, 2).
 
-    r(e|s,y) = π(e|s) Q(y|s,e) / Q̂(y|s), the frozen ratio of serialized IMM. (R, S, 2) -> (R, S, E, 2); its maximisation
-    is :func:`fit` on the full counts plus λ times these.
+    r(cell|s,y) = π(cell|s) Q(y|cell) / Q̂(y|s), the frozen ratio of serialized IMM. The maximisation is :func:`fit` on
+    the full counts plus λ times these.
     """
-    q = torch.sigmoid(torch.einsum("sed,rd->rse", features, theta))
-    joint = belief.unsqueeze(-1) * torch.stack([1 - q, q], -1)
-    return pairs.unsqueeze(2) * joint / joint.sum(2, keepdim=True)
+    q, view = torch.sigmoid(theta @ features.T), restriction.view
+    joint = (restriction.belief * torch.stack([1 - q, q])).movedim(0, -2)  # (R, 2, Z)
+    return (restriction.pairs.mT[..., view] * share(joint, view)).mT
