@@ -138,6 +138,7 @@ def fit(
     """
     for restriction in restrictions:
         checks.number("lam", restriction.lam, 0)
+    restrictions = [r for r in restrictions if r.lam > 0]  # 0 times what separable data send to infinity is NaN
     total, ones = counts.sum(-1), counts[..., 1]
     theta = counts.new_zeros(len(counts), features.shape[-1])
 
