@@ -1,5 +1,6 @@
 """The language experiments: texts, models, histories, terms, training and its checkpoints, gradients."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -438,6 +439,44 @@ def test_the_induced_bigram_is_the_mean_over_histories(texts, bigram):
     loss = -table[texts.valid[:-1], texts.valid[1:]]
     assert numbers["valid"]["safe"] == pytest.approx(math.exp(loss.mean()))
     assert numbers["valid"]["paper"] == pytest.approx(math.exp(loss[:70].mean()))
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_the_induced_skip_bigram_is_the_mean_over_histories(texts, bigram, lag):
+    model, stream = lstm(), Stream(texts.train, 1, 400)
+    (block,) = stream
+    table = measures.induced(model, stream, bigram, lag).table.double()
+    log_q, _ = model(block.words, model.begin(1))
+    before = torch.cat([block.words[0, :1].expand(lag), block.words[0, :-lag]])
+    for word in before.unique():
+        expected = log_q[0, before == word].exp().mean(0)
+        torch.testing.assert_close(table[word].exp(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_skip_bigrams_term_is_the_estimator_on_earlier_words(texts, bigram):
+    stream, model = Stream(texts.train, 4, 5), lstm()
+    term = MovingAverage(bigram, 1.0, lag=1, max_ratio=1e6)
+    term.begin_epoch(model, stream, True)
+    first, second = list(stream)[:2]
+    log_q, _ = model(second.words, model.begin(4))
+    before = torch.cat([first.words[:, -1:], second.words[:, :-1]], 1)
+    twin = copy.deepcopy(term.imm)
+    expected = twin(log_q.flatten(0, 1), before.flatten())
+    torch.testing.assert_close(term.shared(log_q, second), expected)
+
+
+def test_several_terms_are_a_weighted_sum(texts, bigram):
+    settings = dataclasses.replace(SMALL, epochs=2)
+    two = lm.Several([MovingAverage(bigram, 0.5), MovingAverage(bigram, 1.5)])
+    once, twice = (train(texts, term, settings).last for term in (MovingAverage(bigram, 2.0), two))
+    for a, b in zip(once.parameters(), twice.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="terms must share the pass.*Sampled"):
+        lm.Several([Sampled(bigram, 1.0, Histories(Stream(texts.train, 4, 5), V))])
+    with pytest.raises(ValueError, match="MovingAverage"):
+        lm.Several([MovingAverage(bigram, 1.0, own_pass=True)])
+    with pytest.raises(ValueError, match="none"):
+        lm.Several([])
 
 
 def test_words_without_a_history_in_the_induced_bigram(texts, bigram):

@@ -87,7 +87,7 @@ def test_ems_responsibilities_are_the_frozen_ratio_of_serialized_imm(world):
 
 
 def test_theory_and_simulation_meet(world):
-    worth = world.worth(world.views["s"])
+    worth = imm.worth.Worth.of(*world.informations(world.views["s"]))
     for ratio, known, lam in ((2.0, True, 1.0), (2.0, False, 1.0), (math.inf, False, 3.0), (0.5, True, 3.0)):
         counts, term = setting(world, 4000, ratio, known, 400, lam, seed=1)
         theta, found = fit(world.features, counts, [term])

@@ -3,7 +3,16 @@
 from imm_lib.experiments.language import fidelity, measures, paper, readings, runs, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
-from imm_lib.experiments.language.terms import MovingAverage, Noising, Published, Sampled, Serialized, Term, Uncorrected
+from imm_lib.experiments.language.terms import (
+    MovingAverage,
+    Noising,
+    Published,
+    Sampled,
+    Serialized,
+    Several,
+    Term,
+    Uncorrected,
+)
 from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 
@@ -23,6 +32,7 @@ __all__ = [
     "Sampled",
     "Serialized",
     "Settings",
+    "Several",
     "Stream",
     "Term",
     "Trained",

@@ -39,14 +39,16 @@ def mixture(log_q: Tensor, log_p: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(log_q.double() + math.log1p(-weight), log_p + math.log(weight))
 
 
-def induced(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram) -> SerializedIMM:
+def induced(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram, lag: int = 0) -> SerializedIMM:
     """The bigram that the model induces on a text, as a table: ``.table`` (V, V) log Q̂, NaN where not ``.visited``.
 
-    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all places of the text.
+    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all places of the text; with
+    a lag, over those with x that many words before their end.
     """
     found = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size).to(stream.words.device)
     found.refresh(
-        (model.log_probs(features).flatten(0, 1), block.words.flatten()) for block, features in read(model, stream)
+        (model.log_probs(features).flatten(0, 1), block.short(stream.words, lag).flatten())
+        for block, features in read(model, stream)
     )
     return found
 

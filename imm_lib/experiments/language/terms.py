@@ -7,7 +7,7 @@ is free before the next. Both are means over the block's words.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ class MovingAverage(_OnePass):
         memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1 / memory.
         max_ratio: largest correction Q / Q̂.
         own_pass: as of :class:`Uncorrected`.
+        lag: words between the short context and the predicted word; at 1 the target is a skip-bigram.
     """
 
     def __init__(
@@ -152,21 +153,47 @@ class MovingAverage(_OnePass):
         memory: float = 10,
         max_ratio: float = 10.0,
         own_pass: bool = False,
+        lag: int = 0,
     ):
         super().__init__(lam, own_pass)
         size = bigram.vocab_size
-        self.bigram = bigram
+        self.bigram, self.lag, self.text = bigram, int(checks.number("lag", lag, 0)), None
         self.imm = MovingAverageIMM(bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio)
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
         super().begin_epoch(model, stream, first)
+        self.text = stream.words
         if first:
-            self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
+            self.imm.load_state_dict(induced(model, stream, self.bigram, self.lag).state_dict())
 
     @override
     def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(log_q.flatten(0, 1), block.words.flatten())
+        return self.imm(log_q.flatten(0, 1), block.short(self.text, self.lag).flatten())
+
+
+class Several(Term):
+    """A sum of terms that share the pass of the cross-entropy, each with its own λ.
+
+    Raises:
+        ValueError: no terms, or one that makes passes of its own.
+    """
+
+    def __init__(self, terms: Sequence[Term]):
+        super().__init__(1.0)
+        own = [type(term).__name__ for term in terms if getattr(term, "own_pass", True)]
+        if own or not terms:
+            raise ValueError(f"terms must share the pass of the cross-entropy, at least one, got {own or 'none'}")
+        self.terms = nn.ModuleList(terms)
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        for term in self.terms:
+            term.begin_epoch(model, stream, first)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
+        return sum(term.lam * term.shared(log_q, block) for term in self.terms)
 
 
 class Serialized(_OnePass):

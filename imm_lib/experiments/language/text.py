@@ -89,6 +89,10 @@ class Block(NamedTuple):
     labels: Tensor  # (B, T) the next words
     place: Tensor  # (B, T) positions in Stream.words
 
+    def short(self, words: Tensor, lag: int) -> Tensor:
+        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; the first one before its text."""
+        return words[(self.place - lag).clamp(min=0)] if lag else self.words
+
 
 class Stream:
     """A text in B columns of equal length, read side by side in blocks of ``unroll`` words.

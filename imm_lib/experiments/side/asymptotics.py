@@ -8,6 +8,7 @@ from torch import Tensor
 
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.worth import Worth
 
 INFINITE = "inf"
 """As JSON has it: a perfect target."""
@@ -33,7 +34,8 @@ def data(
     return counts, Restriction(view, pairs * seen.unsqueeze(-1), belief, lam)
 
 
-def _summary(excess: Tensor, found: Tensor) -> dict:
+def summary(excess: Tensor, found: Tensor) -> dict:
+    """Mean and standard error of the (R,) excess risks whose minimum was found, and how many were not."""
     excess = excess[found]
     return {
         "mean": excess.mean().item(),
@@ -45,12 +47,12 @@ def _summary(excess: Tensor, found: Tensor) -> dict:
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
     n, runs, ratio = unit["n"], config["runs"], float(unit["ratio"])
-    worth, cells = world.worth(world.views["s"]), {}
+    worth, cells = Worth.of(*world.informations(world.views["s"])), {}
     counts, term = data(world, n, ratio, unit["known"], runs, 0.0, generator)
     for lam in config["lam"]:
         theta, found = fit(world.features, counts, [term._replace(lam=lam)])
         theory = worth.excess_risk(lam, n, ratio * n, unit["known"])
-        cells[str(lam)] = {"theory": theory, **_summary(world.excess(theta), found)}
+        cells[str(lam)] = {"theory": theory, **summary(world.excess(theta), found)}
     best = worth.optimal_lambda(n, ratio * n, unit["known"])
     return {"cells": cells, "best": best if math.isfinite(best) else INFINITE}
 
@@ -76,7 +78,7 @@ def _noising(unit: dict, config: dict, device: torch.device) -> dict:
     for lam in config["lam"]:
         exact, linear = noising_floor(world, lam)
         theta, found = fit(world.features, noised(world, counts, lam))
-        cells[str(lam)] = {"floor": exact, "linear_floor": linear, **_summary(world.excess(theta), found)}
+        cells[str(lam)] = {"floor": exact, "linear_floor": linear, **summary(world.excess(theta), found)}
     return {"cells": cells}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import BeliefContexts
-from imm_lib.worth import Worth, measure
+from imm_lib.worth import informations
 
 FAR = 20.0
 """A logit's parameter beyond which a fit counts as at infinity."""
@@ -76,6 +76,30 @@ class LogitWorld:
         view = torch.arange(short).repeat_interleave(extended)
         return cls(features.flatten(0, 1), (pi / pi.sum()).flatten(), theta, {"s": view})
 
+    @classmethod
+    def grid(cls, side: int = 5, interaction: float = 1.0, seed: int = 0) -> "LogitWorld":
+        """Two features x1 and x2 of ``side`` levels each, that depend on each other a little.
+
+        The logit is a sum of a bias, x1, x2, their squares and their product; ``interaction`` is the product's true
+        parameter. Views: each feature, whether x1 is above the middle,
+        how many of the two are, and nothing at all.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        level = torch.linspace(-1, 1, side, dtype=torch.float64)
+        x1, x2 = (x.flatten() for x in torch.meshgrid(level, level, indexing="ij"))
+        features = torch.stack([torch.ones_like(x1), x1, x2, x1**2, x2**2, x1 * x2], 1)
+        pi = (0.3 + torch.rand(len(x1), generator=generator, dtype=torch.float64)) * torch.exp(x1 * x2 / 2)
+        theta = torch.tensor([0.2, 1.5, -1.0, 0.5, 0.5, interaction], dtype=torch.float64)
+        first, second = torch.cartesian_prod(torch.arange(side), torch.arange(side)).T
+        views = {
+            "x1": first,
+            "x2": second,
+            "half of x1": (x1 > 0).long(),
+            "how many above": (x1 > 0).long() + (x2 > 0).long(),
+            "nothing": torch.zeros_like(first),
+        }
+        return cls(features, pi / pi.sum(), theta, views)
+
     def probability(self, theta: Tensor) -> Tensor:
         """(..., d) -> (..., Z) Q(1 | cell)."""
         return torch.sigmoid(theta @ self.features.T)
@@ -105,8 +129,8 @@ class LogitWorld:
         cross = torch.nn.functional.softplus(logit) - p * logit
         return (self.pi * (cross - entropy)).sum(-1)
 
-    def worth(self, view: Tensor) -> Worth:
-        """What IMM with a view is worth, at the true parameters and the true π; by automatic differentiation."""
+    def informations(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """I, and J and K of a view, at the true parameters and the true π; by automatic differentiation."""
         theta = self.theta.clone().requires_grad_()
 
         def query(short: Tensor, cell: Tensor) -> Tensor:
@@ -116,7 +140,7 @@ class LogitWorld:
         cells = torch.arange(len(self.pi))
         belief = torch.zeros(int(view.max()) + 1, len(cells), dtype=torch.float64)
         belief[view, cells] = share(self.pi, view)
-        return measure(query, [theta], BeliefContexts(belief), view, cells, self.pi)
+        return informations(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
 
 def fit(
