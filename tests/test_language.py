@@ -471,7 +471,7 @@ def test_several_terms_are_a_weighted_sum(texts, bigram):
     once, twice = (train(texts, term, settings).last for term in (MovingAverage(bigram, 2.0), two))
     for a, b in zip(once.parameters(), twice.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="terms must share the pass.*Sampled"):
+    with pytest.raises(ValueError, match=r"terms must share the pass.*Sampled"):
         lm.Several([Sampled(bigram, 1.0, Histories(Stream(texts.train, 4, 5), V))])
     with pytest.raises(ValueError, match="MovingAverage"):
         lm.Several([MovingAverage(bigram, 1.0, own_pass=True)])

@@ -1,6 +1,6 @@
 """Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
 
-from imm_lib.experiments.language import fidelity, measures, paper, readings, runs, speed
+from imm_lib.experiments.language import arms, fidelity, measures, paper, readings, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
 from imm_lib.experiments.language.terms import (
@@ -16,7 +16,7 @@ from imm_lib.experiments.language.terms import (
 from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 
-EXPERIMENTS = [*runs.EXPERIMENTS, *speed.EXPERIMENTS]
+EXPERIMENTS = [*arms.EXPERIMENTS, *speed.EXPERIMENTS]
 
 __all__ = [
     "EXPERIMENTS",

@@ -1,4 +1,4 @@
-"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
+"""Units of the language experiments: one training run, or one comparison of gradients, and their tables."""
 
 import functools
 import hashlib
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from imm_lib import data, results
-from imm_lib.experiments import Experiment
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
@@ -49,11 +48,17 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         stream = Stream(corpus.train, settings.batch, settings.unroll)
         return kind(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
 
+    def both(lam: float) -> terms.Term:
+        halves = terms.MovingAverage(bigram, lam / 2), terms.MovingAverage(_skip(corpus), lam / 2, lag=1)
+        return terms.Several(halves)
+
     known = {
         "none": terms.Term,
         "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
         "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
         "moving average": lambda **rest: terms.MovingAverage(bigram, **rest),
+        "skip-bigram": lambda **rest: terms.MovingAverage(_skip(corpus), lag=1, **rest),
+        "both": both,
         "serialized": lambda **rest: terms.Serialized(bigram, **rest),
         "sampled": sampled,
         "sampled, uncorrected": functools.partial(sampled, kind=terms.SampledUncorrected),
@@ -62,6 +67,11 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
     if name not in known:
         raise ValueError(f"term must be one of {', '.join(known)}, got {name!r}")
     return known[name](**options)
+
+
+def _skip(corpus: data.Corpus) -> KneserNeyBigram:
+    """The Kneser-Ney skip-bigram: in the text's every other word, neighbours are two places apart."""
+    return KneserNeyBigram.fit(torch.cat([corpus.train[::2], corpus.train[1::2]]), len(corpus.vocab))
 
 
 def _settings(spec: dict, seed: int) -> Settings:
@@ -108,7 +118,8 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
     return {corpus.vocab[w]: round(value, 4) for w, value in zip(words.tolist(), kl.tolist(), strict=True)}
 
 
-def _run(unit: dict, config: dict, device: torch.device) -> dict:
+def run(unit: dict, config: dict, device: torch.device) -> dict:
+    """Train one arm on one seed's text, and read off everything that is reported."""
     spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
     corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
@@ -125,7 +136,8 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return numbers
 
 
-def _units(config: dict, seed: int) -> list[dict]:
+def units(config: dict, seed: int) -> list[dict]:
+    """Arms by sizes and seeds; the arms of a seed stand together."""
     return [
         {"arm": arm, "lines": lines, "seed": seed + s}
         for lines, seeds in config["sizes"]
@@ -134,7 +146,8 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def _table(result: dict) -> list[list[str]]:
+def table(result: dict) -> list[list[str]]:
+    """A row for each training run."""
     rows = [["arm", "lines", "seed", "valid", "test", "induced test", "mixture test", "epochs", "CPU s"]]
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
@@ -148,7 +161,7 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
-def _fidelity(unit: dict, config: dict, device: torch.device) -> dict:
+def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
     """Every estimator's mean gradient against the exact one, on one model that moving-average IMM was training.
 
     "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are of the model itself.
@@ -211,124 +224,11 @@ def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device)
     return measures.perplexity(measures.label_log_probs(model, stream))
 
 
-def _table_fidelity(result: dict) -> list[list[str]]:
+def fidelity_table(result: dict) -> list[list[str]]:
+    """A row for each text, seed and estimator."""
     rows = [["text", "seed", "estimator", "cosine", "error", "norm ratio"]]
     for entry in result["units"]:
         for name, f in entry["numbers"]["estimators"].items():
             values = (f[key] for key in ("cosine", "error", "norm_ratio"))
             rows.append([entry["unit"]["text"], str(entry["unit"]["seed"]), name, *(f"{v:.3f}" for v in values)])
     return rows
-
-
-_SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40}
-_ARMS = {
-    "baseline": {},
-    "baseline, lr 0.5": {"lr": 0.5},
-    "KN noising": {"term": "noising"},
-    **{f"reverse-KD, λ = {lam:g}": {"term": "reverse-KD", "lam": lam} for lam in (0.2, 1.0, 3.0)},
-    **{f"moving average, λ = {lam:g}": {"term": "moving average", "lam": lam} for lam in (0.2, 1.0, 3.0)},
-    "serialized, λ = 1": {"term": "serialized", "lam": 1.0},
-    **{f"cached states, λ = {lam:g}": {"term": "sampled", "lam": lam} for lam in (0.2, 1.0)},
-}
-_PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
-_QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
-_PAPER = {
-    "width": 1500,
-    "dropout": 0.65,
-    "scale": 0.04,
-    "clip": 10.0,
-    "decay": 1 / 1.15,
-    "epochs": 55,
-}
-
-
-_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
-_LATE = {"lam": 1.0, "start_lr": 0.5}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
-_AVERAGE = {**_LATE, "term": "moving average"}
-_CACHED = {**_LATE, "term": "sampled", "clip_apart": False}
-_PUZZLE = {
-    "baseline": {},
-    "moving average": _AVERAGE,
-    "moving average, memory 500": {**_AVERAGE, "memory": 500},
-    "moving average, clipped apart": {**_AVERAGE, "clip_apart": True},
-    "moving average, own pass without dropout": {**_AVERAGE, "own_pass": True, "clip_apart": False},
-    "cached states": _CACHED,
-    "cached states, clipped apart": {**_CACHED, "clip_apart": True},
-    "cached states, all words": {**_CACHED, "words": 0},
-    "cached states, with dropout": {**_CACHED, "with_dropout": True},
-    "cached states, m = 5": {**_CACHED, "steps": 5},
-    "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
-    "cached states, from the first step": {**_CACHED, "start_lr": 1.0},
-}
-_TOPICS = {
-    "corpus": "topics",
-    "lines": 4000,
-    "held_out": None,
-    "settings": {"width": 32, "dropout": 0.3, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 15},
-    "steps": [1, 5, 20],
-    "passes": 10,
-    "published": True,
-}
-_PTB_FIDELITY = {
-    **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
-    **{"steps": [1, 5, 35], "passes": 4, "published": False},
-}
-
-
-def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
-    """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some of the arms."""
-    arms = list(full["arms"])
-    quick = {**_QUICK, "sizes": [[100, 1]], "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]}}
-    return Experiment(name, description, {"full": full, "ci": quick}, _units, _run, _table, gpu)
-
-
-EXPERIMENTS = [
-    _experiment(
-        "language-methods",
-        "LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
-        {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
-    ),
-    _experiment(
-        "language-paper",
-        "LSTMs of 1,500 units on the Penn Treebank (Tables 1 and 5 at the paper's scale); needs a GPU",
-        {
-            "corpus": "ptb",
-            "held_out": None,
-            "settings": _PAPER,
-            "sizes": [[LINES, 2]],
-            "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
-        },
-        gpu=True,
-    ),
-    _experiment(
-        "language-sizes",
-        "the same LSTMs on 1, 10 and 30 % of the lines: where does IMM help most?",
-        {
-            **_PTB,
-            "sizes": [[421, 5], [4207, 2], [12_620, 1]],
-            "arms": {name: _ARMS[name] for name in _COMPARED},
-        },
-    ),
-    _experiment(
-        "language-puzzle",
-        "why gradients that are truer can help less: clipping, dropout, words, steps and memory, one at a time",
-        {
-            **_PTB,
-            "sizes": [[1262, 2]],
-            "arms": _PUZZLE,
-        },
-    ),
-    Experiment(
-        name="language-fidelity",
-        description="gradients of the IMM estimators on a trained language model against the exact one",
-        scales={
-            "full": {"texts": {"topics": _TOPICS, "PTB": _PTB_FIDELITY}, "seeds": 2},
-            "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
-        },
-        units=lambda config, seed: [
-            {"text": text, "seed": seed + s} for text in config["texts"] for s in range(config["seeds"])
-        ],
-        run=_fidelity,
-        table=_table_fidelity,
-    ),
-]

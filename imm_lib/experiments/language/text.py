@@ -90,7 +90,7 @@ class Block(NamedTuple):
     place: Tensor  # (B, T) positions in Stream.words
 
     def short(self, words: Tensor, lag: int) -> Tensor:
-        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; the first one before its text."""
+        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; its first one where none is."""
         return words[(self.place - lag).clamp(min=0)] if lag else self.words
 
 

@@ -1,0 +1,134 @@
+"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
+
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.language import runs
+
+_SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40}
+_ARMS = {
+    "baseline": {},
+    "baseline, lr 0.5": {"lr": 0.5},
+    "KN noising": {"term": "noising"},
+    **{f"reverse-KD, λ = {lam:g}": {"term": "reverse-KD", "lam": lam} for lam in (0.2, 1.0, 3.0)},
+    **{f"moving average, λ = {lam:g}": {"term": "moving average", "lam": lam} for lam in (0.2, 1.0, 3.0)},
+    "serialized, λ = 1": {"term": "serialized", "lam": 1.0},
+    **{f"cached states, λ = {lam:g}": {"term": "sampled", "lam": lam} for lam in (0.2, 1.0)},
+}
+_PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
+_QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
+_PAPER = {
+    "width": 1500,
+    "dropout": 0.65,
+    "scale": 0.04,
+    "clip": 10.0,
+    "decay": 1 / 1.15,
+    "epochs": 55,
+}
+
+
+_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
+_LATE = {"lam": 1.0, "start_lr": 0.5}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
+_AVERAGE = {**_LATE, "term": "moving average"}
+_CACHED = {**_LATE, "term": "sampled", "clip_apart": False}
+_PUZZLE = {
+    "baseline": {},
+    "moving average": _AVERAGE,
+    "moving average, memory 500": {**_AVERAGE, "memory": 500},
+    "moving average, clipped apart": {**_AVERAGE, "clip_apart": True},
+    "moving average, own pass without dropout": {**_AVERAGE, "own_pass": True, "clip_apart": False},
+    "cached states": _CACHED,
+    "cached states, clipped apart": {**_CACHED, "clip_apart": True},
+    "cached states, all words": {**_CACHED, "words": 0},
+    "cached states, with dropout": {**_CACHED, "with_dropout": True},
+    "cached states, m = 5": {**_CACHED, "steps": 5},
+    "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
+    "cached states, from the first step": {**_CACHED, "start_lr": 1.0},
+}
+_TOPICS = {
+    "corpus": "topics",
+    "lines": 4000,
+    "held_out": None,
+    "settings": {"width": 32, "dropout": 0.3, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 15},
+    "steps": [1, 5, 20],
+    "passes": 10,
+    "published": True,
+}
+_PTB_FIDELITY = {
+    **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
+    **{"steps": [1, 5, 35], "passes": 4, "published": False},
+}
+
+
+def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+    """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some of the arms."""
+    arms = list(full["arms"])
+    quick = {**_QUICK, "sizes": [[100, 1]], "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]}}
+    return Experiment(name, description, {"full": full, "ci": quick}, runs.units, runs.run, runs.table, gpu)
+
+
+EXPERIMENTS = [
+    _experiment(
+        "language-methods",
+        "LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
+        {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
+    ),
+    _experiment(
+        "language-paper",
+        "LSTMs of 1,500 units on the Penn Treebank (Tables 1 and 5 at the paper's scale); needs a GPU",
+        {
+            "corpus": "ptb",
+            "held_out": None,
+            "settings": _PAPER,
+            "sizes": [[runs.LINES, 2]],
+            "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
+        },
+        gpu=True,
+    ),
+    _experiment(
+        "language-sizes",
+        "the same LSTMs on 1, 10 and 30 % of the lines: where does IMM help most?",
+        {
+            **_PTB,
+            "sizes": [[421, 5], [4207, 2], [12_620, 1]],
+            "arms": {name: _ARMS[name] for name in _COMPARED},
+        },
+    ),
+    _experiment(
+        "language-puzzle",
+        "why gradients that are truer can help less: clipping, dropout, words, steps and memory, one at a time",
+        {
+            **_PTB,
+            "sizes": [[1262, 2]],
+            "arms": _PUZZLE,
+        },
+    ),
+    _experiment(
+        "language-skip",
+        "a bigram, a skip-bigram and both beside small LSTMs on a synthetic text of four topics",
+        {
+            "corpus": "topics",
+            "held_out": None,
+            "settings": {"width": 32, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 25},
+            "sizes": [[4000, 20]],
+            "arms": {
+                "baseline": {},
+                "bigram, λ = 1.5": {"term": "moving average", "lam": 1.5},
+                "bigram, λ = 3": {"term": "moving average", "lam": 3.0},
+                "skip-bigram, λ = 3": {"term": "skip-bigram", "lam": 3.0},
+                "both, λ = 1.5 each": {"term": "both", "lam": 3.0},
+            },
+        },
+    ),
+    Experiment(
+        name="language-fidelity",
+        description="gradients of the IMM estimators on a trained language model against the exact one",
+        scales={
+            "full": {"texts": {"topics": _TOPICS, "PTB": _PTB_FIDELITY}, "seeds": 2},
+            "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
+        },
+        units=lambda config, seed: [
+            {"text": text, "seed": seed + s} for text in config["texts"] for s in range(config["seeds"])
+        ],
+        run=runs.fidelity_run,
+        table=runs.fidelity_table,
+    ),
+]
