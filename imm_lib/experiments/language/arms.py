@@ -83,14 +83,16 @@ EXPERIMENTS = [
         },
         gpu=True,
     ),
-    _experiment(
-        "language-sizes",
-        "the same LSTMs on 1, 10 and 30 % of the lines: where does IMM help most?",
-        {
-            **_PTB,
-            "sizes": [[421, 5], [4207, 2], [12_620, 1]],
-            "arms": {name: _ARMS[name] for name in _COMPARED},
-        },
+    *(
+        _experiment(
+            name,
+            f"the same LSTMs on {share} of the lines: where does IMM help most?",
+            {**_PTB, "sizes": sizes, "arms": {arm: _ARMS[arm] for arm in _COMPARED}},
+        )
+        for name, share, sizes in [
+            ("language-sizes", "1 and 10 %", [[421, 5], [4207, 2]]),
+            ("language-large", "30 %", [[12_620, 1]]),
+        ]
     ),
     _experiment(
         "language-puzzle",
