@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, complete, fit
+from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, choice, complete, fit, several
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +121,44 @@ def test_bad_input(world):
         fit(world.features, counts, [setting(world, lam=-1.0)[1]])
     with pytest.raises(ValueError, match="runs"):
         world.sample(10, 0, torch.Generator())
+
+
+def test_any_divergence_is_fitted_to_the_same_truth():
+    """With next to all data and a perfect target every proper divergence leaves the truth where it is."""
+    world = LogitWorld.grid()
+    counts, view = world.joint().unsqueeze(0), world.views["x1"]
+    for name in ("cross-entropy", "reverse KL", "total variation", "squared Hellinger", "Cauchy-Schwarz"):
+        options = {"divergence": imm.divergences.NAMED[name], "lam": 1.0, "decay": 0.0, "steps": 600}
+        assert world.excess(choice.fit(world, counts, view, **options)).item() < 1e-4
+        assert world.excess(choice.fit(world, counts, view, matching="full", **options)).item() > 1e-3
+    with pytest.raises(ValueError, match="matching"):
+        choice.fit(world, counts, view, imm.divergences.forward_kl, 1.0, "half")
+
+
+def test_the_cross_entropy_by_adam_is_fisher_scoring():
+    world, view = LogitWorld.grid(), LogitWorld.grid().views["x1"]
+    counts = world.sample(300, 3, torch.Generator().manual_seed(0))
+    exact, found = fit(world.features, counts, [several.perfect(world, view, 2.0)])
+    assert found.all()
+    adam = choice.fit(world, counts, view, imm.divergences.forward_kl, 2.0, decay=0.0, steps=800)
+    torch.testing.assert_close(adam, exact, atol=1e-3, rtol=1e-3)
+
+
+def test_reads_of_a_fit():
+    world = LogitWorld.grid()
+    theta = torch.stack([world.theta, torch.zeros_like(world.theta)])
+    error, accuracy = choice.calibration_error(world, theta), choice.accuracy(world, theta)
+    p = world.probability(world.theta)
+    assert error[0] < 1e-12 and error[1] == pytest.approx((world.pi @ (p - 0.5)).abs().item())
+    assert accuracy[0] == pytest.approx((world.pi @ torch.maximum(p, 1 - p)).item())
+    assert accuracy[1] == pytest.approx((world.pi @ (1 - p)).item())
+
+
+def test_two_views_determine_an_additive_world_and_leave_an_interaction_open():
+    world = LogitWorld.grid(interaction=0.0)
+    additive = LogitWorld(world.features[:, :5], world.pi, world.theta[:5], world.views)
+    none = torch.zeros(1, 25, 2, dtype=torch.float64)
+    terms = [several.perfect(additive, additive.views[name], 1.0) for name in ("x1", "x2")]
+    theta, found = fit(additive.features, none, terms)
+    assert found.all() and additive.excess(theta).item() < 1e-12
+    assert several.combined(world, ["x1"]).gain[-1] < 1e-9 < several.combined(world, ["x1", "x2"]).gain[-1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.divergences import Divergence
 from imm_lib.experiments.grid.torus import Torus
 from imm_lib.induced import cross_entropy, induce
 
@@ -80,20 +81,24 @@ def reinforce(log_pi: Tensor, path: Trajectory, weight: Tensor) -> Tensor:
     return -(weight * log_pi[runs, path.state, path.action]).mean(1)
 
 
-def induced_matching(torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor) -> Tensor:
+def induced_matching(
+    torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor, divergence: Divergence = cross_entropy
+) -> Tensor:
     """(R,) the IMM risk mean_t H(P̂(·|x_t), Q̂(·|x_t)); the induced policy averages over all y, exactly (eq. 9)."""
     size = torus.size
     induced = induce(log_pi.unflatten(1, (size, size)))
     visits = torch.zeros_like(induced[..., 0]).scatter_add_(1, path.state // size, torch.ones_like(path.reward))
-    return (visits * cross_entropy(target.to(induced), induced)).sum(1) / path.state.shape[1]
+    return (visits * divergence(target.to(induced), induced)).sum(1) / path.state.shape[1]
 
 
-def policy_matching(torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor) -> Tensor:
+def policy_matching(
+    torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor, divergence: Divergence = cross_entropy
+) -> Tensor:
     """(R,) reverse distillation mean_t H(P̂(·|x_t), π(·|s_t)): the target against the policy itself (eq. 1)."""
     runs = torch.arange(len(log_pi), device=log_pi.device).unsqueeze(1)
     x = path.state // torus.size
     rows = target.to(log_pi)[runs, x] if target.dim() == 3 else target.to(log_pi)[x]
-    return cross_entropy(rows, log_pi[runs, path.state]).mean(1)
+    return divergence(rows, log_pi[runs, path.state]).mean(1)
 
 
 class Critic:

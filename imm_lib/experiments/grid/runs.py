@@ -1,10 +1,12 @@
 """The grid experiments by name: what ``python -m imm_lib run grid-…`` computes and stores."""
 
+import functools
 import time
 
 import torch
 from torch import Tensor
 
+from imm_lib.divergences import NAMED, as_divergence
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.grid.learning import DISCOUNT, induced_matching, learn, play, policy_matching
 from imm_lib.experiments.grid.torus import HORIZON, Torus
@@ -54,7 +56,10 @@ def _learned(unit: dict, config: dict, device: torch.device, torus: Torus, at: l
         generator,
         goal,
         share / (1 - share) if goal is not None else 0.0,
-        MATCHINGS[unit.get("matching", "IMM")],
+        functools.partial(
+            MATCHINGS[unit.get("matching", "IMM")],
+            divergence=as_divergence(unit.get("divergence", "cross-entropy")),
+        ),
         unit.get("lr", 0.01),
         unit.get("critic", False),
     )
@@ -146,6 +151,16 @@ _SIZES = [
     )
 ]
 
+_DIVERGENCES = [
+    {"target": target, "ratio": r, "matching": m, "divergence": name}
+    for target in ("softmax 0.5", "split")
+    for m in MATCHINGS
+    for name in NAMED
+    if name != "forward KL"  # the cross-entropy's gradient is the same
+    and not (target == "split" and name in ("reverse KL", "balanced"))  # infinite, where the target has zeros
+    for r in RATIOS
+]
+
 EXPERIMENTS = [
     Experiment(
         name="grid-figures",
@@ -164,6 +179,17 @@ EXPERIMENTS = [
         scales={
             "full": {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
             "ci": {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
+        },
+        units=_settings,
+        run=_beyond,
+        table=_table_beyond,
+    ),
+    Experiment(
+        name="grid-divergences",
+        description="the choice of divergence, between induced policies and between the policies themselves",
+        scales={
+            "full": {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
+            "ci": {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},
         },
         units=_settings,
         run=_beyond,

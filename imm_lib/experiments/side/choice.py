@@ -1,0 +1,131 @@
+"""The choice of divergence: what it changes for a logistic regression on a finite world."""
+
+import torch
+from torch import Tensor
+
+from imm_lib import divergences
+from imm_lib.divergences import Divergence
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.side.finite import LogitWorld, by_view, share
+
+BINS = 10
+"""Of the calibration error."""
+
+
+def fit(
+    world: LogitWorld,
+    counts: Tensor,
+    view: Tensor,
+    divergence: Divergence,
+    lam: float,
+    matching: str = "induced",
+    decay: float = 1e-3,
+    steps: int = 300,
+) -> Tensor:
+    """Minimise cross-entropy + λ · divergence from a perfect target by Adam; R fits at once.
+
+    Args:
+        world: a finite world.
+        counts: (R, Z, 2) shares of the points.
+        view: (Z,) what the target sees.
+        divergence: D(P̂ ‖ Q̂).
+        lam: λ.
+        matching: "induced" for D(P̂ ‖ Q̂), "full" for the mean of D(P̂ ‖ Q) over the points' cells.
+        decay: L2 penalty on the parameters, which separable data need.
+        steps: of Adam; its rate falls along a cosine.
+
+    Returns:
+        (R, d) parameters.
+
+    Raises:
+        ValueError: an unknown matching.
+    """
+    if matching not in ("induced", "full"):
+        raise ValueError(f"matching must be induced or full, got {matching!r}")
+    theta = counts.new_zeros(len(counts), world.features.shape[1], requires_grad=True)
+    optimiser = torch.optim.Adam([theta], 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    belief, weight, target = share(world.pi, view), by_view(world.pi, view), world.target(view)
+    for _ in range(steps):
+        logit = theta @ world.features.T
+        log_q = torch.stack([-logit, logit], -1)
+        log_q = torch.nn.functional.logsigmoid(log_q)  # (R, Z, 2)
+        if matching == "induced":
+            induced = by_view(belief * log_q.mT.exp(), view).mT.log()
+            term = (weight * divergence(target, induced)).sum(1)
+        else:
+            term = (counts.sum(-1) * divergence(target[view], log_q)).sum(1)
+        loss = -(counts * log_q).sum((1, 2)) + lam * term + decay * theta.square().sum(1)
+        optimiser.zero_grad()
+        loss.sum().backward()
+        optimiser.step()
+        schedule.step()
+    return theta.detach()
+
+
+def calibration_error(world: LogitWorld, theta: Tensor) -> Tensor:
+    """(R,) mean |P - Q| of label 1 over ten bins of equal width in Q, exactly."""
+    q, p = world.probability(theta), world.probability(world.theta)
+    bins = (q * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(len(theta), BINS, dtype=q.dtype).scatter_add_(1, bins, world.pi * (p - q))
+    return gaps.abs().sum(1)
+
+
+def accuracy(world: LogitWorld, theta: Tensor) -> Tensor:
+    """(R,) probability that the likelier label of Q is right, exactly."""
+    one, p = world.probability(theta) > 0.5, world.probability(world.theta)
+    return (world.pi * torch.where(one, p, 1 - p)).sum(1)
+
+
+def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
+    """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those that report."""
+    world, half = LogitWorld.grid(), config["runs"] // 2
+    counts = world.sample(config["n"], config["runs"], torch.Generator().manual_seed(unit["seed"]))
+    divergence, found = divergences.NAMED[unit["divergence"]], {}
+    for lam in config["lam"]:
+        theta = fit(world, counts, world.views["x1"], divergence, lam, unit["matching"], steps=config["steps"])
+        reads = {
+            "excess": world.excess(theta),
+            "accuracy": accuracy(world, theta),
+            "calibration": calibration_error(world, theta),
+        }
+        found[str(lam)] = {
+            "chooses": reads["excess"][:half].mean().item(),
+            **{name: value[half:].mean().item() for name, value in reads.items()},
+            **{f"{name}_se": (value[half:].std() / half**0.5).item() for name, value in reads.items()},
+        }
+    return {"by_lam": found, "best": min(found, key=lambda lam: found[lam]["chooses"])}
+
+
+def _units(config: dict, seed: int) -> list[dict]:
+    return [
+        {"seed": seed, "divergence": name, "matching": matching}
+        for matching in ("induced", "full")
+        for name in divergences.NAMED
+        if name != "forward KL"  # the cross-entropy's gradient is the same
+    ]
+
+
+def _table(result: dict) -> list[list[str]]:
+    values = list(next(iter(result["units"][0]["numbers"]["by_lam"].values())))
+    rows = [["unit", "best λ", *values]]
+    for entry in result["units"]:
+        label = ", ".join(str(value) for key, value in entry["unit"].items() if key != "seed")
+        best = entry["numbers"]["best"]
+        rows.append([label, best, *(f"{entry['numbers']['by_lam'][best][v]:.4f}" for v in values)])
+    return rows
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="side-divergences",
+        description="divergences on induced models and on the model itself: excess risk, accuracy and calibration",
+        scales={
+            "full": {"runs": 400, "n": 100, "lam": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0], "steps": 300},
+            "ci": {"runs": 20, "n": 100, "lam": [1.0], "steps": 20},
+        },
+        units=_units,
+        run=_logistic,
+        table=_table,
+    ),
+]
