@@ -16,18 +16,20 @@ def fit(
     world: LogitWorld,
     counts: Tensor,
     view: Tensor,
+    target: Tensor,
     divergence: Divergence,
     lam: float,
     matching: str = "induced",
     decay: float = 1e-3,
-    steps: int = 300,
+    steps: int = 3000,
 ) -> Tensor:
-    """Minimise cross-entropy + λ · divergence from a perfect target by Adam; R fits at once.
+    """Minimise cross-entropy + λ · divergence by Adam with a known π; R fits at once.
 
     Args:
         world: a finite world.
         counts: (R, Z, 2) shares of the points.
         view: (Z,) what the target sees.
+        target: (G, 2) or (R, G, 2) P̂.
         divergence: D(P̂ ‖ Q̂).
         lam: λ.
         matching: "induced" for D(P̂ ‖ Q̂), "full" for the mean of D(P̂ ‖ Q) over the points' cells.
@@ -43,9 +45,9 @@ def fit(
     if matching not in ("induced", "full"):
         raise ValueError(f"matching must be induced or full, got {matching!r}")
     theta = counts.new_zeros(len(counts), world.features.shape[1], requires_grad=True)
-    optimiser = torch.optim.Adam([theta], 0.1)
+    optimiser = torch.optim.Adam([theta], 0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    belief, weight, target = share(world.pi, view), by_view(world.pi, view), world.target(view)
+    belief, weight = share(world.pi, view), by_view(world.pi, view)
     for _ in range(steps):
         logit = theta @ world.features.T
         log_q = torch.stack([-logit, logit], -1)
@@ -54,7 +56,7 @@ def fit(
             induced = by_view(belief * log_q.mT.exp(), view).mT.log()
             term = (weight * divergence(target, induced)).sum(1)
         else:
-            term = (counts.sum(-1) * divergence(target[view], log_q)).sum(1)
+            term = (counts.sum(-1) * divergence(target[..., view, :], log_q)).sum(1)
         loss = -(counts * log_q).sum((1, 2)) + lam * term + decay * theta.square().sum(1)
         optimiser.zero_grad()
         loss.sum().backward()
@@ -79,11 +81,16 @@ def accuracy(world: LogitWorld, theta: Tensor) -> Tensor:
 
 def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those that report."""
-    world, half = LogitWorld.grid(), config["runs"] // 2
-    counts = world.sample(config["n"], config["runs"], torch.Generator().manual_seed(unit["seed"]))
+    world, half, generator = LogitWorld.grid(), config["runs"] // 2, torch.Generator().manual_seed(unit["seed"])
+    counts, view, target = world.sample(config["n"], config["runs"], generator), world.views["x1"], None
+    if unit["m"] == "inf":
+        target = world.target(view)
+    else:
+        pairs = unit["m"] * by_view(world.sample(unit["m"], config["runs"], generator).mT, view).mT
+        target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
     divergence, found = divergences.NAMED[unit["divergence"]], {}
     for lam in config["lam"]:
-        theta = fit(world, counts, world.views["x1"], divergence, lam, unit["matching"], steps=config["steps"])
+        theta = fit(world, counts, view, target, divergence, lam, unit["matching"], steps=config["steps"])
         reads = {
             "excess": world.excess(theta),
             "accuracy": accuracy(world, theta),
@@ -99,7 +106,8 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
 
 def _units(config: dict, seed: int) -> list[dict]:
     return [
-        {"seed": seed, "divergence": name, "matching": matching}
+        {"seed": seed, "m": m, "divergence": name, "matching": matching}
+        for m in config["m"]
         for matching in ("induced", "full")
         for name in divergences.NAMED
         if name != "forward KL"  # the cross-entropy's gradient is the same
@@ -121,8 +129,8 @@ EXPERIMENTS = [
         name="side-divergences",
         description="divergences on induced models and on the model itself: excess risk, accuracy and calibration",
         scales={
-            "full": {"runs": 400, "n": 100, "lam": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0], "steps": 300},
-            "ci": {"runs": 20, "n": 100, "lam": [1.0], "steps": 20},
+            "full": {"runs": 200, "n": 100, "m": ["inf", 200], "lam": [0.1, 0.3, 1.0, 3.0, 10.0], "steps": 3000},
+            "ci": {"runs": 20, "n": 100, "m": ["inf", 200], "lam": [1.0], "steps": 20},
         },
         units=_units,
         run=_logistic,
