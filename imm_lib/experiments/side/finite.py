@@ -143,6 +143,33 @@ class LogitWorld:
         return informations(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
 
+def value(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor) -> Tensor:
+    """(R,) -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k at the (R, d) parameters; arguments as of :func:`fit`."""
+    logit = theta @ features.T
+    found = (counts.sum(-1) * torch.nn.functional.softplus(logit) - counts[..., 1] * logit).sum(1)
+    for view, pairs, belief, lam in restrictions:
+        one = by_view(belief * torch.sigmoid(logit), view)
+        found = found - lam * (torch.xlogy(pairs[..., 1], one) + torch.xlogy(pairs[..., 0], 1 - one)).sum(-1)
+    return found
+
+
+def derivatives(
+    features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(R, d) the gradient of :func:`value`, and (R, d, d) its Fisher information."""
+    total, q = counts.sum(-1), torch.sigmoid(theta @ features.T)
+    gradient = (total * q - counts[..., 1]) @ features
+    information = torch.einsum("rz,zd,zf->rdf", total * q * (1 - q), features, features)
+    for view, pairs, belief, lam in restrictions:
+        one = by_view(belief * q, view)
+        slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
+        by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
+        gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
+        weight = pairs.sum(-1) / (one * (1 - one))
+        information = information + lam * torch.einsum("rs,rds,rfs->rdf", weight, slope, slope)
+    return gradient, information
+
+
 def fit(
     features: Tensor, counts: Tensor, restrictions: Sequence[Restriction] = (), steps: int = 100
 ) -> tuple[Tensor, Tensor]:
@@ -163,37 +190,20 @@ def fit(
     for restriction in restrictions:
         checks.number("lam", restriction.lam, 0)
     restrictions = [r for r in restrictions if r.lam > 0]  # 0 times what separable data send to infinity is NaN
-    total, ones = counts.sum(-1), counts[..., 1]
     theta = counts.new_zeros(len(counts), features.shape[-1])
-
-    def value(theta: Tensor) -> Tensor:
-        logit = theta @ features.T
-        found = (total * torch.nn.functional.softplus(logit) - ones * logit).sum(1)
-        for view, pairs, belief, lam in restrictions:
-            one = by_view(belief * torch.sigmoid(logit), view)
-            found = found - lam * (torch.xlogy(pairs[..., 1], one) + torch.xlogy(pairs[..., 0], 1 - one)).sum(-1)
-        return found
-
     for _ in range(steps):
-        q = torch.sigmoid(theta @ features.T)
-        gradient = (total * q - ones) @ features
-        information = torch.einsum("rz,zd,zf->rdf", total * q * (1 - q), features, features)
-        for view, pairs, belief, lam in restrictions:
-            one = by_view(belief * q, view)
-            slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
-            by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-            gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
-            weight = pairs.sum(-1) / (one * (1 - one))
-            information = information + lam * torch.einsum("rs,rds,rfs->rdf", weight, slope, slope)
+        gradient, information = derivatives(features, counts, restrictions, theta)
         done = gradient.abs().amax(1) < 1e-10
         # far out the data are separable: the minimum lies at infinity
         if (done | (theta.abs().amax(1) > FAR)).all():
             break
         ridge = 1e-12 * torch.eye(theta.shape[1], dtype=theta.dtype)
         step = torch.linalg.solve(information + ridge, gradient)
-        before, size = value(theta), torch.ones(len(theta), dtype=theta.dtype)
+        before = value(features, counts, restrictions, theta)
+        size = torch.ones(len(theta), dtype=theta.dtype)
         for _ in range(30):
-            worse = ~(value(theta - size.unsqueeze(1) * step) <= before + 1e-14)
+            tried = value(features, counts, restrictions, theta - size.unsqueeze(1) * step)
+            worse = ~(tried <= before + 1e-14)
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)
