@@ -1,8 +1,8 @@
 """What a restricted model is worth: finite worlds, simulation against theory, and real side information."""
 
-from imm_lib.experiments.side import asymptotics, choice, several
+from imm_lib.experiments.side import asymptotics, choice, several, weights
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit
 
-EXPERIMENTS = [*asymptotics.EXPERIMENTS, *several.EXPERIMENTS, *choice.EXPERIMENTS]
+EXPERIMENTS = [*asymptotics.EXPERIMENTS, *several.EXPERIMENTS, *choice.EXPERIMENTS, *weights.EXPERIMENTS]
 
-__all__ = ["EXPERIMENTS", "LogitWorld", "Restriction", "asymptotics", "choice", "complete", "fit", "several"]
+__all__ = ["EXPERIMENTS", "LogitWorld", "Restriction", "asymptotics", "choice", "complete", "fit", "several", "weights"]

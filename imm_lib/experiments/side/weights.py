@@ -1,0 +1,171 @@
+"""λ without a search: the rules that choose it, on many data sets of a finite world."""
+
+import torch
+from torch import Tensor
+
+from imm_lib.contexts import BeliefContexts
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, derivatives, fit, share, value
+from imm_lib.worth import Worth, informations
+
+FOLDS = 5
+GRID = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+"""Weights from which cross-validation and the oracle choose."""
+
+INFINITE = "inf"
+LARGEST = 30.0
+RIDGE = 1e-3
+"""Pairs of both labels in every cell, as a share of the data: without it separable data have no fit."""
+
+
+class Data:
+    """R data sets of n points in folds, and of m pairs of the view "s"."""
+
+    def __init__(self, world: LogitWorld, n: int, m: int | str, runs: int, generator: torch.Generator):
+        self.world, self.n, self.view = world, n, world.views["s"]
+        self.folds = [world.sample(n // FOLDS, runs, generator) for _ in range(FOLDS)]
+        if m == INFINITE:
+            self.target = world.target(self.view).expand(runs, -1, -1)
+        else:
+            pairs = m * by_view(world.sample(m, runs, generator).mT, self.view).mT
+            self.target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
+        self.m = float(m)
+
+    def counts(self, folds: list[int]) -> Tensor:
+        """(R, Z, 2) shares of the points of some folds."""
+        return sum(self.folds[i] for i in folds) / len(folds)
+
+    def term(self, counts: Tensor, lam: float | Tensor) -> Restriction:
+        """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
+        cells = counts.sum(-1)
+        short = by_view(cells, self.view)
+        scale = torch.as_tensor(lam, dtype=torch.float64).reshape(-1, 1, 1)
+        return Restriction(self.view, scale * short.unsqueeze(-1) * self.target, share(cells, self.view), 1.0)
+
+    def fit(self, counts: Tensor, lam: float | Tensor) -> Tensor:
+        """(R, d) parameters at weight λ, a number or (R,)."""
+        smooth = counts + RIDGE / counts.shape[1]
+        return fit(self.world.features, smooth, [self.term(counts, lam)], steps=60)[0]
+
+
+def paper_schedule(data: Data) -> Tensor:
+    """λ / (1 + λ) = .818 - .0111 n, at least 0 (Appendix D.1.1)."""
+    rho = max(0.0, 0.818 - 0.0111 * data.n)
+    return torch.full((len(data.target),), rho / (1 - rho))
+
+
+def plug_in(data: Data) -> Tensor:
+    """The best λ of :mod:`imm_lib.worth`, with informations measured at each data set's own fit with λ = 1."""
+    counts, features = data.counts(list(range(FOLDS))), data.world.features
+    cells, found = torch.arange(len(features)), []
+    for theta, weight in zip(data.fit(counts, 1.0), counts.sum(-1), strict=True):
+        theta = theta.clone().requires_grad_()
+        seen = weight > 0
+
+        def query(short: Tensor, cell: Tensor, theta: Tensor = theta) -> Tensor:
+            logit = features[cell] @ theta
+            return torch.nn.functional.logsigmoid(torch.stack([-logit, logit], 1))
+
+        belief = torch.zeros(int(data.view.max()) + 1, len(cells), dtype=torch.float64)
+        belief[data.view, cells] = share(weight, data.view)
+        belief[belief.sum(1) == 0] = 1 / len(cells)  # never asked for
+        sample = data.view[seen], cells[seen], weight[seen] / weight.sum()
+        worth = Worth.of(*informations(query, [theta], BeliefContexts(belief), *sample), damping=1e-3)
+        found.append(worth.optimal_lambda(data.n, data.m))
+    return torch.tensor(found).clamp(max=LARGEST)
+
+
+def cross_validated(data: Data) -> Tensor:
+    """The weight of GRID with the least loss on held-out folds."""
+    losses = []
+    for lam in GRID:
+        held_out = 0
+        for fold in range(FOLDS):
+            theta = data.fit(data.counts([i for i in range(FOLDS) if i != fold]), lam)
+            held_out = held_out + value(data.world.features, data.folds[fold], (), theta)
+        losses.append(held_out)
+    return torch.tensor(GRID)[torch.stack(losses).argmin(0)]
+
+
+def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tensor:
+    """log λ moved down the gradient of the loss on one held-out fold, by implicit differentiation of the fit."""
+    counts, features = data.counts(list(range(1, FOLDS))), data.world.features
+    log_lam = torch.zeros(len(counts), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([log_lam], rate)
+    for _ in range(steps):
+        lam = log_lam.detach().exp()
+        theta, term = data.fit(counts, lam), data.term(counts, lam)
+        _, information = derivatives(features, counts + RIDGE / counts.shape[1], [term], theta)
+        by_term, _ = derivatives(features, torch.zeros_like(counts), [term], theta)  # times λ already
+        held_out, _ = derivatives(features, data.folds[0], (), theta)
+        log_lam.grad = -(held_out * torch.linalg.solve(information, by_term)).sum(1)
+        optimiser.step()
+        log_lam.data.clamp_(max=torch.tensor(LARGEST).log())
+    return log_lam.detach().exp()
+
+
+def pairs_over_points(data: Data) -> Tensor:
+    """m / n, the weight of maximum likelihood where π is known."""
+    return torch.full((len(data.target),), min(data.m / data.n, LARGEST))
+
+
+RULES = {
+    "none": lambda data: torch.zeros(len(data.target)),
+    "λ = 1": lambda data: torch.ones(len(data.target)),
+    "paper's schedule": paper_schedule,
+    "m / n": pairs_over_points,
+    "plug-in": plug_in,
+    "cross-validation": cross_validated,
+    "validation gradient": validation_gradient,
+}
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    data = Data(world, unit["n"], unit["m"], config["runs"], generator)
+    counts, rules = data.counts(list(range(FOLDS))), {}
+    by_lam = torch.stack([world.excess(data.fit(counts, lam)) for lam in GRID])
+    oracle = by_lam[by_lam.mean(1).argmin()]
+    for name, rule in RULES.items():
+        lam = rule(data).double()
+        excess = world.excess(data.fit(counts, lam))
+        quantiles = torch.quantile(lam, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        loss = (excess - oracle).double()
+        rules[name] = {
+            "excess": excess.mean().item(),
+            "regret": loss.mean().item(),
+            "se": (loss.std() / len(loss) ** 0.5).item(),
+            "worst_tenth": torch.quantile(excess, 0.9).item(),
+            "lam": quantiles,
+        }
+    return {"rules": rules, "oracle": {"lam": GRID[int(by_lam.mean(1).argmin())], "excess": oracle.mean().item()}}
+
+
+def _table(result: dict) -> list[list[str]]:
+    rows = [["n", "m", "rule", "excess risk", "over the best fixed λ", "λ: tenth, median, nine tenths"]]
+    for entry in result["units"]:
+        unit, numbers = entry["unit"], entry["numbers"]
+        best = numbers["oracle"]
+        rows.append([str(unit["n"]), str(unit["m"]), "best fixed", f"{best['excess']:.5f}", "", f"{best['lam']:g}"])
+        for name, rule in numbers["rules"].items():
+            cells = [f"{rule['excess']:.5f}", f"{rule['regret']:.5f} ± {rule['se']:.5f}"]
+            rows.append(["", "", name, *cells, ", ".join(f"{lam:.2f}" for lam in rule["lam"])])
+    return rows
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="side-weights",
+        description="rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, validation gradient",
+        scales={
+            "full": {"runs": 200, "n": [25, 50, 100, 400], "m": [50, 500, INFINITE]},
+            "ci": {"runs": 10, "n": [50], "m": [INFINITE]},
+        },
+        units=lambda config, seed: [
+            {"seed": 100 * seed + i, "n": n, "m": m}
+            for i, (n, m) in enumerate((n, m) for n in config["n"] for m in config["m"])
+        ],
+        run=_run,
+        table=_table,
+    )
+]
