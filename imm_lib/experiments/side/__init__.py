@@ -1,8 +1,25 @@
 """What a restricted model is worth: finite worlds, simulation against theory, and real side information."""
 
-from imm_lib.experiments.side import asymptotics, choice, several, weights
+from imm_lib.experiments.side import asymptotics, choice, real, several, weights
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit
 
-EXPERIMENTS = [*asymptotics.EXPERIMENTS, *several.EXPERIMENTS, *choice.EXPERIMENTS, *weights.EXPERIMENTS]
+EXPERIMENTS = [
+    *asymptotics.EXPERIMENTS,
+    *several.EXPERIMENTS,
+    *choice.EXPERIMENTS,
+    *weights.EXPERIMENTS,
+    *real.EXPERIMENTS,
+]
 
-__all__ = ["EXPERIMENTS", "LogitWorld", "Restriction", "asymptotics", "choice", "complete", "fit", "several", "weights"]
+__all__ = [
+    "EXPERIMENTS",
+    "LogitWorld",
+    "Restriction",
+    "asymptotics",
+    "choice",
+    "complete",
+    "fit",
+    "real",
+    "several",
+    "weights",
+]

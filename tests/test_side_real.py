@@ -1,0 +1,128 @@
+"""Real side information: splits, targets, training and its errors; rules that choose λ."""
+
+import pytest
+import torch
+
+import imm_lib as imm
+from imm_lib.experiments.side import LogitWorld, real, weights
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return real.draw("wine", 30, 60, seed=0)
+
+
+def test_a_split_shares_no_example(problem):
+    features, _, seen = real.source("wine")
+    assert problem.train.short.shape == (30, len(seen)) and len(problem.test.label) == 178 - 90
+    rows = torch.cat([torch.cat(part[:2], 1) for part in (problem.train, problem.test)])
+    assert len(rows.unique(dim=0)) == len(rows) == 118 and rows.shape[1] == features.shape[1]
+    torch.testing.assert_close(problem.train.rest.mean(0), torch.zeros(11), atol=1e-5, rtol=0)
+
+
+def test_the_target_is_a_distribution_and_knows_something(problem):
+    rows = problem.target(problem.test.short)
+    torch.testing.assert_close(rows.sum(1), torch.ones(len(rows)))
+    assert rows.min() > 0 and (rows.argmax(1) == problem.test.label).double().mean() > 0.6
+    few = next(p for p in map(few_side_examples, range(20)) if p)  # a side sample may lack a class
+    assert few.target(problem.test.short).min() > 0
+
+
+def few_side_examples(seed):
+    try:
+        return real.draw("wine", 30, 2, seed)
+    except ValueError as error:
+        assert "m must be enough for two classes, got 2 side examples of one" in str(error)
+
+
+def test_one_class_is_too_few():
+    assert None in map(few_side_examples, range(20))
+
+
+def test_a_shifted_population_surprises_its_target():
+    z = [imm.worth.surprise(p.target(p.train.short), p.train.label).z for p in map(shifted, (0.0, 1.0))]
+    assert abs(z[0]) < 4 < z[1]
+
+
+def shifted(shift):
+    return real.draw("breast cancer", 60, 300, seed=0, shift=shift)
+
+
+def test_pixels_return_to_their_places():
+    problem = real.draw("digits", 20, 100, seed=0)
+    network = real.Network("convolutions", problem)
+    pixels = torch.arange(64.0)
+    seen = real.source("digits")[2]
+    rest = [i for i in range(64) if i not in seen]
+    whole = torch.cat([pixels[seen], pixels[rest]])
+    assert whole[network.place].tolist() == pixels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["logistic", "network"])
+def test_every_method_trains_and_repeats(problem, kind):
+    losses = {}
+    for method in real.METHODS:
+        twice = [real.evaluate(real.train(problem, kind, method, steps=20), problem) for _ in range(2)]
+        assert twice[0] == twice[1]
+        losses[method] = twice[0]["loss"]
+    assert len(set(losses.values())) == 3
+    alone = real.evaluate(real.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
+    assert alone["loss"] == pytest.approx(losses["baseline"], abs=0.05)  # up to the generator's other draws
+
+
+def test_a_narrow_kernel_is_reverse_distillation(problem):
+    narrow = real.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30, batch=100)
+    reverse = real.train(problem, "logistic", "reverse-KD", steps=30, batch=100)
+    torch.testing.assert_close(narrow.body.weight, reverse.body.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_interpolation_at_one_is_the_target(problem):
+    network = real.train(problem, "logistic", steps=2)
+    rows = problem.target(problem.test.short)
+    accuracy = (rows.argmax(1) == problem.test.label).double().mean().item()
+    assert real.evaluate(network, problem, 1.0)["accuracy"] == pytest.approx(accuracy)
+
+
+def test_bad_input(problem):
+    with pytest.raises(ValueError, match="source must be one of breast cancer"):
+        real.source("iris")
+    with pytest.raises(ValueError, match=r"n \+ m must be at most 160 for wine, got 100 \+ 70"):
+        real.draw("wine", 100, 70, 0)
+    with pytest.raises(ValueError, match="shift"):
+        real.draw("wine", 10, 10, 0, shift=2.0)
+    with pytest.raises(ValueError, match="method must be one of"):
+        real.train(problem, "logistic", "noising")
+    with pytest.raises(ValueError, match="kind must be"):
+        real.train(problem, "tree")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return weights.Data(LogitWorld.draw(), 100, "inf", 6, torch.Generator().manual_seed(0))
+
+
+def test_every_rule_gives_a_weight_per_data_set(data):
+    for name, rule in weights.RULES.items():
+        lam = rule(data)
+        assert lam.shape == (6,) and (lam >= 0).all() and (lam <= weights.LARGEST + 1e-4).all(), name
+
+
+def test_the_validation_gradient_is_that_of_the_held_out_loss(data):
+    """By finite differences of whole fits; one step of Adam moves log λ against its sign."""
+    counts = data.counts([1, 2, 3, 4])
+
+    def held_out(log_lam):
+        theta = data.fit(counts, torch.full((6,), log_lam).exp())
+        return weights.value(data.world.features, data.folds[0], (), theta)
+
+    slope = held_out(1e-3) - held_out(-1e-3)
+    moved = weights.validation_gradient(data, steps=1, rate=0.1).log()
+    assert (moved.sign() == -slope.sign()).all()
+
+
+def test_a_weight_per_data_set_is_that_weight(data):
+    counts = data.counts([0, 1, 2, 3, 4])
+    lam = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    together = data.fit(counts, lam)
+    for i, value in enumerate(lam.tolist()):
+        torch.testing.assert_close(together[i], data.fit(counts, value)[i], atol=1e-7, rtol=1e-7)
