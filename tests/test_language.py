@@ -552,6 +552,16 @@ def test_the_rate_falls_when_validation_does_not_and_training_stops(texts):
     assert len(rates) < 200
 
 
+def test_the_rate_falls_where_it_is_told_to(texts):
+    settings = dataclasses.replace(SMALL, epochs=5, falls=[1, 3])
+    rates = [entry["lr"] for entry in train(texts, None, settings).history]
+    assert rates == [0.5, 0.25, 0.25, 0.125, 0.125]
+    never = dataclasses.replace(settings, falls=())
+    assert {entry["lr"] for entry in train(texts, None, never).history} == {0.5}
+    with pytest.raises(ValueError, match="falls"):
+        dataclasses.replace(SMALL, falls=[0])
+
+
 def test_a_term_may_wait_for_a_lower_rate(texts, bigram):
     settings = dataclasses.replace(SMALL, lr=4.0, epochs=30, start_lr=0.5)
     history = train(texts, MovingAverage(bigram, 0.2), settings).history

@@ -43,6 +43,8 @@ _PUZZLE = {
     "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
     "cached states, from the first step": {**_CACHED, "start_lr": 1.0},
 }
+# what the moving average's learning rate did in the puzzle, for every arm; terms act from its first fall on
+_RATE = {"epochs": 34, "start": 3, "falls": [3, 18, 21, 24, 27, 30]}
 _TOPICS = {
     "corpus": "topics",
     "lines": 4000,
@@ -101,6 +103,22 @@ EXPERIMENTS = [
             **_PTB,
             "sizes": [[1262, 2]],
             "arms": _PUZZLE,
+        },
+    ),
+    _experiment(
+        "language-rate",
+        "the puzzle's arms with one course of the learning rate for all",
+        {
+            **_PTB,
+            "settings": {**_SETTINGS, **_RATE},
+            "sizes": [[1262, 2]],
+            "arms": {
+                "baseline": {},
+                "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+                "moving average": {"term": "moving average", "lam": 1.0},
+                "cached states": {"term": "sampled", "lam": 1.0, "clip_apart": False},
+                "cached states, clipped apart": {"term": "sampled", "lam": 1.0},
+            },
         },
     ),
     _experiment(

@@ -11,7 +11,7 @@ import math
 import pickle
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,8 @@ class Settings:
         batch: columns of text.
         unroll: words of a block.
         lr: learning rate at first.
-        decay: factor of the learning rate after an epoch that did not lower the validation loss.
+        decay: factor by which the learning rate falls.
+        falls: epochs after which it does; by default those that did not lower the validation loss.
         least_lr: training ends when the rate falls below lr times this.
         clip: largest norm of the gradient.
         epochs: the most passes over the text.
@@ -66,6 +67,7 @@ class Settings:
     unroll: int = 35
     lr: float = 1.0
     decay: float = 0.5
+    falls: Sequence[int] | None = None
     least_lr: float = 0.01
     clip: float = 5.0
     epochs: int = 40
@@ -85,6 +87,8 @@ class Settings:
             checks.number(name, getattr(self, name), 0, open_low=True)
         for name in ("decay", "least_lr", "start_lr"):
             checks.number(name, getattr(self, name), 0, 1, open_low=True)
+        for epoch in self.falls or ():
+            checks.count("falls", epoch)
         for name in ("warmup", "start"):
             checks.number(name, getattr(self, name), 0)
 
@@ -186,9 +190,10 @@ class Run:
         if not math.isfinite(valid):
             raise Diverged(f"the validation loss is NaN after {self._where(len(self.train) - 1)}")
         entry = {"train": perplexity(torch.tensor(-total / len(self.train.words))), "valid": valid, "lr": self.lr}
-        if valid < min((e["valid"] for e in self.history), default=math.inf):
+        better = valid < min((e["valid"] for e in self.history), default=math.inf)
+        if better:
             self.best = copy.deepcopy(self.model.state_dict())
-        else:
+        if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
             self.lr *= settings.decay
         entry |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - start, "term": bool(late)}
         self.history.append(entry)
