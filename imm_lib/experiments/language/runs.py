@@ -210,7 +210,7 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
         measure(f"cached, m = {m}", terms.Sampled(bigram, 1.0, histories, **whole), passes)
         measure(f"cached, m = {m}, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, **whole), passes)
     anew = Histories(stream, size, settings.unroll, cache=False)
-    measure(f"from nothing, m = {settings.unroll}", terms.Sampled(bigram, 1.0, anew, **whole), passes)
+    measure(f"from nothing, m = {settings.unroll}, 70 words", terms.Sampled(bigram, 1.0, anew), passes)
     if case["published"]:
         published = terms.Published(bigram, 1.0, anew)
         published.begin_epoch(model, stream, True)
