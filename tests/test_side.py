@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, choice, complete, fit, several
+from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, choice, complete, finite, fit, several
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +163,29 @@ def test_two_views_determine_an_additive_world_and_leave_an_interaction_open():
     theta, found = fit(additive.features, none, terms)
     assert found.all() and additive.excess(theta).item() < 1e-12
     assert several.combined(world, ["x1"]).gain[-1] < 1e-9 < several.combined(world, ["x1", "x2"]).gain[-1]
+
+
+def test_closed_informations_are_those_of_autograd(world):
+    """At the true parameters, and at others with cells that nothing was seen of."""
+    view = world.views["s"]
+    for found, wanted in zip(
+        finite.closed_informations(world.features, world.pi.unsqueeze(0), view, world.theta.unsqueeze(0)),
+        world.informations(view),
+        strict=True,
+    ):
+        torch.testing.assert_close(found[0], wanted)
+    cells = world.sample(20, 3, torch.Generator().manual_seed(1)).sum(-1)
+    cells[0, :6] = 0  # a short context that nothing was seen of
+    found = finite.closed_informations(world.features, cells, view, torch.randn(3, 4, dtype=torch.float64))
+    assert all(matrix.isfinite().all() and matrix.shape == (3, 4, 4) for matrix in found)
+    assert (torch.linalg.eigvalsh(found[1] - found[2]) > -1e-12).all()  # K never exceeds J
+
+
+def test_an_unseen_short_context_is_nothing_to_the_fit(world):
+    """Of a short context without points there is no induced model; its term has weight 0, not NaN."""
+    view, counts = world.views["s"], world.sample(40, 4, torch.Generator().manual_seed(2))
+    counts[:, :6] = 0
+    term = Restriction(view, finite.by_view(counts.mT, view).mT, finite.share(counts.sum(-1), view), 2.0)
+    theta, found = fit(world.features, counts + 1e-3, [term])
+    gradient, _ = finite.derivatives(world.features, counts + 1e-3, [term], theta)
+    assert found.all() and gradient.abs().max() < 1e-9

@@ -143,6 +143,29 @@ class LogitWorld:
         return informations(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
 
+def closed_informations(features: Tensor, cells: Tensor, view: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`imm_lib.worth.informations` finds, (R, d, d) each, for R data sets at once and in closed form.
+
+    Args:
+        features: (Z, d).
+        cells: (R, Z) weights of the cells, which sum to 1.
+        view: (Z,) the short context of each cell.
+        theta: (R, d) parameters.
+    """
+    q = torch.sigmoid(theta @ features.T)
+    variance, belief, weight = q * (1 - q), share(cells, view), by_view(cells, view)
+    one = by_view(belief * q, view)
+    slope = by_view((belief * variance).unsqueeze(1) * features.T, view)  # (R, d, G)
+    scale = (one * (1 - one)).clamp(min=1e-100)
+    # Σ_y Q(y|cell) ∇log Q̂(y|s) is the slope of Q̂ times (q - q̂) / (q̂ (1 - q̂))
+    influence = cells * ((q - one[:, view]) / scale[:, view]).square()
+    return (
+        torch.einsum("rz,zd,zf->rdf", cells * variance, features, features),
+        torch.einsum("rs,rds,rfs->rdf", weight / scale, slope, slope),
+        torch.einsum("rs,rds,rfs->rdf", by_view(influence, view), slope, slope),
+    )
+
+
 def value(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor) -> Tensor:
     """(R,) -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k at the (R, d) parameters; arguments as of :func:`fit`."""
     logit = theta @ features.T
@@ -163,6 +186,7 @@ def derivatives(
     for view, pairs, belief, lam in restrictions:
         one = by_view(belief * q, view)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
+        one = one.clamp(1e-200, 1 - 1e-15)  # a short context that nothing was seen of has neither pairs nor belief
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
         gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
         weight = pairs.sum(-1) / (one * (1 - one))

@@ -3,10 +3,18 @@
 import torch
 from torch import Tensor
 
-from imm_lib.contexts import BeliefContexts
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, derivatives, fit, share, value
-from imm_lib.worth import Worth, informations
+from imm_lib.experiments.side.finite import (
+    LogitWorld,
+    Restriction,
+    by_view,
+    closed_informations,
+    derivatives,
+    fit,
+    share,
+    value,
+)
+from imm_lib.worth import Worth
 
 FOLDS = 5
 GRID = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
@@ -56,23 +64,11 @@ def paper_schedule(data: Data) -> Tensor:
 
 def plug_in(data: Data) -> Tensor:
     """The best λ of :mod:`imm_lib.worth`, with informations measured at each data set's own fit with λ = 1."""
-    counts, features = data.counts(list(range(FOLDS))), data.world.features
-    cells, found = torch.arange(len(features)), []
-    for theta, weight in zip(data.fit(counts, 1.0), counts.sum(-1), strict=True):
-        theta = theta.clone().requires_grad_()
-        seen = weight > 0
-
-        def query(short: Tensor, cell: Tensor, theta: Tensor = theta) -> Tensor:
-            logit = features[cell] @ theta
-            return torch.nn.functional.logsigmoid(torch.stack([-logit, logit], 1))
-
-        belief = torch.zeros(int(data.view.max()) + 1, len(cells), dtype=torch.float64)
-        belief[data.view, cells] = share(weight, data.view)
-        belief[belief.sum(1) == 0] = 1 / len(cells)  # never asked for
-        sample = data.view[seen], cells[seen], weight[seen] / weight.sum()
-        worth = Worth.of(*informations(query, [theta], BeliefContexts(belief), *sample), damping=1e-3)
-        found.append(worth.optimal_lambda(data.n, data.m))
-    return torch.tensor(found).clamp(max=LARGEST)
+    counts = data.counts(list(range(FOLDS)))
+    found = closed_informations(data.world.features, counts.sum(-1), data.view, data.fit(counts, 1.0))
+    rows = zip(*found, strict=True)
+    lams = [Worth.of(*row, damping=1e-3).optimal_lambda(data.n, data.m) for row in rows]
+    return torch.tensor(lams).clamp(max=LARGEST)
 
 
 def cross_validated(data: Data) -> Tensor:
