@@ -225,6 +225,43 @@ def measure(
     return Worth.of(*informations(query, parameters, contexts, short, extended, weight), damping)
 
 
+def suggest_lambda(
+    query: Query,
+    parameters: Iterable[Tensor],
+    contexts: nn.Module,
+    short: Tensor,
+    extended: Tensor,
+    m: float = math.inf,
+    damping: float = 1e-3,
+    largest: float = 30.0,
+) -> float:
+    """λ without a search: the best one for a model that has been trained once, with λ = 1 or any other.
+
+    The n points of the sample are taken for the training data, π(e|s) for counted from them. It is the rule that lost
+    least against the best λ in the book's chapter on choosing it; train again from the start with what it returns.
+
+    Args:
+        query, parameters, contexts, short, extended: as of :func:`informations`, at the trained parameters. Of a
+            network its last layer's parameters will do.
+        m: restricted samples that the target was estimated from, if it is known; infinite for a perfect target.
+        damping: as of :meth:`Worth.of`.
+        largest: upper limit of the result.
+
+    Raises:
+        TypeError, ValueError: as of :func:`informations` and :meth:`Worth.of`, or ``largest`` out of range.
+
+    >>> from imm_lib import GroupedContexts
+    >>> theta = torch.zeros(2, requires_grad=True)
+    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> short, extended = torch.tensor([0, 0]), torch.arange(2)
+    >>> round(suggest_lambda(query, [theta], GroupedContexts(short), short, extended, m=6), 6)
+    3.0
+    """
+    largest = checks.number("largest", largest, 0, open_low=True)
+    worth = measure(query, parameters, contexts, short, extended, damping=damping)
+    return min(worth.optimal_lambda(len(short), m), largest)
+
+
 @dataclass(frozen=True)
 class Surprise:
     """How a target does on labelled pairs, beside how it expects to do; in nats per pair.

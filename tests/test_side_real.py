@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, real, weights
+from imm_lib.experiments.side import LogitWorld, real, tuning, weights
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,32 @@ def test_a_weight_per_data_set_is_that_weight(data):
     together = data.fit(counts, lam)
     for i, value in enumerate(lam.tolist()):
         torch.testing.assert_close(together[i], data.fit(counts, value)[i], atol=1e-7, rtol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def clinic():
+    return tuning.Clinic("wine", 25, 60, seed=0)
+
+
+def test_a_clinics_fit_has_no_gradient_left(clinic):
+    for lam in (0.0, 3.0):
+        theta = clinic.fit(lam).requires_grad_()
+        part = clinic.without(None)
+        (gradient,) = torch.autograd.grad(clinic.objective(theta, part, clinic.term(part), lam), theta)
+        assert gradient.abs().max() < 1e-4
+    assert sum(len(clinic.fold(i).label) for i in range(weights.FOLDS)) == 25 == len(part.label)
+    assert len(clinic.without(1).label) == 20
+
+
+def test_the_hypergradient_is_a_difference_quotient(clinic):
+    step = 0.05
+    high, low = (clinic.loss(clinic.fit(2.0 * 2.718281828**sign, 0), clinic.fold(0)) for sign in (step, -step))
+    assert tuning.hypergradient(clinic, 2.0) == pytest.approx((high - low) / (2 * step), rel=0.02)
+
+
+def test_every_rule_chooses_a_weight(clinic):
+    for name, rule in tuning.RULES.items():
+        lam = rule(clinic)
+        assert 0 <= lam <= weights.LARGEST, name
+    assert tuning.RULES["paper's schedule"](clinic) == pytest.approx(0.5405 / 0.4595, rel=1e-3)
+    assert 0.3 < tuning.RULES["plug-in"](clinic) < 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.worth import Worth, informations, measure, surprise
+from imm_lib.worth import Worth, informations, measure, suggest_lambda, surprise
 
 
 class World:
@@ -185,3 +185,24 @@ def test_surprise_of_certain_targets():
         surprise(rows, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="non-empty"):
         surprise(torch.ones(0, 2), torch.tensor([0]))
+
+
+def test_the_suggested_lambda_is_the_best_of_what_was_measured():
+    torch.manual_seed(0)
+    short, extended = torch.arange(12) % 3, torch.arange(12)
+    theta, features = torch.zeros(2, 3, requires_grad=True), torch.randn(12, 2)
+    contexts = imm.GroupedContexts(short)
+
+    def query(short, extended):
+        return (features[extended] @ theta).log_softmax(1)
+
+    theta.data.normal_()
+    arguments = query, [theta], contexts, short, extended
+    worth = measure(*arguments, damping=1e-3)
+    for m in (6, 120, math.inf):
+        lam = suggest_lambda(*arguments, m=m)
+        assert lam == pytest.approx(worth.optimal_lambda(12, m), rel=1e-9) and lam <= 30
+        assert worth.excess_risk(lam, 12, m) <= min(worth.excess_risk(other, 12, m) for other in (0.1, 0.3, 1, 3, 10))
+    assert suggest_lambda(*arguments, m=120, largest=0.25) == 0.25
+    with pytest.raises(ValueError, match="largest"):
+        suggest_lambda(*arguments, largest=0)

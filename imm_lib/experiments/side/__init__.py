@@ -1,6 +1,6 @@
 """What a restricted model is worth: finite worlds, simulation against theory, and real side information."""
 
-from imm_lib.experiments.side import asymptotics, choice, real, several, weights
+from imm_lib.experiments.side import asymptotics, choice, real, several, tuning, weights
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit
 
 EXPERIMENTS = [
@@ -8,6 +8,7 @@ EXPERIMENTS = [
     *several.EXPERIMENTS,
     *choice.EXPERIMENTS,
     *weights.EXPERIMENTS,
+    *tuning.EXPERIMENTS,
     *real.EXPERIMENTS,
 ]
 
@@ -21,5 +22,6 @@ __all__ = [
     "fit",
     "real",
     "several",
+    "tuning",
     "weights",
 ]

@@ -56,10 +56,10 @@ class Data:
         return fit(self.world.features, smooth, [self.term(counts, lam)], steps=60)[0]
 
 
-def paper_schedule(data: Data) -> Tensor:
-    """λ / (1 + λ) = .818 - .0111 n, at least 0 (Appendix D.1.1)."""
-    rho = max(0.0, 0.818 - 0.0111 * data.n)
-    return torch.full((len(data.target),), rho / (1 - rho))
+def schedule(n: int) -> float:
+    """The paper's weight for n points, λ / (1 + λ) = .818 - .0111 n or 0 (Appendix D.1.1)."""
+    rho = max(0.0, 0.818 - 0.0111 * n)
+    return rho / (1 - rho)
 
 
 def plug_in(data: Data) -> Tensor:
@@ -108,7 +108,7 @@ def pairs_over_points(data: Data) -> Tensor:
 RULES = {
     "none": lambda data: torch.zeros(len(data.target)),
     "λ = 1": lambda data: torch.ones(len(data.target)),
-    "paper's schedule": paper_schedule,
+    "paper's schedule": lambda data: torch.full((len(data.target),), schedule(data.n)),
     "m / n": pairs_over_points,
     "plug-in": plug_in,
     "cross-validation": cross_validated,

@@ -1,0 +1,204 @@
+"""λ without a search, on real tables: the rules of :mod:`weights`, for a logistic regression and a clinic's data."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imm_lib.contexts import KernelContexts
+from imm_lib.estimators import ExactIMM
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.side.real import Part, draw
+from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
+from imm_lib.worth import suggest_lambda
+
+BANDWIDTH = 1.0
+"""Of the kernel, in standard deviations per restricted feature."""
+
+DECAY = 1.0
+"""L2 penalty on the parameters, divided by the number of examples."""
+
+
+class Clinic:
+    """A logistic regression on one split's training examples, by exact IMM in float64.
+
+    Args:
+        data: a source of :func:`real.draw`.
+        n: full examples.
+        m: side examples.
+        seed: of the split.
+    """
+
+    def __init__(self, data: str, n: int, m: int, seed: int):
+        problem = draw(data, n, m, seed)
+        self.train, self.test, self.target = problem.train, problem.test, problem.target
+        self.n, self.m, self.labels = n, m, problem.labels
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        self.folds = [order[fold::FOLDS] for fold in range(FOLDS)]
+
+    def log_q(self, theta: Tensor, part: Part) -> Tensor:
+        """(N, Y) log-probabilities of a part's examples."""
+        inputs = torch.cat([torch.ones(len(part.label), 1), part.short, part.rest], 1).double()
+        return (inputs @ theta.view(-1, self.labels)).log_softmax(1)
+
+    def fold(self, index: int) -> Part:
+        """The training examples of one fold."""
+        return Part(*(values[self.folds[index]] for values in self.train))
+
+    def without(self, index: int | None) -> Part:
+        """The training examples of all folds but one, or of all."""
+        kept = torch.cat([fold for i, fold in enumerate(self.folds) if i != index])
+        return Part(*(values[kept] for values in self.train))
+
+    def term(self, part: Part) -> ExactIMM:
+        """IMM over a part's own extended contexts."""
+        return ExactIMM(self.target, KernelContexts(part.short, BANDWIDTH * part.short.shape[1]))
+
+    def objective(self, theta: Tensor, part: Part, term: ExactIMM, lam: float | Tensor) -> Tensor:
+        """Cross-entropy + λ · IMM + penalty, in nats."""
+        log_q = self.log_q(theta, part)
+        loss = F.nll_loss(log_q, part.label) + DECAY / (2 * len(part.label)) * theta.square().sum()
+        return loss + lam * term(lambda short, point: log_q[point], part.short) if lam > 0 else loss
+
+    def fit(self, lam: float, held_out: int | None = None) -> Tensor:
+        """The parameters at λ, to convergence."""
+        part = self.without(held_out)
+        term = self.term(part)
+        theta = torch.zeros((1 + part.short.shape[1] + part.rest.shape[1]) * self.labels, dtype=torch.float64)
+        theta.requires_grad_()
+        optimiser = torch.optim.LBFGS([theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            loss = self.objective(theta, part, term, lam)
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return theta.detach()
+
+    @torch.no_grad()
+    def loss(self, theta: Tensor, part: Part) -> float:
+        """Mean loss on a part, in nats."""
+        return F.nll_loss(self.log_q(theta, part), part.label).item()
+
+
+def plug_in(clinic: Clinic) -> float:
+    """:func:`imm_lib.worth.suggest_lambda` at the fit with λ = 1."""
+    theta, part = clinic.fit(1.0).requires_grad_(), clinic.train
+    inputs = torch.arange(clinic.n)
+    contexts = KernelContexts(part.short, BANDWIDTH * part.short.shape[1])
+
+    def query(short: Tensor, point: Tensor) -> Tensor:
+        return clinic.log_q(theta, Part(part.short[point], part.rest[point], part.label[point]))
+
+    return suggest_lambda(query, [theta], contexts, part.short, inputs, clinic.m, largest=LARGEST)
+
+
+def cross_validated(clinic: Clinic) -> float:
+    """The weight of GRID with the least loss on held-out folds."""
+
+    def held_out(lam: float) -> float:
+        return sum(clinic.loss(clinic.fit(lam, fold), clinic.fold(fold)) for fold in range(FOLDS))
+
+    return min(GRID, key=held_out)
+
+
+def hypergradient(clinic: Clinic, lam: float) -> float:
+    """Derivative by log λ of the loss on the first fold, of a fit on the others; by implicit differentiation."""
+    part, held_out, theta = clinic.without(0), clinic.fold(0), clinic.fit(lam, 0)
+    term = clinic.term(part)
+
+    def risk(theta: Tensor) -> Tensor:
+        log_q = clinic.log_q(theta, part)
+        return lam * term(lambda short, point: log_q[point], part.short)
+
+    curvature = torch.autograd.functional.hessian(lambda t: clinic.objective(t, part, term, lam), theta)
+    theta.requires_grad_()
+    (by_term,) = torch.autograd.grad(risk(theta), theta)
+    (outer,) = torch.autograd.grad(F.nll_loss(clinic.log_q(theta, held_out), held_out.label), theta)
+    return -(outer @ torch.linalg.solve(curvature, by_term)).item()
+
+
+def validation_gradient(clinic: Clinic, steps: int = 30, rate: float = 0.3) -> float:
+    """The λ to which Adam moves along the :func:`hypergradient`, from 1."""
+    log_lam = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([log_lam], rate)
+    for _ in range(steps):
+        log_lam.grad = torch.tensor(hypergradient(clinic, log_lam.exp().item()), dtype=torch.float64)
+        optimiser.step()
+        log_lam.data.clamp_(max=math.log(LARGEST))
+    return log_lam.exp().item()
+
+
+RULES = {
+    "none": lambda clinic: 0.0,
+    "λ = 1": lambda clinic: 1.0,
+    "paper's schedule": lambda clinic: schedule(clinic.n),
+    "m / n": lambda clinic: min(clinic.m / clinic.n, LARGEST),
+    "plug-in": plug_in,
+    "cross-validation": cross_validated,
+    "validation gradient": validation_gradient,
+}
+
+
+def _run(unit: dict, config: dict, device: torch.device) -> dict:
+    clinic = Clinic(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"])
+    rules = {}
+    for name, rule in RULES.items():
+        lam = rule(clinic)
+        rules[name] = {"lam": lam, "loss": clinic.loss(clinic.fit(lam), clinic.test)}
+    return {"rules": rules, "by_lam": {str(lam): clinic.loss(clinic.fit(lam), clinic.test) for lam in GRID}}
+
+
+def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
+    """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on average."""
+    cases = {}
+    for entry in result["units"]:
+        cases.setdefault((entry["unit"]["data"], entry["unit"]["n"]), []).append(entry["numbers"])
+    found = {}
+    for case, runs in cases.items():
+        by_lam = {lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]}
+        best = min(by_lam, key=lambda lam, by_lam=by_lam: by_lam[lam].mean().item())
+        losses = {name: torch.tensor([run["rules"][name]["loss"] for run in runs]) for name in runs[0]["rules"]}
+        found[case] = {name: loss - by_lam[best] for name, loss in losses.items()}
+    return found
+
+
+def _table(result: dict) -> list[list[str]]:
+    rows = [["data", "n", "rule", "test loss over the best fixed λ, nats", "worst split"]]
+    for (data, n), rules in summary(result).items():
+        for name, over in rules.items():
+            error = 2 * over.std().item() / max(len(over), 1) ** 0.5 if len(over) > 1 else math.nan
+            rows.append([data, str(n), name, f"{over.mean():+.4f} ± {error:.4f}", f"{over.max():+.4f}"])
+    return rows
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="side-tuning",
+        description="the rules that choose λ on real tables: breast cancer and wine, logistic regression",
+        scales={
+            "full": {
+                "m": {"breast cancer": 300, "wine": 60},
+                "cases": [
+                    ["breast cancer", 20],
+                    ["breast cancer", 40],
+                    ["breast cancer", 80],
+                    ["wine", 20],
+                    ["wine", 40],
+                ],
+                "splits": 20,
+            },
+            "ci": {"m": {"wine": 60}, "cases": [["wine", 20]], "splits": 1},
+        },
+        units=lambda config, seed: [
+            {"data": data, "n": n, "seed": seed + split}
+            for data, n in config["cases"]
+            for split in range(config["splits"])
+        ],
+        run=_run,
+        table=_table,
+    )
+]
