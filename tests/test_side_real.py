@@ -137,7 +137,7 @@ def test_a_clinics_fit_has_no_gradient_left(clinic):
     for lam in (0.0, 3.0):
         theta = clinic.fit(lam).requires_grad_()
         part = clinic.without(None)
-        (gradient,) = torch.autograd.grad(clinic.objective(theta, part, clinic.term(part), lam), theta)
+        (gradient,) = torch.autograd.grad(clinic.objective(theta, part, lam), theta)
         assert gradient.abs().max() < 1e-4
     assert sum(len(clinic.fold(i).label) for i in range(weights.FOLDS)) == 25 == len(part.label)
     assert len(clinic.without(1).label) == 20
@@ -145,7 +145,9 @@ def test_a_clinics_fit_has_no_gradient_left(clinic):
 
 def test_the_hypergradient_is_a_difference_quotient(clinic):
     step = 0.05
-    high, low = (clinic.loss(clinic.fit(2.0 * 2.718281828**sign, 0), clinic.fold(0)) for sign in (step, -step))
+    high, low = (
+        clinic.cross_entropy(clinic.fit(2.0 * 2.718281828**sign, 0), clinic.fold(0)).item() for sign in (step, -step)
+    )
     assert tuning.hypergradient(clinic, 2.0) == pytest.approx((high - low) / (2 * step), rel=0.02)
 
 

@@ -180,8 +180,8 @@ def train(
     Args:
         problem: from :func:`draw`.
         kind: of :class:`Network`.
-        method: one of METHODS. IMM averages over the training examples' extended contexts, with a Laplace kernel on
-            the short ones.
+        method: one of METHODS. IMM averages over the training examples that are near in the restricted features,
+            by a Laplace kernel.
         lam: λ.
         bandwidth: of the kernel, in standard deviations per restricted feature.
         steps: of Adam, at a rate that falls to 0 along a cosine.
@@ -213,7 +213,8 @@ def train(
         if method == "reverse-KD":
             loss = loss + lam * reverse(log_q, short)
         elif method == "IMM":
-            loss = loss + lam * induced(lambda short, point: network(short, part.rest[point]), short)
+            # a neighbour is taken whole: its rest beside another's short features may be an example that cannot be
+            loss = loss + lam * induced(lambda _, point: network(part.short[point], part.rest[point]), short)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

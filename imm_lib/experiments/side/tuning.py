@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imm_lib.contexts import KernelContexts
-from imm_lib.estimators import ExactIMM
+from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.side.real import Part, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
@@ -37,9 +37,9 @@ class Clinic:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         self.folds = [order[fold::FOLDS] for fold in range(FOLDS)]
 
-    def log_q(self, theta: Tensor, part: Part) -> Tensor:
-        """(N, Y) log-probabilities of a part's examples."""
-        inputs = torch.cat([torch.ones(len(part.label), 1), part.short, part.rest], 1).double()
+    def log_q(self, theta: Tensor, short: Tensor, rest: Tensor) -> Tensor:
+        """(N, c), (N, f) -> (N, Y) log-probabilities."""
+        inputs = torch.cat([torch.ones(len(short), 1), short, rest], 1).double()
         return (inputs @ theta.view(-1, self.labels)).log_softmax(1)
 
     def fold(self, index: int) -> Part:
@@ -51,73 +51,68 @@ class Clinic:
         kept = torch.cat([fold for i, fold in enumerate(self.folds) if i != index])
         return Part(*(values[kept] for values in self.train))
 
-    def term(self, part: Part) -> ExactIMM:
-        """IMM over a part's own extended contexts."""
-        return ExactIMM(self.target, KernelContexts(part.short, BANDWIDTH * part.short.shape[1]))
+    def query(self, theta: Tensor, part: Part) -> Query:
+        """The model at a part's examples, as the estimators ask it: a neighbour is taken whole."""
+        log_q = self.log_q(theta, part.short, part.rest)
+        return lambda short, point: log_q[point]
 
-    def objective(self, theta: Tensor, part: Part, term: ExactIMM, lam: float | Tensor) -> Tensor:
-        """Cross-entropy + λ · IMM + penalty, in nats."""
-        log_q = self.log_q(theta, part)
-        loss = F.nll_loss(log_q, part.label) + DECAY / (2 * len(part.label)) * theta.square().sum()
-        return loss + lam * term(lambda short, point: log_q[point], part.short) if lam > 0 else loss
+    def objective(self, theta: Tensor, part: Part, lam: float) -> Tensor:
+        """Cross-entropy + λ · IMM + penalty, in nats; the extended contexts are the part's own."""
+        loss = self.cross_entropy(theta, part) + DECAY / (2 * len(part.label)) * theta.square().sum()
+        return loss + lam * self.risk(theta, part) if lam > 0 else loss
+
+    def contexts(self, part: Part) -> KernelContexts:
+        """Of IMM on a part."""
+        return KernelContexts(part.short, BANDWIDTH * part.short.shape[1])
+
+    def risk(self, theta: Tensor, part: Part) -> Tensor:
+        """The exact IMM risk on a part, in nats."""
+        return ExactIMM(self.target, self.contexts(part))(self.query(theta, part), part.short)
+
+    def cross_entropy(self, theta: Tensor, part: Part) -> Tensor:
+        """Mean loss on a part, in nats."""
+        return F.nll_loss(self.log_q(theta, part.short, part.rest), part.label)
 
     def fit(self, lam: float, held_out: int | None = None) -> Tensor:
         """The parameters at λ, to convergence."""
         part = self.without(held_out)
-        term = self.term(part)
         theta = torch.zeros((1 + part.short.shape[1] + part.rest.shape[1]) * self.labels, dtype=torch.float64)
         theta.requires_grad_()
         optimiser = torch.optim.LBFGS([theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            loss = self.objective(theta, part, term, lam)
+            loss = self.objective(theta, part, lam)
             loss.backward()
             return loss
 
         optimiser.step(closure)
         return theta.detach()
 
-    @torch.no_grad()
-    def loss(self, theta: Tensor, part: Part) -> float:
-        """Mean loss on a part, in nats."""
-        return F.nll_loss(self.log_q(theta, part), part.label).item()
-
 
 def plug_in(clinic: Clinic) -> float:
     """:func:`imm_lib.worth.suggest_lambda` at the fit with λ = 1."""
     theta, part = clinic.fit(1.0).requires_grad_(), clinic.train
-    inputs = torch.arange(clinic.n)
-    contexts = KernelContexts(part.short, BANDWIDTH * part.short.shape[1])
-
-    def query(short: Tensor, point: Tensor) -> Tensor:
-        return clinic.log_q(theta, Part(part.short[point], part.rest[point], part.label[point]))
-
-    return suggest_lambda(query, [theta], contexts, part.short, inputs, clinic.m, largest=LARGEST)
+    sample = clinic.contexts(part), part.short, torch.arange(clinic.n)
+    return suggest_lambda(clinic.query(theta, part), [theta], *sample, clinic.m, largest=LARGEST)
 
 
 def cross_validated(clinic: Clinic) -> float:
     """The weight of GRID with the least loss on held-out folds."""
 
     def held_out(lam: float) -> float:
-        return sum(clinic.loss(clinic.fit(lam, fold), clinic.fold(fold)) for fold in range(FOLDS))
+        return sum(clinic.cross_entropy(clinic.fit(lam, fold), clinic.fold(fold)).item() for fold in range(FOLDS))
 
     return min(GRID, key=held_out)
 
 
 def hypergradient(clinic: Clinic, lam: float) -> float:
     """Derivative by log λ of the loss on the first fold, of a fit on the others; by implicit differentiation."""
-    part, held_out, theta = clinic.without(0), clinic.fold(0), clinic.fit(lam, 0)
-    term = clinic.term(part)
-
-    def risk(theta: Tensor) -> Tensor:
-        log_q = clinic.log_q(theta, part)
-        return lam * term(lambda short, point: log_q[point], part.short)
-
-    curvature = torch.autograd.functional.hessian(lambda t: clinic.objective(t, part, term, lam), theta)
+    part, theta = clinic.without(0), clinic.fit(lam, 0)
+    curvature = torch.autograd.functional.hessian(lambda t: clinic.objective(t, part, lam), theta)
     theta.requires_grad_()
-    (by_term,) = torch.autograd.grad(risk(theta), theta)
-    (outer,) = torch.autograd.grad(F.nll_loss(clinic.log_q(theta, held_out), held_out.label), theta)
+    (by_term,) = torch.autograd.grad(lam * clinic.risk(theta, part), theta)
+    (outer,) = torch.autograd.grad(clinic.cross_entropy(theta, clinic.fold(0)), theta)
     return -(outer @ torch.linalg.solve(curvature, by_term)).item()
 
 
@@ -145,11 +140,13 @@ RULES = {
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     clinic = Clinic(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"])
-    rules = {}
-    for name, rule in RULES.items():
-        lam = rule(clinic)
-        rules[name] = {"lam": lam, "loss": clinic.loss(clinic.fit(lam), clinic.test)}
-    return {"rules": rules, "by_lam": {str(lam): clinic.loss(clinic.fit(lam), clinic.test) for lam in GRID}}
+
+    def loss(lam: float) -> float:
+        return clinic.cross_entropy(clinic.fit(lam), clinic.test).item()
+
+    chosen = {name: rule(clinic) for name, rule in RULES.items()}
+    rules = {name: {"lam": lam, "loss": loss(lam)} for name, lam in chosen.items()}
+    return {"rules": rules, "by_lam": {str(lam): loss(lam) for lam in GRID}}
 
 
 def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
