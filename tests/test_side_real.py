@@ -71,8 +71,8 @@ def test_every_method_trains_and_repeats(problem, kind):
 
 
 def test_a_narrow_kernel_is_reverse_distillation(problem):
-    narrow = real.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30, batch=100)
-    reverse = real.train(problem, "logistic", "reverse-KD", steps=30, batch=100)
+    narrow = real.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30)
+    reverse = real.train(problem, "logistic", "reverse-KD", steps=30)
     torch.testing.assert_close(narrow.body.weight, reverse.body.weight, atol=1e-3, rtol=1e-3)
 
 

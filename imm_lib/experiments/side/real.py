@@ -171,33 +171,33 @@ def train(
     bandwidth: float = 1.0,
     steps: int = 200,
     decay: float = 1.0,
-    batch: int = 64,
-    k: int = 10,
+    k: int = 20,
     seed: int = 0,
 ) -> Network:
-    """Fit a network to the n full examples by Adam, with λ times the method's term.
+    """Fit a network to the n full examples by Adam, all at each step, with λ times the method's term.
 
     Args:
         problem: from :func:`draw`.
         kind: of :class:`Network`.
         method: one of METHODS. IMM averages over the training examples that are near in the restricted features,
-            by a Laplace kernel.
+            by a Laplace kernel. A neighbour is taken whole: its rest beside another's restricted features may be an
+            example that cannot be.
         lam: λ.
         bandwidth: of the kernel, in standard deviations per restricted feature.
         steps: of Adam, at a rate that falls to 0 along a cosine.
         decay: L2 penalty on the weights, divided by n.
-        batch: examples of a step, drawn anew for each.
-        k: extended contexts of a short one.
-        seed: of weights and samples.
+        k: neighbours that stand for all, drawn anew at each step.
+        seed: of the first weights and of the samples.
 
     Raises:
         TypeError, ValueError: an unknown kind or method, or numbers out of range.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    lam, part, generator = checks.number("lam", lam, 0), problem.train, torch.Generator().manual_seed(seed)
+    lam, part = checks.number("lam", lam, 0), problem.train
     scale = checks.number("bandwidth", bandwidth, 0, open_low=True) * part.short.shape[1]
     reverse = ReverseKD(problem.target)
+    generator = torch.Generator().manual_seed(seed)
     induced = SampledIMM(problem.target, KernelContexts(part.short, scale), k, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -206,15 +206,12 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), 0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, checks.count("steps", steps))
     for _ in range(steps):
-        drawn = torch.randperm(len(part.label), generator=generator)[: checks.count("batch", batch)]
-        short, rest, label = (values[drawn] for values in part)
-        log_q = network(short, rest)
-        loss = F.nll_loss(log_q, label) + decay / (2 * len(part.label)) * sum(w.square().sum() for w in weights)
+        log_q = network(part.short, part.rest)
+        loss = F.nll_loss(log_q, part.label) + decay / (2 * len(part.label)) * sum(w.square().sum() for w in weights)
         if method == "reverse-KD":
-            loss = loss + lam * reverse(log_q, short)
+            loss = loss + lam * reverse(log_q, part.short)
         elif method == "IMM":
-            # a neighbour is taken whole: its rest beside another's short features may be an example that cannot be
-            loss = loss + lam * induced(lambda _, point: network(part.short[point], part.rest[point]), short)
+            loss = loss + lam * induced(lambda _, point, log_q=log_q: log_q[point], part.short)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -233,32 +230,29 @@ def evaluate(network: Network, problem: Problem, weight: float = 0.0) -> dict[st
     return {"accuracy": accuracy, "loss": F.nll_loss(log_q, test.label).item()}
 
 
-WEIGHTS = [0.3, 1.0, 3.0]
-"""λ of the trained methods."""
-
 SHARES = [0.1, 0.3, 0.5]
 """Weights of interpolation."""
 
 
-def _compare(problem: Problem, kind: str, seed: int, steps: int, weights: list[float]) -> dict:
+def _compare(unit: dict, config: dict, device: torch.device) -> dict:
     """Every method's test accuracy and loss, the target's alone, and how much the training labels surprise it."""
-    plain = train(problem, kind, steps=steps, seed=seed)
+    problem = draw(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0))
+
+    def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
+        return train(problem, unit["kind"], method, lam, bandwidth, config["steps"], seed=unit["seed"])
+
+    plain = fit("baseline")
     found = {"baseline": evaluate(plain, problem)}
     for share in SHARES:
         found[f"interpolation, {share:g}"] = evaluate(plain, problem, share)
-    for method in ("reverse-KD", "IMM"):
-        for lam in weights:
-            found[f"{method}, λ = {lam:g}"] = evaluate(
-                train(problem, kind, method, lam, steps=steps, seed=seed), problem
-            )
+    for lam in config["lam"]:
+        found[f"reverse-KD, λ = {lam:g}"] = evaluate(fit("reverse-KD", lam), problem)
+        for bandwidth in config["bandwidth"]:
+            name = f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"
+            found[name] = evaluate(fit("IMM", lam, bandwidth), problem)
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
     return {"methods": found, "surprise": z}
-
-
-def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    problem = draw(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0))
-    return _compare(problem, unit["kind"], unit["seed"], config["steps"], config["lam"])
 
 
 def _units(config: dict, seed: int) -> list[dict]:
@@ -286,8 +280,8 @@ def _table(result: dict) -> list[list[str]]:
 
 
 _M = {"breast cancer": 300, "wine": 60, "digits": 800}
-_FULL = {"m": _M, "splits": 20, "steps": 200, "lam": WEIGHTS}
-_CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0]}
+_FULL = {"m": _M, "splits": 20, "steps": 200, "lam": [0.3, 1.0, 3.0], "bandwidth": [1.0]}
+_CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "bandwidth": [1.0]}
 
 EXPERIMENTS = [
     Experiment(
@@ -305,18 +299,24 @@ EXPERIMENTS = [
             "ci": {**_CI, "cases": [("wine", "logistic", [20])]},
         },
         units=_units,
-        run=_run,
+        run=_compare,
         table=_table,
     ),
     Experiment(
         name="side-digits",
         description="a model that sees a quarter of the pixels helps a convolutional network on the digits",
         scales={
-            "full": {**_FULL, "cases": [("digits", "convolutions", [50, 100, 200, 500])]},
+            "full": {
+                **_FULL,
+                "steps": 100,
+                "lam": [0.1, 0.3, 1.0],
+                "bandwidth": [0.03, 0.3],
+                "cases": [("digits", "convolutions", [50, 100, 200, 500])],
+            },
             "ci": {**_CI, "cases": [("digits", "convolutions", [50])]},
         },
         units=_units,
-        run=_run,
+        run=_compare,
         table=_table,
     ),
     Experiment(
@@ -332,7 +332,7 @@ EXPERIMENTS = [
             "ci": {**_CI, "cases": [("wine", "logistic", [20])], "shift": [0.0, 1.0]},
         },
         units=_units,
-        run=_run,
+        run=_compare,
         table=_table,
     ),
 ]
