@@ -208,3 +208,25 @@ def code() -> str:
 def finite(value: float) -> float | str:
     """A number as JSON can hold it: itself, or "inf", "-inf", "nan" in words."""
     return value if math.isfinite(value) else str(value)
+
+
+def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:
+    """Mean of repetitions and half the width of its 95 % interval by Student's t; paired runs give their differences.
+
+    Args:
+        values: (R,) numbers, R at least 2.
+
+    Raises:
+        ValueError: fewer than two, or more than one dimension.
+
+    >>> mean, half = mean_interval([1.0, 2.0, 3.0])
+    >>> round(mean, 3), round(half, 3)
+    (2.0, 2.484)
+    """
+    from scipy.stats import t as student
+
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.dim() != 1 or len(values) < 2:
+        raise ValueError(f"values must be (R,) with R at least 2, got shape {tuple(values.shape)}")
+    half = student.ppf(0.975, len(values) - 1) * values.std().item() / math.sqrt(len(values))
+    return values.mean().item(), float(half)

@@ -290,3 +290,9 @@ def test_all_leaves_out_what_needs_a_gpu(toys, monkeypatch, capsys):
     assert main(["run", "--all", "--out", str(toys)]) == 0
     assert "left out without a GPU: big" in capsys.readouterr().err
     assert (toys / "toy.json").is_file() and not (toys / "big.json").exists()
+
+
+def test_an_interval_needs_repetitions():
+    for values in ([1.0], torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="values must be"):
+            results.mean_interval(values)

@@ -118,7 +118,7 @@ def test_a_small_run_has_its_table(tmp_path):
 
 
 def test_the_interval_is_students():
-    mean, half = sensors.mean_interval([1.0, 2.0, 3.0])
+    mean, half = imm.results.mean_interval([1.0, 2.0, 3.0])
     assert (mean, half) == (pytest.approx(2.0), pytest.approx(4.302653 / 3**0.5, abs=1e-5))
 
 

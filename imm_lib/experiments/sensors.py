@@ -9,7 +9,6 @@ choose settings with; cases to test on. All methods of a unit see the same parti
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,14 +268,6 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return numbers
 
 
-def mean_interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % t-interval, over the seeds."""
-    from scipy.stats import t as student
-
-    v = torch.tensor(values, dtype=torch.float64)
-    return v.mean().item(), student.ppf(0.975, len(v) - 1) * v.std().item() / math.sqrt(len(v))
-
-
 def cells(result: dict, sensor: str, n: int) -> list[dict]:
     """The numbers of all seeds of one sensor and size."""
     entries = [e["numbers"] for e in result["units"] if (e["unit"]["sensor"], e["unit"]["n"]) == (sensor, n)]
@@ -290,7 +281,7 @@ def gain(
 ) -> tuple[float, float]:
     """Paired change of a test score, mean and half width: below 0 is better for "loss", above for "accuracy"."""
     tests = [(e if choice is None else e[choice])["test"] for e in entries]
-    return mean_interval([test[method][score] - test[against][score] for test in tests])
+    return imm.results.mean_interval([test[method][score] - test[against][score] for test in tests])
 
 
 def payoff(result: dict) -> dict:
@@ -300,8 +291,8 @@ def payoff(result: dict) -> dict:
     return {
         "sensor": sensor,
         "n": sizes,
-        "target": [mean_interval([e["target"]["loss"] for e in entries])[0] for entries in at],
-        "loss": {m: [mean_interval([e["test"][m]["loss"] for e in es])[0] for es in at] for m in METHODS},
+        "target": [imm.results.mean_interval([e["target"]["loss"] for e in entries])[0] for entries in at],
+        "loss": {m: [imm.results.mean_interval([e["test"][m]["loss"] for e in es])[0] for es in at] for m in METHODS},
         "gain": {m: [gain(es, m) for es in at] for m in METHODS if m != "baseline"},
     }
 
@@ -336,7 +327,7 @@ def draw(result: dict) -> Figure:
 def curve(result: dict, sensor: str, n: int, method: str) -> list[tuple[float, float]]:
     """Paired change of the test loss at every weight of the extra term, none of them selected: mean and half width."""
     losses = [e["curves"][method] for e in cells(result, sensor, n)]
-    return [mean_interval([loss[i] - loss[0] for loss in losses]) for i in range(1, len(losses[0]))]
+    return [imm.results.mean_interval([loss[i] - loss[0] for loss in losses]) for i in range(1, len(losses[0]))]
 
 
 def draw_curves(result: dict) -> Figure:
@@ -371,8 +362,8 @@ def diagnostics(result: dict) -> list[dict]:
                 {
                     "sensor": sensor,
                     "n": n,
-                    "ahead": mean_interval(ahead),
-                    "change": mean_interval(change),
+                    "ahead": imm.results.mean_interval(ahead),
+                    "change": imm.results.mean_interval(change),
                     "rank correlation": float(spearmanr(ahead, change).statistic),
                     "behind": [c for a, c in zip(ahead, change, strict=True) if a <= 0],
                 }
@@ -418,9 +409,9 @@ def _table(result: dict) -> list[list[str]]:
     for sensor, sizes in result["config"]["sensors"].items():
         for n in sizes:
             entries = cells(result, sensor, n)
-            baseline, _ = mean_interval([e["test"]["baseline"]["loss"] for e in entries])
+            baseline, _ = imm.results.mean_interval([e["test"]["baseline"]["loss"] for e in entries])
             gains = ["{:+.3f} ± {:.3f}".format(*gain(entries, m)) for m in methods]
-            ahead, _ = mean_interval([e["diagnostic"] for e in entries])
+            ahead, _ = imm.results.mean_interval([e["diagnostic"] for e in entries])
             rows.append([sensor, str(n), f"{baseline:.3f}", *gains, f"{ahead:+.3f}"])
     return rows
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from imm_lib.results import mean_interval
+
 FIELDS = ("valid", "test", "mixture", "induced", "epochs", "cpu_s", "epoch_cpu_s")
 
 
@@ -12,15 +14,6 @@ def _fields(numbers: dict) -> torch.Tensor:
     induced = numbers["induced"]["test"]["safe"]
     values = numbers["valid"], numbers["test"], numbers["mixture"]["test"], induced, len(seconds), sum(seconds)
     return torch.tensor([*values, sum(seconds) / len(seconds)], dtype=torch.float64)
-
-
-def paired(first: torch.Tensor, second: torch.Tensor) -> tuple[float, float]:
-    """Mean of ``first - second``, (n,) each, n >= 2, and the half-width of its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    difference = (first - second).double()
-    n = len(difference)
-    return difference.mean().item(), t.ppf(0.975, n - 1) * difference.std().item() / math.sqrt(n)
 
 
 def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float]]:
@@ -32,7 +25,7 @@ def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float
 
     Returns:
         arm -> means of FIELDS (perplexities; "mixture" with the bigram at test time; CPU seconds); "difference" and
-        "half_width" of the test perplexity (see :func:`paired`), NaN with fewer than two seeds; "seeds", how many; and
+        "half_width" of the test perplexity (95 %), NaN with fewer than two seeds; "seeds", how many; and
         "cost", CPU seconds of an epoch over the baseline's. Arms without such a seed are left out.
     """
     lines = lines or result["config"]["sizes"][0][0]
@@ -45,7 +38,7 @@ def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float
             continue
         values, base = (torch.stack([_fields(runs[a, s]) for s in seeds]) for a in (arm, "baseline"))
         row = dict(zip(FIELDS, values.mean(0).tolist(), strict=True))
-        gain = paired(values[:, 1], base[:, 1]) if len(seeds) > 1 else (math.nan, math.nan)
+        gain = mean_interval(values[:, 1] - base[:, 1]) if len(seeds) > 1 else (math.nan, math.nan)
         row |= {"difference": gain[0], "half_width": gain[1], "seeds": len(seeds)}
         row["cost"] = (values[:, -1] / base[:, -1]).mean().item()
         found[arm] = row
