@@ -455,6 +455,8 @@ def test_the_induced_skip_bigram_is_the_mean_over_histories(texts, bigram, lag):
 
 def test_a_skip_bigrams_term_is_the_estimator_on_earlier_words(texts, bigram):
     stream, model = Stream(texts.train, 4, 5), lstm()
+    with pytest.raises(TypeError, match="lag"):
+        MovingAverage(bigram, 1.0, lag=1.5)
     term = MovingAverage(bigram, 1.0, lag=1, max_ratio=1e6)
     term.begin_epoch(model, stream, True)
     first, second = list(stream)[:2]
@@ -530,6 +532,15 @@ def test_training_leaves_torchs_generator_alone(texts):
     torch.manual_seed(5)
     train(texts, settings=dataclasses.replace(SMALL, epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_resumed_run_keeps_adams_moments(texts, tmp_path):
+    settings, file = dataclasses.replace(SMALL, model="transformer", optimiser="adam", lr=0.01), tmp_path / "run.pt"
+    whole = train(texts, settings=settings)
+    train(texts, settings=dataclasses.replace(settings, epochs=1), checkpoint=file)
+    resumed = train(texts, settings=settings, checkpoint=file)
+    for a, b in zip(whole.last.parameters(), resumed.last.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
@@ -720,6 +731,7 @@ def test_a_checkpoint_of_another_vocabulary(texts, tmp_path):
     "change",
     [
         {"model": "gru"},
+        {"optimiser": "lion"},
         {"epochs": 0},
         {"lr": 0.0},
         {"decay": 2.0},

@@ -1,6 +1,6 @@
 """Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
 
-from imm_lib.experiments.language import arms, fidelity, measures, paper, readings, speed
+from imm_lib.experiments.language import arms, fidelity, measures, paper, readings, snippets, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
 from imm_lib.experiments.language.terms import (
@@ -43,6 +43,7 @@ __all__ = [
     "paper",
     "part",
     "readings",
+    "snippets",
     "topics",
     "train",
     "without_dropout",

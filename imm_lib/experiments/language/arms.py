@@ -1,7 +1,7 @@
 """The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.language import runs
+from imm_lib.experiments.language import runs, snippets
 
 _SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40}
 _ARMS = {
@@ -57,6 +57,22 @@ _TOPICS = {
 _PTB_FIDELITY = {
     **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
     **{"steps": [1, 5], "passes": 2, "published": False},
+}
+
+
+_SNIPPETS = {
+    **{"lines": 2103, "snippet_lines": 4207, "parts": 20, "held_out": 1000, "size": 3, "snippet_batch": 256},
+    **{"k": 5, "places": 70},
+    "settings": {
+        **{"model": "transformer", "width": 64, "dropout": 0.2, "window": 20, "unroll": 20, "epochs": 12},
+        **{"optimiser": "adam", "lr": 2e-3},
+    },
+    "arms": {
+        "baseline": {"term": "none"},
+        **{f"reverse-KD, λ = {lam:g}": {"term": "reverse-KD", "lam": lam} for lam in (0.3, 1.0)},
+        **{f"IMM, λ = {lam:g}": {"term": "IMM", "lam": lam} for lam in (0.3, 1.0)},
+        "IMM, bigram, λ = 1": {"term": "bigram", "lam": 1.0},
+    },
 }
 
 
@@ -137,6 +153,18 @@ EXPERIMENTS = [
                 "both, λ = 1.5 each": {"term": "both", "lam": 3.0},
             },
         },
+    ),
+    Experiment(
+        name="language-snippets",
+        description="a transformer that reads three words helps one that reads twenty and has little long text",
+        scales={
+            "full": {**_SNIPPETS, "seeds": 20},
+            "ci": {**_SNIPPETS, "lines": 60, "snippet_lines": 120, "held_out": 60, "seeds": 1}
+            | {"settings": {**_SNIPPETS["settings"], "width": 8, "epochs": 1}},
+        },
+        units=lambda config, seed: [{"seed": seed + s} for s in range(config["seeds"])],
+        run=snippets.run,
+        table=snippets.table,
     ),
     Experiment(
         name="language-fidelity",

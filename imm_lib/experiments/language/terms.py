@@ -157,7 +157,7 @@ class MovingAverage(_OnePass):
     ):
         super().__init__(lam, own_pass)
         size = bigram.vocab_size
-        self.bigram, self.lag, self.text = bigram, int(checks.number("lag", lag, 0)), None
+        self.bigram, self.lag, self.text = bigram, 0 if lag == 0 else checks.count("lag", lag), None
         self.imm = MovingAverageIMM(bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio)
 
     @override

@@ -65,9 +65,13 @@ def part(corpus: data.Corpus, lines: int, first: int = 0, held_out: int | None =
     vocab = sorted(
         {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.count("least", least)} | {UNKNOWN, END}
     )
-    place = {word: i for i, word in enumerate(vocab)}
-    ids = torch.tensor([place.get(word, place[UNKNOWN]) for word in corpus.vocab])
-    return data.Corpus(corpus.name, ids[train], ids[valid], ids[corpus.test], vocab)
+    return data.Corpus(corpus.name, *(respell(t, corpus.vocab, vocab) for t in (train, valid, corpus.test)), vocab)
+
+
+def respell(tokens: Tensor, vocab: list[str], other: list[str]) -> Tensor:
+    """Ids of one vocabulary as ids of another, which has ``<unk>``; words that it lacks become that."""
+    place = {word: i for i, word in enumerate(other)}
+    return torch.tensor([place.get(word, place[UNKNOWN]) for word in vocab])[tokens]
 
 
 def _lines(tokens: Tensor, end: int, name: str, count: int, first: int) -> Tensor:

@@ -29,6 +29,9 @@ class Diverged(RuntimeError):
     """The loss became NaN or infinite; the message says where. The checkpoint of the last whole epoch is kept."""
 
 
+OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a model is built and trained.
@@ -40,8 +43,10 @@ class Settings:
         dropout: share dropped between layers.
         tied: use the embedding as the softmax's weight.
         scale: an LSTM's weights begin uniform in [-scale, scale].
+        window: words of the past that a transformer carries over.
         batch: columns of text.
         unroll: words of a block.
+        optimiser: "sgd", as in the paper, or "adam".
         lr: learning rate at first.
         decay: factor by which the learning rate falls.
         falls: epochs after which it does; by default those that did not lower the validation loss.
@@ -63,8 +68,10 @@ class Settings:
     dropout: float = 0.3
     tied: bool = False
     scale: float = 0.1
+    window: int = 35
     batch: int = 20
     unroll: int = 35
+    optimiser: str = "sgd"
     lr: float = 1.0
     decay: float = 0.5
     falls: Sequence[int] | None = None
@@ -81,6 +88,8 @@ class Settings:
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
         for name in ("epochs", "every"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip", "scale"):
@@ -94,7 +103,7 @@ class Settings:
 
     def build(self, vocab_size: int) -> LanguageModel:
         """A new model, its weights drawn from torch's default generator."""
-        options = {"scale": self.scale} if self.model == "lstm" else {"longest": self.unroll}
+        options = {"scale": self.scale} if self.model == "lstm" else {"window": self.window, "longest": self.unroll}
         return MODELS[self.model](vocab_size, self.width, self.layers, self.dropout, self.tied, **options)
 
 
@@ -159,6 +168,7 @@ class Run:
         self.valid = Stream(texts.valid.to(device), settings.batch, settings.unroll)
         self.model = settings.build(len(texts.vocab)).to(device)
         self.best = copy.deepcopy(self.model.state_dict())
+        self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.term = term.to(device)
         self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
         self.key = {**dataclasses.asdict(settings), "vocabulary": len(texts.vocab), "text": _digest(texts.train)}
@@ -177,14 +187,15 @@ class Run:
         late = len(self.history) >= settings.start and self.lr <= settings.start_lr * settings.lr
         if late:
             self.term.begin_epoch(self.model, self.train, self.acted == 0)
-        optimiser = torch.optim.SGD(self.model.parameters(), self.lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
         state, total = self.model.train().begin(settings.batch), 0.0
         for number, block in enumerate(self.train):
-            optimiser.zero_grad(set_to_none=True)
+            self.optimiser.zero_grad(set_to_none=True)
             value, state = self.step(block, state, number, late)
             if not math.isfinite(value):
                 raise Diverged(f"the loss is {value} at {self._where(number)}")
-            optimiser.step()
+            self.optimiser.step()
             total += value * block.words.numel()
         valid = perplexity(label_log_probs(self.model, self.valid))
         if not math.isfinite(valid):
@@ -235,6 +246,7 @@ class Run:
         return {
             "key": self.key,
             "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "term": self.term.state_dict(),
             "random": [torch.get_rng_state(), cuda],
@@ -251,6 +263,7 @@ class Run:
                     f"checkpoint must be of {field} = {value!r}, got {name} of {state['key'].get(field)!r}"
                 )
         self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
         self.term.load_state_dict(state["term"])
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         torch.set_rng_state(state["random"][0])

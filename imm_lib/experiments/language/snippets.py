@@ -1,0 +1,223 @@
+"""A short-context model helps a longer-context one: a target that reads the last c words of a text and no more.
+
+Many snippets of c + 1 words are enough to train it; the full model needs long text, of which there is little. A short
+context is now a tuple of c words, most of which occur once. Its extended contexts are therefore taken from its first
+word: what stands before other occurrences of that word in the text, with the c words read after it. That is π(e|s)
+with all of s but its first word forgotten.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from imm_lib import checks, data, results
+from imm_lib.baselines import ReverseKD
+from imm_lib.contexts import GroupedContexts, Support
+from imm_lib.estimators import Query, SampledIMM
+from imm_lib.experiments.language import measures, terms
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.text import Block, Stream, part, respell
+from imm_lib.experiments.language.training import Settings, train
+from imm_lib.targets.kneser_ney import KneserNeyBigram
+
+
+class Reader(nn.Module):
+    """A language model as a target: (N, c) words -> (N, V) probabilities of the next one.
+
+    Args:
+        model: a transformer whose window is c - 1 words.
+    """
+
+    def __init__(self, model: LanguageModel):
+        super().__init__()
+        self.model, self.size = model.eval(), model.window + 1
+
+    @torch.no_grad()
+    def forward(self, short: Tensor) -> Tensor:
+        """P̂(y | the c words)."""
+        return self.model(short[:, -1:], short[:, :-1])[0][:, 0].exp()
+
+
+def snippets(words: Tensor, place: Tensor, size: int) -> Tensor:
+    """(...,) places -> (..., c) the words that end there; before the first word the text's last ones stand."""
+    return words[(place.unsqueeze(-1) + torch.arange(1 - size, 1, device=place.device)) % len(words)]
+
+
+class FirstWord(nn.Module):
+    """Extended contexts of a snippet: the places of its first word. See the module.
+
+    Args:
+        stream: the text.
+        vocab_size: number V of words.
+    """
+
+    def __init__(self, stream: Stream, vocab_size: int):
+        super().__init__()
+        self.grouped = GroupedContexts(stream.words, vocab_size)
+
+    def support(self, short: Tensor) -> Support:
+        """(N, c) snippets -> all places of each with their log-weights, as of GroupedContexts."""
+        return self.grouped.support(short[:, 0])
+
+    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+        """(N, c) snippets -> (N, k) places."""
+        return self.grouped.sample(short[:, 0], k, generator)
+
+
+class Snippets(terms._Random):
+    """Sampled IMM for a target that reads snippets, without dropout.
+
+    Args:
+        target: a :class:`Reader`.
+        lam: λ.
+        stream: the text.
+        vocab_size: number V of words.
+        k: extended contexts of a snippet.
+        places: of a block, drawn for each step, whose snippets are used.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, target: Reader, lam: float, stream: Stream, vocab_size: int, k: int = 5, places: int = 70, seed: int = 0
+    ):
+        super().__init__(lam, seed)
+        self.histories, self.places = Histories(stream, vocab_size), checks.count("places", places)
+        self.size = target.size
+        self.imm = SampledIMM(target, FirstWord(stream, vocab_size), k, generator=self.generator)
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.histories.refresh(model)
+
+    def query(self, model: LanguageModel) -> Query:
+        """(N, c) snippets, (N,) places -> (N, V): the snippet read after what stands before the place."""
+
+        def run(short: Tensor, extended: Tensor) -> Tensor:
+            before = self.histories.states[extended].to(model.begin(1).dtype)
+            return model.log_probs(model.hidden(short, before)[0][:, -1])
+
+        return run
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        place = block.place.flatten()
+        drawn = place[torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)]
+        with without_dropout(model):
+            yield self.imm(self.query(model), snippets(self.histories.stream.words.to(place.device), drawn, self.size))
+
+
+class SnippetsUncorrected(terms._OnePass):
+    """Reverse distillation from a target that reads snippets, at every place of the block.
+
+    Args:
+        target: a :class:`Reader`.
+        lam: λ.
+    """
+
+    def __init__(self, target: Reader, lam: float):
+        super().__init__(lam, own_pass=False)
+        self.imm, self.size, self.words = ReverseKD(target), target.size, None
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        super().begin_epoch(model, stream, first)
+        self.words = stream.words
+
+    @override
+    def loss(self, log_q: Tensor, block: Block) -> Tensor:
+        return self.imm(log_q.flatten(0, 1), snippets(self.words, block.place.flatten(), self.size))
+
+
+def texts(config: dict, seed: int) -> tuple[data.Corpus, data.Corpus]:
+    """The seed's long text, and the same with the text of the snippets for training; one vocabulary, the long text's.
+
+    The snippets come from other lines, those that follow.
+    """
+    whole = data.load("ptb")
+    ends = int((whole.train == whole.vocab.index("<eos>")).sum())
+    first, held_out = seed * (ends // config["parts"]), config["held_out"]
+    long = part(whole, config["lines"], first, held_out)
+    many = part(whole, config["snippet_lines"], first + config["lines"], held_out, least=1)
+    return long, replace(long, train=respell(many.train, many.vocab, long.vocab))
+
+
+def run(unit: dict, config: dict, device: torch.device) -> dict:
+    """The target's training, and every arm's on the same text; perplexities of the best epochs."""
+    seed, long, many = unit["seed"], *texts(config, unit["seed"])
+    folder = results.folder() / ".partial" / f"snippets-{seed}-{results.code()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(**config["settings"], seed=seed)
+    # one word a step, behind a window: what is read is a snippet, whatever the text
+    short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
+    reader = Reader(train(many, None, short, device, folder / "target.pt").model)
+    stream, size = Stream(long.train.to(device), settings.batch, settings.unroll), len(long.vocab)
+    bigram = KneserNeyBigram.fit(many.train, size).to(device)
+
+    def term(arm: dict) -> terms.Term:
+        options = {key: value for key, value in arm.items() if key != "term"}
+        known = {
+            "none": terms.Term,
+            "IMM": lambda lam: Snippets(reader, lam, stream, size, config["k"], config["places"], seed),
+            "reverse-KD": lambda lam: SnippetsUncorrected(reader, lam),
+            "bigram": lambda lam: terms.MovingAverage(bigram, lam),
+        }
+        return known[arm["term"]](**options)
+
+    found = {}
+    held = {s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll) for s in ("valid", "test")}
+    log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
+    for name, arm in config["arms"].items():
+        trained = train(long, term(arm), settings, device, folder / f"{name}.pt")
+        log_q = {split: measures.label_log_probs(trained.model, words) for split, words in held.items()}
+        mixed = {
+            split: [measures.perplexity(measures.mixture(log_q[split], log_p[split], w)) for w in measures.WEIGHTS]
+            for split in held
+        }
+        best = mixed["valid"].index(min(mixed["valid"]))
+        found[name] = {
+            "valid": mixed["valid"][0],
+            "test": mixed["test"][0],
+            "mixture": {"weight": measures.WEIGHTS[best], "test": mixed["test"][best]},
+            "epochs": len(trained.history),
+            "cpu_s": round(sum(entry["cpu_s"] for entry in trained.history), 2),
+        }
+    target = {split: measures.perplexity(values) for split, values in log_p.items()}
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    return {"arms": found, "target": target, "vocabulary": size, "words": [len(long.train), len(many.train)]}
+
+
+def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
+    """(n,) log P̂ of a stream's labels."""
+    found = torch.empty(len(stream.words), device=stream.words.device)
+    for block in stream:
+        place = block.place.flatten()
+        rows = reader(snippets(stream.words, place, reader.size)).log()
+        found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
+    return found
+
+
+def table(result: dict) -> list[list[str]]:
+    """Means over the seeds, and differences from the baseline with 95 % intervals."""
+    runs = [entry["numbers"] for entry in result["units"]]
+    rows = [["arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]]
+    target = sum(run["target"]["test"] for run in runs) / len(runs)
+    rows.append(["the target alone", f"{target:.2f}", "", "", ""])
+    for arm in runs[0]["arms"]:
+        tests, base, mixed, seconds = (
+            torch.tensor([read(run["arms"]) for run in runs], dtype=torch.float64)
+            for read in (
+                lambda arms, arm=arm: arms[arm]["test"],
+                lambda arms: arms["baseline"]["test"],
+                lambda arms, arm=arm: arms[arm]["mixture"]["test"],
+                lambda arms, arm=arm: arms[arm]["cpu_s"],
+            )
+        )
+        change = "{:+.2f} ± {:.2f}".format(*results.mean_interval(tests - base)) if len(runs) > 1 else ""
+        rows.append([arm, f"{tests.mean():.2f}", change, f"{mixed.mean():.2f}", f"{seconds.mean():.0f}"])
+    return rows
