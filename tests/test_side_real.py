@@ -157,3 +157,17 @@ def test_every_rule_chooses_a_weight(clinic):
         assert 0 <= lam <= weights.LARGEST, name
     assert tuning.RULES["paper's schedule"](clinic) == pytest.approx(0.5405 / 0.4595, rel=1e-3)
     assert 0.3 < tuning.RULES["plug-in"](clinic) < 10
+
+
+def test_settings_are_chosen_on_the_other_half_of_the_splits():
+    def run(one, three):
+        reads = {"baseline": 1.0, "IMM, λ = 1": one, "IMM, λ = 3": three}
+        return {"methods": {name: {"loss": loss, "accuracy": -loss} for name, loss in reads.items()}}
+
+    runs = [run(0.1, 0.5), run(0.9, 0.2), run(0.1, 0.6), run(0.8, 0.3)]  # even splits like λ = 1, odd ones λ = 3
+    assert real.chosen(runs, "IMM").tolist() == [0.5, 0.9, 0.6, 0.8]
+    assert real.chosen(runs, "IMM", "accuracy").tolist() == [-0.5, -0.9, -0.6, -0.8]
+    assert real.chosen(runs, "baseline").tolist() == [1.0] * 4
+    for bad in (("ridge", runs), ("IMM", runs[:1])):
+        with pytest.raises(ValueError, match="family must be"):
+            real.chosen(bad[1], bad[0])

@@ -230,6 +230,8 @@ def evaluate(network: Network, problem: Problem, weight: float = 0.0) -> dict[st
     return {"accuracy": accuracy, "loss": F.nll_loss(log_q, test.label).item()}
 
 
+SCORES = ("loss", "accuracy")
+
 SHARES = [0.1, 0.3, 0.5]
 """Weights of interpolation."""
 
@@ -265,17 +267,45 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def _table(result: dict) -> list[list[str]]:
-    groups = {}
+def cases(result: dict) -> dict[tuple, list[dict]]:
+    """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of the splits."""
+    found = {}
     for entry in result["units"]:
-        key = tuple(str(value) for name, value in entry["unit"].items() if name != "seed")
-        groups.setdefault(key, []).append(entry["numbers"]["methods"])
+        key = tuple(value for name, value in entry["unit"].items() if name != "seed")
+        found.setdefault(key, []).append(entry["numbers"])
+    return found
+
+
+def chosen(runs: list[dict], family: str, score: str = "loss") -> Tensor:
+    """(splits,) test scores of a method at the settings that are best in loss on the other half of the splits.
+
+    Args:
+        runs: of one case.
+        family: "baseline", "interpolation", "reverse-KD", "IMM" or "target".
+        score: "loss" in nats or "accuracy".
+
+    Raises:
+        ValueError: fewer than two splits, or an unknown family.
+    """
+    names = [name for name in runs[0]["methods"] if name.split(",")[0] == family]
+    if not names or len(runs) < 2:
+        raise ValueError(f"family must be a method of at least two runs, got {family!r} and {len(runs)} runs")
+    read = {s: torch.tensor([[r["methods"][n][s] for n in names] for r in runs], dtype=torch.float64) for s in SCORES}
+    found = torch.empty(len(runs), dtype=torch.float64)
+    for half in range(2):
+        own, other = slice(half, None, 2), slice(1 - half, None, 2)
+        found[own] = read[score][own, read["loss"][other].mean(0).argmin()]
+    return found
+
+
+def _table(result: dict) -> list[list[str]]:
     rows = [["case", "method", "loss", "accuracy", "less baseline: loss"]]
-    for key, runs in groups.items():
-        for method in runs[0]:
-            loss, accuracy = (sum(r[method][name] for r in runs) / len(runs) for name in ("loss", "accuracy"))
-            change = sum(r[method]["loss"] - r["baseline"]["loss"] for r in runs) / len(runs)
-            rows.append([", ".join(key), method, f"{loss:.4f}", f"{accuracy:.4f}", f"{change:+.4f}"])
+    for key, runs in cases(result).items():
+        for method in runs[0]["methods"]:
+            loss, accuracy = (sum(r["methods"][method][name] for r in runs) / len(runs) for name in SCORES)
+            change = sum(r["methods"][method]["loss"] - r["methods"]["baseline"]["loss"] for r in runs) / len(runs)
+            label = ", ".join(str(value) for value in key)
+            rows.append([label, method, f"{loss:.4f}", f"{accuracy:.4f}", f"{change:+.4f}"])
     return rows
 
 
