@@ -4,16 +4,16 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, real, tuning, weights
+from imm_lib.experiments.side import LogitWorld, real, sources, tuning, weights
 
 
 @pytest.fixture(scope="module")
 def problem():
-    return real.draw("wine", 30, 60, seed=0)
+    return sources.draw("wine", 30, 60, seed=0)
 
 
 def test_a_split_shares_no_example(problem):
-    features, _, seen = real.source("wine")
+    features, _, seen = sources.source("wine")
     assert problem.train.short.shape == (30, len(seen)) and len(problem.test.label) == 178 - 90
     rows = torch.cat([torch.cat(part[:2], 1) for part in (problem.train, problem.test)])
     assert len(rows.unique(dim=0)) == len(rows) == 118 and rows.shape[1] == features.shape[1]
@@ -30,7 +30,7 @@ def test_the_target_is_a_distribution_and_knows_something(problem):
 
 def few_side_examples(seed):
     try:
-        return real.draw("wine", 30, 2, seed)
+        return sources.draw("wine", 30, 2, seed)
     except ValueError as error:
         assert "m must be enough for two classes, got 2 side examples of one" in str(error)
 
@@ -45,14 +45,14 @@ def test_a_shifted_population_surprises_its_target():
 
 
 def shifted(shift):
-    return real.draw("breast cancer", 60, 300, seed=0, shift=shift)
+    return sources.draw("breast cancer", 60, 300, seed=0, shift=shift)
 
 
 def test_pixels_return_to_their_places():
-    problem = real.draw("digits", 20, 100, seed=0)
+    problem = sources.draw("digits", 20, 100, seed=0)
     network = real.Network("convolutions", problem)
     pixels = torch.arange(64.0)
-    seen = real.source("digits")[2]
+    seen = sources.source("digits")[2]
     rest = [i for i in range(64) if i not in seen]
     whole = torch.cat([pixels[seen], pixels[rest]])
     assert whole[network.place].tolist() == pixels.tolist()
@@ -85,11 +85,11 @@ def test_interpolation_at_one_is_the_target(problem):
 
 def test_bad_input(problem):
     with pytest.raises(ValueError, match="source must be one of breast cancer"):
-        real.source("iris")
+        sources.source("iris")
     with pytest.raises(ValueError, match=r"n \+ m must be at most 160 for wine, got 100 \+ 70"):
-        real.draw("wine", 100, 70, 0)
+        sources.draw("wine", 100, 70, 0)
     with pytest.raises(ValueError, match="shift"):
-        real.draw("wine", 10, 10, 0, shift=2.0)
+        sources.draw("wine", 10, 10, 0, shift=2.0)
     with pytest.raises(ValueError, match="method must be one of"):
         real.train(problem, "logistic", "noising")
     with pytest.raises(ValueError, match="kind must be"):

@@ -1,6 +1,6 @@
 """What a restricted model is worth: finite worlds, simulation against theory, and real side information."""
 
-from imm_lib.experiments.side import asymptotics, choice, real, several, tuning, weights
+from imm_lib.experiments.side import asymptotics, choice, real, several, sources, tuning, weights
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit
 
 EXPERIMENTS = [
@@ -22,6 +22,7 @@ __all__ = [
     "fit",
     "real",
     "several",
+    "sources",
     "tuning",
     "weights",
 ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.real import Part, draw
+from imm_lib.experiments.side.sources import Part, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
 from imm_lib.worth import suggest_lambda
 
