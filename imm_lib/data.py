@@ -88,10 +88,13 @@ def _cache() -> Path:
     return Path(base) / "imm_lib"
 
 
+def folders() -> list[Path]:
+    """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set, and the cache."""
+    return [Path(folder) for folder in (os.environ.get("IMM_DATA"), _cache()) if folder]
+
+
 def _places(name: str, split: str) -> list[Path]:
-    """Where a split may lie on this machine, in the order of preference."""
-    folders = [Path(os.environ["IMM_DATA"])] if os.environ.get("IMM_DATA") else []
-    return [folder / name / SOURCES[name].files[split] for folder in [*folders, _cache()]]
+    return [folder / name / SOURCES[name].files[split] for folder in folders()]
 
 
 def available(name: str) -> bool:

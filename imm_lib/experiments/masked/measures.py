@@ -1,0 +1,65 @@
+"""The premise of IMM: does the target know something that the model's own induced bigram does not?"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.prefixes import Prefixes
+
+
+@torch.no_grad()
+def premise(
+    model: MaskedLM,
+    target: nn.Module,
+    train: Prefixes,
+    held_out: Prefixes,
+    places: int = 500,
+    k: int = 20,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Cross-entropy on held-out words of the target, of the model's induced bigram, and of the model on its prefix.
+
+    Where the target is not below the induced bigram there is nothing that IMM could teach; where it is below the model
+    on its full prefix, the model is so poor that its induced model matters little.
+
+    Args:
+        model: without dropout.
+        target: the restricted model; has ``log_prob``.
+        train: whose prefixes make the induced bigram.
+        held_out: whose words are predicted, after words that ``train`` has as well.
+        places: drawn without replacement, or all if there are fewer.
+        k: prefixes of each word in the induced bigram.
+        seed: of the draws.
+
+    Returns:
+        "target", "induced" and "prefix", each with "mean" and "se" in nats, and "paired" differences of the target from
+        the other two: "target - induced", "target - prefix".
+
+    Raises:
+        TypeError, ValueError: a number out of range, or no held-out word after a known one.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    known = (train.contexts.counts[held_out.short] > 0).nonzero().flatten()
+    if len(known) == 0:
+        raise ValueError("held_out must have a word after one that train has as well, got none")
+    drawn = known[torch.randperm(len(known), generator=generator)[: checks.count("places", places)]]
+    short, label = held_out.short[drawn], held_out.label[drawn]
+    prefix = held_out.log_q(model, drawn).gather(1, label.unsqueeze(1)).squeeze(1)
+    induced = torch.empty(len(drawn))
+    for word in short.unique():  # one induced row for all places of a word
+        at = (short == word).nonzero().flatten()
+        extended = train.contexts.sample(word.view(1), checks.count("k", k), generator)[0]
+        row = train.log_q(model, extended).logsumexp(0) - math.log(k)
+        induced[at] = row[label[at]]
+    losses = {"target": -target.log_prob(short, label), "induced": -induced, "prefix": -prefix}
+    for other in ("induced", "prefix"):
+        losses[f"target - {other}"] = losses["target"] - losses[other]
+    return {name: _mean(values.double()) for name, values in losses.items()}
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return {"mean": values.mean().item(), "se": values.std().item() / math.sqrt(len(values))}

@@ -1,0 +1,77 @@
+"""The causal view of a masked language model: every place of a text, with the word there and all later ones masked.
+
+The short context of a place is the word before it, its extended context the whole prefix. A place is named by its
+number in the text, all sequences one after another.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.contexts import GroupedContexts
+from imm_lib.estimators import Query
+from imm_lib.experiments.masked.encoder import MaskedLM
+
+
+class Prefixes(nn.Module):
+    """The places of a text, and what a model answers there.
+
+    Args:
+        sequences: (ids, segments) of each sequence, as of :meth:`MaskedLM.encode`.
+        model: of which the mask and the vocabulary are taken; it is not kept.
+        chunk: sequences in one pass; they are sorted by length, so that little is padded.
+
+    Attributes:
+        contexts: extended contexts by the word before; a GroupedContexts.
+        short: (P,) the word before each place.
+        label: (P,) the word at it.
+        first: (M + 1,) the first place of each sequence.
+
+    Raises:
+        ValueError: no sequence, or one without a word.
+    """
+
+    def __init__(self, sequences: list[tuple[Tensor, Tensor]], model: MaskedLM, chunk: int = 32):
+        super().__init__()
+        self.chunk, self.mask_id = checks.count("chunk", chunk), model.tokenizer.mask_token_id
+        if not sequences or min(len(ids) for ids, _ in sequences) < 3:
+            raise ValueError("sequences must hold at least one word each between the first and the last token")
+        self.sequences = sequences
+        # the places of a sequence: every piece but the first and the last
+        sizes = torch.tensor([len(ids) - 2 for ids, _ in sequences])
+        self.register_buffer("first", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), persistent=False)
+        self.register_buffer("label", torch.cat([ids[1:-1] for ids, _ in sequences]), persistent=False)
+        self.register_buffer("short", torch.cat([ids[:-2] for ids, _ in sequences]), persistent=False)
+        self.contexts = GroupedContexts(self.short, model.vocab_size)
+
+    def of(self, sequences: Tensor) -> Tensor:
+        """(B,) numbers of sequences -> all of their places."""
+        parts = [torch.arange(self.first[i], self.first[i + 1], device=self.first.device) for i in sequences.tolist()]
+        return torch.cat(parts)
+
+    def masked(self, place: int) -> tuple[Tensor, Tensor, int]:
+        """The sequence of a place with the piece there and all later ones masked, but the last; and where it stands."""
+        number = int(torch.searchsorted(self.first, place, right=True)) - 1
+        ids, segment = self.sequences[number]
+        position = place - int(self.first[number]) + 1
+        ids = ids.clone()
+        ids[position:-1] = self.mask_id
+        return ids, segment, position
+
+    def log_q(self, model: MaskedLM, places: Tensor) -> Tensor:
+        """(N,) places -> (N, V) log Q(word | prefix)."""
+        found = [self.masked(place) for place in places.tolist()]
+        order = sorted(range(len(found)), key=lambda i: len(found[i][0]))
+        answers = []
+        for start in range(0, len(order), self.chunk):
+            part = [found[i] for i in order[start : start + self.chunk]]
+            features = model.features(model.batch([(ids, segment) for ids, segment, _ in part]))
+            at = torch.tensor([position for *_, position in part], device=features.device)
+            answers.append(model.log_probs(features[torch.arange(len(part), device=features.device), at]))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(answers)[back.to(answers[0].device)]
+
+    def query(self, model: MaskedLM) -> Query:
+        """What estimators call: (N,) words, (N,) places -> (N, V)."""
+        return lambda short, extended: self.log_q(model, extended)

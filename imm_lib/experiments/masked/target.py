@@ -1,0 +1,85 @@
+"""The restricted model: a Kneser-Ney bigram of word pieces, mixed from the task's text and a larger one."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.targets import KneserNeyBigram
+
+WEIGHTS = [i / 10 for i in range(1, 10)]
+"""Shares of the task's bigram from which :func:`fit` chooses."""
+
+
+class Mixture(nn.Module):
+    """P̂(y|x) = w · task's + (1 - w) · larger text's bigram; (B,) ids -> (B, V) probabilities.
+
+    Args:
+        task: the task's bigram.
+        large: the larger text's.
+        weight: w.
+    """
+
+    def __init__(self, task: KneserNeyBigram, large: KneserNeyBigram, weight: float):
+        super().__init__()
+        self.task, self.large, self.weight = task, large, checks.number("weight", weight, 0, 1)
+        self.vocab_size = task.vocab_size
+
+    def forward(self, short: Tensor) -> Tensor:
+        """Rows of the mixture."""
+        return self.weight * self.task(short) + (1 - self.weight) * self.large(short)
+
+    def log_prob(self, short: Tensor, label: Tensor) -> Tensor:
+        """(N,), (N,) -> (N,) log P̂(label | short)."""
+        return _mixed(self.task, self.large, short, label, self.weight)
+
+
+class Unigram(nn.Module):
+    """A control that ignores its context: every row is the mean of the mixture's rows over a text.
+
+    Args:
+        target: what is averaged.
+        short: (N,) words of the text.
+    """
+
+    def __init__(self, target: nn.Module, short: Tensor, chunk: int = 256):
+        super().__init__()
+        words, count = torch.unique(short, return_counts=True)
+        row = torch.zeros(target.vocab_size, dtype=torch.float64, device=short.device)
+        for part, weight in zip(words.split(chunk), count.split(chunk), strict=True):
+            row += weight.double() @ target(part).double()
+        self.vocab_size = target.vocab_size
+        self.register_buffer("row", (row / row.sum()).float())
+
+    def forward(self, short: Tensor) -> Tensor:
+        """The one row, as often as asked."""
+        return self.row.expand(len(short), -1)
+
+
+def _mixed(task, large, short: Tensor, label: Tensor, weight: float) -> Tensor:
+    parts = [(task, weight), (large, 1 - weight)]
+    logs = [model.log_prob(short, label).double() + math.log(share) for model, share in parts if share > 0]
+    return torch.stack(logs).logsumexp(0)
+
+
+def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> Mixture:
+    """The mixture whose weight is best on held-out text, fitted again on all of it.
+
+    Args:
+        sequences: ids of the task's training text, each with its first and last token.
+        large: the bigram of the larger text.
+        held_out: every so-manieth sequence is held out for the choice.
+
+    Raises:
+        ValueError: fewer than two sequences.
+    """
+    if len(sequences) < 2:
+        raise ValueError(f"sequences must be at least 2, got {len(sequences)}")
+    held_out = min(checks.count("held_out", held_out), len(sequences))
+    kept = torch.cat([ids for i, ids in enumerate(sequences) if i % held_out])
+    short = torch.cat([ids[:-2] for ids in sequences[::held_out]])
+    label = torch.cat([ids[1:-1] for ids in sequences[::held_out]])
+    part = KneserNeyBigram.fit(kept, large.vocab_size)
+    weight = max(WEIGHTS, key=lambda w: _mixed(part, large, short, label, w).mean().item())
+    return Mixture(KneserNeyBigram.fit(torch.cat(sequences), large.vocab_size), large, weight)

@@ -1,0 +1,131 @@
+"""Four GLUE tasks: their tab-separated files, and the scores that GLUE reports of them."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from imm_lib import checks, data
+
+SPLITS = ("train", "dev")
+
+
+class Example(NamedTuple):
+    """A sentence or a pair of them, and a label."""
+
+    first: str
+    second: str | None
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task's files are laid out.
+
+    Attributes:
+        folder: of its files, below ``glue/``.
+        columns: which of the file's columns hold the sentences and the label.
+        labels: names of the labels, in order.
+        score: "mcc", "f1" or "accuracy", what GLUE reports.
+        header: whether the first line names the columns.
+        halves: the dev file's lines in turn are train and dev, where the training file is not to be had.
+    """
+
+    folder: str
+    sentences: tuple[int, ...]
+    label: int
+    labels: tuple[str, ...]
+    score: str
+    header: bool = True
+    halves: bool = False
+
+
+TASKS = {
+    "CoLA": Task("CoLA", (3,), 1, ("0", "1"), "mcc", header=False),
+    "MRPC": Task("MRPC", (3, 4), 0, ("0", "1"), "f1"),
+    "RTE": Task("RTE", (1, 2), 3, ("entailment", "not_entailment"), "accuracy"),
+    "QNLI": Task("QNLI", (1, 2), 3, ("entailment", "not_entailment"), "accuracy"),
+    "QNLI-small": Task("QNLI", (1, 2), 3, ("entailment", "not_entailment"), "accuracy", halves=True),
+}
+
+
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
+
+
+def available(name: str, split: str = "train") -> bool:
+    """Whether a split's file lies on this machine."""
+    return any(path.is_file() for path in _places(_task(name), split))
+
+
+def _places(task: Task, split: str) -> list[Path]:
+    return [folder / "glue" / task.folder / f"{'dev' if task.halves else split}.tsv" for folder in data.folders()]
+
+
+def load(name: str, split: str) -> list[Example]:
+    """The examples of a split, from ``IMM_DATA`` or the cache.
+
+    Args:
+        name: of TASKS.
+        split: "train" or "dev".
+
+    Raises:
+        ValueError: an unknown task or split.
+        DataError: no file, a row with too few columns, an empty sentence, or a label that the task does not have; the
+            message names file and line.
+    """
+    task = _task(name)
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    path = next((place for place in _places(task, split) if place.is_file()), None)
+    if path is None:
+        wanted = _places(task, split)[0].relative_to(data.folders()[0])
+        raise data.DataError(f"{name} needs {wanted} (from GLUE's public site): set IMM_DATA to a folder that holds it")
+    examples = read(path, task)
+    return examples[SPLITS.index(split) :: 2] if task.halves else examples
+
+
+def read(path: Path, task: Task) -> list[Example]:
+    """The examples of one file; raises DataError, see :func:`load`."""
+    needed, found = max(*task.sentences, task.label) + 1, []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if task.header:
+            next(rows, None)
+        for row in rows:
+            where = f"{path.name} of {task.folder}, line {rows.line_num}"
+            if len(row) < needed:
+                raise data.DataError(f"{where}: expected at least {needed} columns, got {len(row)}")
+            sentences, label = [row[column].strip() for column in task.sentences], row[task.label]
+            if label not in task.labels:
+                raise data.DataError(f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}")
+            if not all(sentences):
+                raise data.DataError(f"{where}: expected a sentence, got an empty one")
+            found.append(Example(sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)))
+    if not found:
+        raise data.DataError(f"{path.name} of {task.folder} must hold examples, got none")
+    return found
+
+
+def score(name: str, predicted: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    """Accuracy and, where GLUE reports it, "mcc" or "f1" of (N,) predictions; "score" is the task's own.
+
+    Raises:
+        TypeError, ValueError: an unknown task, or predictions that are not as many as labels.
+
+    >>> score("CoLA", torch.tensor([1, 0, 1, 0]), torch.tensor([1, 0, 0, 0]))["mcc"].__round__(3)
+    0.577
+    """
+    from sklearn import metrics
+
+    task = _task(name)
+    predicted, label = checks.ids("predicted", predicted), checks.ids("label", label)
+    if len(predicted) != len(label):
+        raise ValueError(f"predicted must be as many as label, {len(label)}, got {len(predicted)}")
+    known = {"accuracy": metrics.accuracy_score, "mcc": metrics.matthews_corrcoef, "f1": metrics.f1_score}
+    scores = {name: float(known[name](label, predicted)) for name in dict.fromkeys(("accuracy", task.score))}
+    return {**scores, "score": scores[task.score]}

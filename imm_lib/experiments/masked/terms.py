@@ -1,0 +1,86 @@
+"""The losses of fine-tuning beside the task's: masked words as in pretraining, and what an arm adds to them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imm_lib import checks
+from imm_lib.baselines import SampledNoising
+from imm_lib.estimators import SampledIMM
+from imm_lib.experiments.masked.encoder import Batch, MaskedLM
+from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.target import Unigram
+
+ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
+"""The task alone; with masked words; and with IMM, noising, or a control whose target ignores its context."""
+
+SHARE = 0.15
+"""Of the word pieces that are chosen for the masked-word loss; of these .8 are masked, .1 replaced, .1 kept."""
+
+
+def masked_words(model: MaskedLM, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The masked-LM loss of BERT on a batch, mean over the chosen pieces, in nats; at least one piece is chosen."""
+    special = torch.tensor(model.tokenizer.all_special_ids, device=batch.ids.device)
+    words = batch.mask & ~torch.isin(batch.ids, special)
+    draw = torch.rand(2, *batch.ids.shape, generator=generator).to(batch.ids.device)
+    chosen = words & (draw[0] < SHARE)
+    if not chosen.any():
+        chosen.view(-1)[torch.where(words, draw[0], 2.0).argmin()] = True
+    other = torch.randint(model.vocab_size, batch.ids.shape, generator=generator).to(batch.ids.device)
+    ids = torch.where(chosen & (draw[1] < 0.8), model.tokenizer.mask_token_id, batch.ids)
+    ids = torch.where(chosen & (draw[1] >= 0.9), other, ids)
+    features = model.features(batch._replace(ids=ids))
+    return F.nll_loss(model.log_probs(features[chosen]), batch.ids[chosen])
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block."""
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
+class Causal(nn.Module):
+    """What an arm adds: a target against the model's causal view at places drawn from the batch, without dropout.
+
+    Args:
+        arm: of ARMS.
+        target: the mixture of bigrams.
+        prefixes: of the task's training text.
+        k: extended contexts of a word.
+        places: drawn for each step; 0 takes as many as the batch has sequences.
+        generator: source of the draws.
+
+    Raises:
+        ValueError: an arm without such a term.
+    """
+
+    def __init__(
+        self, arm: str, target: nn.Module, prefixes: Prefixes, k: int, places: int, generator: torch.Generator
+    ):
+        super().__init__()
+        kinds = {
+            "MLM + IMM": lambda: SampledIMM(target, prefixes.contexts, k, generator=generator),
+            "MLM + noising": lambda: SampledNoising(target, prefixes.contexts, k, generator=generator),
+            "MLM + unigram": lambda: SampledIMM(
+                Unigram(target, prefixes.short), prefixes.contexts, k, generator=generator
+            ),
+        }
+        if arm not in kinds:
+            raise ValueError(f"arm must be one of {', '.join(kinds)}, got {arm!r}")
+        self.estimator, self.prefixes, self.generator = kinds[arm](), prefixes, generator
+        self.places = places if places == 0 else checks.count("places", places)
+
+    def forward(self, model: MaskedLM, sequences: Tensor) -> Tensor:
+        """(B,) numbers of the batch's sequences -> the mean risk in nats."""
+        known = self.prefixes.of(sequences)
+        drawn = torch.randint(len(known), (self.places or len(sequences),), generator=self.generator)
+        with without_dropout(model):
+            return self.estimator(self.prefixes.query(model), self.prefixes.short[known[drawn.to(known.device)]])

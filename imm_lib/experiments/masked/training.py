@@ -1,0 +1,248 @@
+"""Fine-tuning an encoder on a task with masked words and a causal term, and pretraining its head."""
+
+import dataclasses
+import io
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imm_lib import checks, results
+from imm_lib.experiments.masked import tasks
+from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.tasks import Example
+from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a task is learned.
+
+    Attributes:
+        arm: of ARMS.
+        epochs: passes over the training examples.
+        batch: examples of a step.
+        lr: largest learning rate of AdamW; it rises over a tenth of the steps and falls to 0.
+        mlm: weight of the masked-word loss.
+        lam: λ.
+        k: extended contexts of a word.
+        places: of a step at which the causal term is taken; 0 takes one for each sequence.
+        clip: largest norm of the gradient, of the causal term's apart.
+        seed: of the classifier, the order, masks and dropout; equal for all arms.
+    """
+
+    arm: str = "base"
+    epochs: int = 3
+    batch: int = 32
+    lr: float = 5e-5
+    mlm: float = 0.1
+    lam: float = 0.1
+    k: int = 5
+    places: int = 4
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.arm not in ARMS:
+            raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {self.arm!r}")
+        for name in ("epochs", "batch", "k"):
+            checks.count(name, getattr(self, name))
+        for name in ("lr", "clip"):
+            checks.number(name, getattr(self, name), 0, open_low=True)
+        for name in ("mlm", "lam", "places"):
+            checks.number(name, getattr(self, name), 0)
+
+
+def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[list[Tensor | None], float]:
+    """The gradient of a loss by the parameters, and its norm."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    squares = [g.double().square().sum() for g in found if g is not None]
+    return list(found), math.sqrt(sum(squares).item())
+
+
+def add(total: list[Tensor | None], part: list[Tensor | None], weight: float) -> list[Tensor | None]:
+    """total + weight · part, where None is zero."""
+    return [a if b is None else weight * b if a is None else a + weight * b for a, b in zip(total, part, strict=True)]
+
+
+def clipped(grads: list[Tensor | None], norm: float) -> list[Tensor | None]:
+    """Gradients scaled down so that their norm is at most ``norm``."""
+    size = math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
+    return [g if g is None else g * min(1.0, norm / max(size, 1e-12)) for g in grads]
+
+
+class Run:
+    """One fine-tuning run: all that a checkpoint holds.
+
+    Args:
+        model: the common starting point; it is copied.
+        name: of the task.
+        train: its training examples.
+        target: the restricted model; not needed by the arms "base" and "MLM".
+        settings: see :class:`Settings`.
+    """
+
+    def __init__(self, model: MaskedLM, name: str, train: list[Example], target: nn.Module | None, settings: Settings):
+        self.name, self.settings = name, settings
+        self.model = model.for_task(len(tasks.TASKS[name].labels))
+        self.sequences = self.model.encode(train)
+        self.label = torch.tensor([example.label for example in train])
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.draws = torch.Generator().manual_seed(settings.seed + 1)  # of the causal term alone: arms share the rest
+        self.causal = None
+        if settings.arm not in ("base", "MLM"):
+            prefixes = Prefixes(self.sequences, self.model)
+            self.causal = Causal(settings.arm, target, prefixes, settings.k, settings.places, self.draws)
+        self.steps = settings.epochs * -(-len(train) // settings.batch)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=0.01)
+        warm = max(1, self.steps // 10)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda s: min((s + 1) / warm, (self.steps - s) / max(1, self.steps - warm))
+        )
+        self.history = []
+
+    def epoch(self) -> None:
+        """One pass over the training examples."""
+        self.model.train()
+        start, cpu, sums, count = time.perf_counter(), time.process_time(), {}, 0
+        for batch in torch.randperm(len(self.label), generator=self.generator).split(self.settings.batch):
+            for key, value in self.step(batch).items():
+                sums[key] = sums.get(key, 0.0) + value
+            count += 1
+        entry = {key: value / count for key, value in sums.items()}
+        seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "steps": count}
+        self.history.append(entry | seconds)
+
+    def step(self, numbers: Tensor) -> dict[str, float]:
+        """One step on the examples of these numbers; losses in nats and norms of gradients, by term."""
+        settings, parameters = self.settings, [p for p in self.model.parameters() if p.requires_grad]
+        batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
+        losses = {"task": lambda: F.nll_loss(self._classes(batch), self.label[numbers].to(batch.ids.device))}
+        if settings.arm != "base":
+            losses["MLM"] = lambda: masked_words(self.model, batch, self.generator)
+        weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
+        for key, loss in losses.items():
+            value = loss()
+            part, found[f"norm {key}"] = gradient(value, parameters)
+            total, found[key] = add(total, part, weights[key]), value.item()
+        total = clipped(total, settings.clip)
+        if self.causal is not None:
+            value = self.causal(self.model, numbers)
+            part, found["norm causal"] = gradient(value, parameters)
+            total, found["causal"] = add(total, clipped(part, settings.clip), settings.lam), value.item()
+        if not all(math.isfinite(value) for value in found.values()):
+            raise FloatingPointError(f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam")
+        for parameter, grad in zip(parameters, total, strict=True):
+            parameter.grad = grad
+        self.optimiser.step()
+        self.schedule.step()
+        return found
+
+    def _classes(self, batch) -> Tensor:
+        return self.model.classify(self.model.features(batch))
+
+    def state(self) -> dict:
+        """What a checkpoint holds."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": [torch.get_rng_state(), self.generator.get_state(), self.draws.get_state()],
+            "history": self.history,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a checkpoint; raises ValueError for one of other settings."""
+        if state.get("settings") != dataclasses.asdict(self.settings):
+            raise ValueError(f"checkpoint must be of {self.settings}, got {state.get('settings')}")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = state["history"]
+        torch.set_rng_state(state["random"][0])
+        self.generator.set_state(state["random"][1])
+        self.draws.set_state(state["random"][2])
+
+
+@torch.no_grad()
+def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
+    """(N,) the likeliest label of each example; sorted by length, so that little is padded."""
+    model.eval()
+    sequences = model.encode(examples)
+    order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
+    found = torch.empty(len(sequences), dtype=torch.long)
+    for part in order.split(batch):
+        features = model.features(model.batch([sequences[i] for i in part.tolist()]))
+        found[part] = model.classify(features).argmax(1).cpu()
+    return found
+
+
+def fine_tune(
+    model: MaskedLM,
+    name: str,
+    train: list[Example],
+    dev: list[Example],
+    target: nn.Module | None = None,
+    settings: Settings | None = None,
+    checkpoint: Path | None = None,
+) -> dict:
+    """Learn a task; every epoch's losses and norms, the dev scores at the end, and the model.
+
+    Args:
+        model: the common starting point of all arms; it is not changed.
+        name: of the task.
+        train, dev: its examples.
+        target: the restricted model.
+        settings: see :class:`Settings`.
+        checkpoint: file to write after every epoch and to go on from if it is there.
+
+    Raises:
+        ValueError: bad settings, an unknown task, an example that is too long, or a checkpoint of another run.
+        FloatingPointError: a loss became NaN or infinite.
+    """
+    settings = settings or Settings()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        run = Run(model, name, train, target, settings)
+        if checkpoint is not None and checkpoint.is_file():
+            run.restore(torch.load(checkpoint, weights_only=True))
+        while len(run.history) < settings.epochs:
+            run.epoch()
+            if checkpoint is not None:
+                file = io.BytesIO()
+                torch.save(run.state(), file)
+                results.write_bytes(checkpoint, file.getvalue())
+    label = torch.tensor([example.label for example in dev])
+    return {"scores": tasks.score(name, predict(run.model, dev), label), "history": run.history, "model": run.model}
+
+
+def pretrain(model: MaskedLM, sequences: list[tuple[Tensor, Tensor]], settings: Settings) -> list[float]:
+    """Train a model, in place, to name masked words; the loss of each step in nats.
+
+    Args:
+        model: encoder and head.
+        sequences: its text.
+        settings: of which batch, lr, epochs, clip and seed are used.
+    """
+    generator, losses = torch.Generator().manual_seed(settings.seed), []
+    optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
+    steps = settings.epochs * -(-len(sequences) // settings.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, steps, pct_start=0.1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        for _ in range(settings.epochs):
+            for part in torch.randperm(len(sequences), generator=generator).split(settings.batch):
+                model.train()
+                loss = masked_words(model, model.batch([sequences[i] for i in part.tolist()]), generator)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimiser.step()
+                schedule.step()
+                losses.append(loss.item())
+    return losses

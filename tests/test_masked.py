@@ -1,0 +1,336 @@
+"""Masked language models on GLUE: files, encoder, the causal view, the target, arms, training and its checkpoints."""
+
+import dataclasses
+import importlib.util
+import math
+
+import pytest
+import torch
+
+import imm_lib as imm
+from imm_lib.data import DataError
+from imm_lib.experiments import masked
+from imm_lib.experiments.masked import Example, Prefixes, Settings, encoder, target, tasks
+from imm_lib.experiments.masked.terms import Causal
+
+needs_glue = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="needs the extra: pip install 'imm_lib[glue]'"
+)
+
+WORDS = ["a", "b", "c", "d"]
+
+
+def sentences(size, seed=0):
+    """The label says whether the sentence begins with a or b."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(size):
+        length = int(torch.randint(2, 7, (), generator=generator))
+        text = " ".join(WORDS[i] for i in torch.randint(4, (length,), generator=generator).tolist())
+        found.append(Example(text, None, int(text[0] in "ab")))
+    return found
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return masked.tiny([e.first for e in sentences(20)], width=16, layers=2, heads=2, limit=16)
+
+
+@pytest.fixture
+def examples():
+    return sentences(24)
+
+
+@pytest.fixture
+def bigrams(model, examples):
+    ids = [ids for ids, _ in model.encode(examples)]
+    large = imm.KneserNeyBigram.fit(torch.cat([ids for ids, _ in model.encode(sentences(50, 7))]), model.vocab_size)
+    return target.fit(ids, large)
+
+
+# files
+
+
+def write(tmp_path, monkeypatch, name, content):
+    folder = tmp_path / "glue" / tasks.TASKS[name].folder
+    folder.mkdir(parents=True)
+    (folder / "train.tsv").write_text(content, encoding="utf-8")
+    monkeypatch.setenv("IMM_DATA", str(tmp_path))
+
+
+def test_files_are_read_as_they_are(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, "CoLA", 'x\t1\t\tHe said "go.\ny\t0\t*\tGo said he.\n')
+    assert tasks.load("CoLA", "train") == [Example('He said "go.', None, 1), Example("Go said he.", None, 0)]
+    assert tasks.available("CoLA") and not tasks.available("CoLA", "dev")
+
+
+def test_pairs_and_their_labels(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, "RTE", "index\tsentence1\tsentence2\tlabel\n0\tA b.\tC d.\tnot_entailment\n")
+    assert tasks.load("RTE", "train") == [Example("A b.", "C d.", 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x\t1\n", r"train\.tsv of CoLA, line 1: expected at least 4 columns, got 2"),
+        ("x\t1\t\tGo.\nx\t2\t\tGo.\n", r"line 2: label must be one of 0, 1, got '2'"),
+        ("x\t1\t\t  \n", r"line 1: expected a sentence, got an empty one"),
+        ("", r"must hold examples, got none"),
+    ],
+)
+def test_bad_rows_name_their_line(tmp_path, monkeypatch, content, words):
+    write(tmp_path, monkeypatch, "CoLA", content)
+    with pytest.raises(DataError, match=words):
+        tasks.load("CoLA", "train")
+
+
+def test_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMM_DATA", str(tmp_path))
+    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"CoLA needs glue/CoLA/dev\.tsv"):
+        tasks.load("CoLA", "dev")
+    with pytest.raises(ValueError, match="task must be one of"):
+        tasks.load("SST", "dev")
+    with pytest.raises(ValueError, match="split must be one of"):
+        tasks.load("CoLA", "test")
+
+
+def test_halves_of_a_dev_file(tmp_path, monkeypatch):
+    folder = tmp_path / "glue" / "QNLI"
+    folder.mkdir(parents=True)
+    rows = "".join(f"{i}\tq{i}\ts{i}\tentailment\n" for i in range(5))
+    (folder / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n" + rows, encoding="utf-8")
+    monkeypatch.setenv("IMM_DATA", str(tmp_path))
+    halves = [[e.first for e in tasks.load("QNLI-small", split)] for split in ("train", "dev")]
+    assert halves == [["q0", "q2", "q4"], ["q1", "q3"]]
+
+
+def test_scores():
+    predicted, label = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0])
+    assert tasks.score("RTE", predicted, label) == {"accuracy": 0.75, "score": 0.75}
+    assert tasks.score("MRPC", predicted, label)["score"] == pytest.approx(2 / 3)
+    assert tasks.score("CoLA", predicted, label)["score"] == pytest.approx(1 / math.sqrt(3))
+    with pytest.raises(ValueError, match="as many as label"):
+        tasks.score("RTE", predicted, label[:2])
+
+
+# the encoder
+
+
+@needs_glue
+def test_padding_changes_nothing(model, examples):
+    model.eval()
+    sequences = model.encode(examples[:6])
+    together = model.features(model.batch(sequences))
+    for row, sequence in zip(together, sequences, strict=True):
+        alone = model.features(model.batch([sequence]))[0]
+        torch.testing.assert_close(row[: len(sequence[0])], alone, atol=1e-5, rtol=1e-4)
+
+
+@needs_glue
+def test_the_head_begins_as_the_identity(model):
+    features = torch.randn(3, 16)
+    expected = (features @ model.body.get_input_embeddings().weight.T).log_softmax(-1)
+    torch.testing.assert_close(model.log_probs(features), expected)
+    copied = model.for_task(2)
+    copied.body.get_input_embeddings().weight.data.zero_()
+    torch.testing.assert_close(copied.log_probs(features), torch.full((3, 9), -math.log(9)))  # tied to its own
+    torch.testing.assert_close(model.log_probs(features), expected)
+
+
+@needs_glue
+def test_a_sentence_that_is_too_long(model):
+    with pytest.raises(ValueError, match=r"at most 16 word pieces, got 22: 'a a a"):
+        model.encode([Example("a " * 20, None, 0)])
+
+
+@needs_glue
+def test_a_tokenizer_without_a_mask(model):
+    class Causal:
+        mask_token_id = None
+
+    with pytest.raises(ValueError, match="must have a mask token"):
+        encoder.MaskedLM(model.body, model.head, Causal(), 16)
+
+
+def test_the_missing_extra(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def fail(name, *args, **kwargs):
+        if name in ("transformers", "tokenizers"):
+            raise ImportError(name, name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    for build in (masked.load, lambda: masked.tiny(["a"])):
+        with pytest.raises(ImportError, match=r"pip install 'imm_lib\[glue\]'"):
+            build()
+
+
+# the causal view
+
+
+@needs_glue
+def test_a_place_sees_its_past_and_nothing_else(model, examples):
+    """Brute force: every place of every sentence, one by one, and changed futures."""
+    model.eval()
+    sequences = model.encode(examples[:5])
+    prefixes = Prefixes(sequences, model)
+    mask, place = model.tokenizer.mask_token_id, 0
+    found = prefixes.log_q(model, torch.arange(len(prefixes.label)))
+    for ids, segment in sequences:
+        for position in range(1, len(ids) - 1):
+            assert prefixes.short[place] == ids[position - 1] and prefixes.label[place] == ids[position]
+            seen = torch.cat([ids[:position], torch.full((len(ids) - 1 - position,), mask), ids[-1:]])
+            features = model.features(model.batch([(seen, segment)]))
+            torch.testing.assert_close(found[place], model.log_probs(features[0, position : position + 1])[0])
+            place += 1
+    changed = [(ids.clone(), segment) for ids, segment in sequences]
+    for ids, _ in changed:
+        ids[3:-1] = ids[3:-1].flip(0)
+    again = Prefixes(changed, model)
+    for number in range(5):  # the third piece's prefix ends before it
+        torch.testing.assert_close(again.log_q(model, again.first[number].view(1)), found[prefixes.first[number]][None])
+
+
+@needs_glue
+def test_places_of_sequences(model, examples):
+    prefixes = Prefixes(model.encode(examples), model)
+    places = prefixes.of(torch.tensor([3, 0]))
+    wanted = [*range(int(prefixes.first[3]), int(prefixes.first[4])), *range(int(prefixes.first[1]))]
+    assert places.tolist() == wanted
+    with pytest.raises(ValueError, match="sequences must hold"):
+        Prefixes([(torch.tensor([2, 3]), torch.zeros(2))], model)
+
+
+@needs_glue
+@pytest.mark.parametrize("arm", ["MLM + IMM", "MLM + noising", "MLM + unigram"])
+def test_a_causal_term_is_the_risk_by_brute_force(model, examples, bigrams, arm):
+    """With every place drawn often and many contexts, against enumerated extended contexts."""
+    model.eval()
+    sequences = model.encode(examples[:4])
+    prefixes = Prefixes(sequences, model)
+    term = Causal(arm, bigrams, prefixes, k=300, places=300, generator=torch.Generator().manual_seed(0))
+    found = term(model, torch.arange(4)).item()
+    log_q = prefixes.log_q(model, torch.arange(len(prefixes.label)))
+    row = target.Unigram(bigrams, prefixes.short)(torch.tensor([0]))[0]
+    risks = []
+    for word in prefixes.short:
+        own = log_q[prefixes.short == word]
+        p = row if arm == "MLM + unigram" else bigrams(word.view(1))[0]
+        average = own.mean(0) if arm == "MLM + noising" else own.logsumexp(0) - math.log(len(own))
+        risks.append(-(p * average).sum())
+    assert found == pytest.approx(torch.stack(risks).mean().item(), rel=0.02)
+
+
+# the target
+
+
+@needs_glue
+def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text(model, examples, bigrams):
+    short = torch.arange(model.vocab_size)
+    rows = bigrams(short)
+    torch.testing.assert_close(rows.sum(1), torch.ones(model.vocab_size))
+    label = torch.randint(model.vocab_size, (model.vocab_size,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bigrams.log_prob(short, label).exp().float(), rows[short, label])
+    assert bigrams.weight in target.WEIGHTS
+    ids = [ids for ids, _ in model.encode(examples)]
+    large = imm.KneserNeyBigram.fit(torch.cat(ids), model.vocab_size)  # knows the held-out text: it is trusted
+    assert target.fit(ids, large).weight == min(target.WEIGHTS)
+    with pytest.raises(ValueError, match="sequences must be at least 2"):
+        target.fit(ids[:1], large)
+
+
+# training
+
+
+SMALL = Settings(epochs=2, batch=6, lr=1e-3, places=3, k=2)
+
+
+@needs_glue
+def test_masked_words_are_words(model, examples):
+    torch.manual_seed(0)
+    batch = model.batch(model.encode(examples[:8]))
+    loss = masked.masked_words(model.eval(), batch, torch.Generator().manual_seed(1))
+    assert 0 < loss.item() < 2 * math.log(model.vocab_size)
+    one = model.batch(model.encode([Example("a", None, 0)]))  # at least one piece is chosen
+    assert math.isfinite(masked.masked_words(model, one, torch.Generator().manual_seed(3)).item())
+
+
+@needs_glue
+@pytest.mark.parametrize("arm", masked.ARMS)
+def test_a_resumed_run_is_the_whole_one(model, examples, bigrams, arm, tmp_path):
+    settings = dataclasses.replace(SMALL, arm=arm)
+    whole = masked.fine_tune(model, "CoLA", examples, examples[:8], bigrams, settings)
+    file = tmp_path / "run.pt"
+
+    class Stop(Exception):
+        pass
+
+    def stop(path, content, write=imm.results.write_bytes):
+        write(path, content)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(imm.results, "write_bytes", stop)
+        masked.fine_tune(model, "CoLA", examples, examples[:8], bigrams, settings, file)
+    torch.rand(3)
+    resumed = masked.fine_tune(model, "CoLA", examples, examples[:8], bigrams, settings, file)
+    for a, b in zip(whole["model"].parameters(), resumed["model"].parameters(), strict=True):
+        assert torch.equal(a, b)
+    keys = {"base": ["task"], "MLM": ["task", "MLM"]}.get(arm, ["task", "MLM", "causal"])
+    assert all(entry[f"norm {key}"] > 0 for entry in resumed["history"] for key in keys)
+    with pytest.raises(ValueError, match="checkpoint must be of"):
+        masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(settings, lr=1e-4), file)
+
+
+@needs_glue
+def test_all_arms_begin_alike_and_part(model, examples, bigrams):
+    runs = {
+        arm: masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(SMALL, arm=arm, epochs=1))
+        for arm in masked.ARMS
+    }
+    ends = [torch.cat([p.flatten() for p in run["model"].parameters()]) for run in runs.values()]
+    assert all(not torch.equal(ends[i], ends[j]) for i in range(5) for j in range(i))
+
+
+@needs_glue
+def test_a_task_is_learned(model):
+    train, dev = sentences(300, 1), sentences(100, 2)
+    torch.manual_seed(0)
+    fitted = masked.fine_tune(model, "RTE", train, dev, settings=Settings(epochs=6, batch=30, lr=3e-3))
+    assert fitted["scores"]["accuracy"] > 0.9 > sum(e.label == 0 for e in dev) / 100
+
+
+@needs_glue
+def test_pretraining_learns_words_and_the_premise_sees_it(model):
+    text = [Example("a b c d a b c d", None, 0)] * 30 + [Example("d c b a", None, 0)] * 10
+    sequences = model.encode(text)
+    bigram = imm.KneserNeyBigram.fit(torch.cat([ids for ids, _ in sequences]), model.vocab_size)
+    prefixes = Prefixes(sequences, model)
+    before = masked.premise(model, bigram, prefixes, prefixes, places=60, k=5)
+    losses = masked.pretrain(model, sequences, Settings(epochs=40, batch=20, lr=3e-3))
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    after = masked.premise(model, bigram, prefixes, prefixes, places=60, k=5)
+    assert after["prefix"]["mean"] < before["prefix"]["mean"] - 0.5
+    assert before["target"] == after["target"]
+    assert after["target - prefix"]["mean"] == pytest.approx(after["target"]["mean"] - after["prefix"]["mean"])
+
+
+@needs_glue
+def test_a_loss_that_is_not_finite_stops(model, examples):
+    broken = model.for_task(2)
+    broken.head.bias.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
+        masked.fine_tune(broken, "CoLA", examples, examples, settings=dataclasses.replace(SMALL, arm="MLM"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"arm": "IMM"}, {"epochs": 0}, {"lr": 0.0}, {"mlm": -1.0}, {"lam": math.nan}, {"k": 0}]
+)
+def test_settings_refuse(change):
+    with pytest.raises((ValueError, TypeError), match=next(iter(change))):
+        Settings(**change)
