@@ -55,6 +55,11 @@ class GroupedContexts(nn.Module):
         self.register_buffer("counts", counts, persistent=False)
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
 
+    @property
+    def points(self) -> int:
+        """The number n of data points, of which every one is an extended context."""
+        return len(self.short)
+
     def extend(self, s: int) -> Tensor:
         """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq. 10.
 
@@ -164,6 +169,11 @@ class KernelContexts(_DenseContexts):
         if not torch.isfinite(values).all():
             raise ValueError(f"values must be finite, got NaN or infinite entries in {checks.describe(values)}")
         self.register_buffer("values", values, persistent=False)
+
+    @property
+    def points(self) -> int:
+        """The number n of data points, of which every one is an extended context."""
+        return len(self.values)
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) or (B, d) short contexts -> (B, n) log π(e|s).

@@ -23,7 +23,8 @@ Query = Callable[[Tensor, Tensor], Tensor]
 Target = Tensor | Callable[[Tensor], Tensor]
 
 
-def _checked_contexts(contexts: nn.Module) -> nn.Module:
+def checked_contexts(contexts: nn.Module) -> nn.Module:
+    """``contexts``, if it answers what estimators ask; raises TypeError."""
     if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
         raise TypeError(f"contexts must be one of the context classes, got {checks.describe(contexts)}")
     return contexts
@@ -70,7 +71,7 @@ class ExactIMM(nn.Module):
     def __init__(self, target: Target, contexts: nn.Module, divergence: Divergence | str = cross_entropy):
         super().__init__()
         self.divergence = as_divergence(divergence)
-        self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
+        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""
@@ -126,7 +127,7 @@ class SampledIMM(nn.Module):
         super().__init__()
         self.divergence = as_divergence(divergence)
         self.k = checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), _checked_contexts(contexts), None
+        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
         self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:

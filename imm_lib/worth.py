@@ -3,7 +3,8 @@
 Near a true parameter, with n data points, the estimator that minimises cross-entropy + λ · IMM has the covariance
 (I + λJ)⁻¹ (I + λ² (K + (n/m) J)) (I + λJ)⁻¹ / n. Here I is the Fisher information of the full model, J that of the
 induced model, K is the price of averaging over the data's own extended contexts instead of the true π(e|s), and the
-last term that of a target which is itself an estimate from m restricted samples. Its excess risk, in nats, is half the
+last term that of a target which is itself a table counted from m restricted samples; a target with fewer parameters
+than a table costs less. Its excess risk, in nats, is half the
 trace of the product with I. In the basis that turns I into the identity and J into a diagonal of *gains* j it is
 
     1/(2n) Σ_i (1 + λ² (κ_i + (n/m) j_i)) / (1 + λ j_i)²,
@@ -12,6 +13,7 @@ with κ the diagonal of K there. All that IMM can do for a model is in these two
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
-from imm_lib.estimators import Query
+from imm_lib.estimators import Query, checked_contexts
 from imm_lib.induced import segment_logsumexp
+
+FEW = 3.0
+"""Extended contexts of a short one, effectively, below which :func:`suggest_lambda` warns."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class Worth:
     gain: Tensor
     price: Tensor
 
+    def __post_init__(self):
+        for name, value in (("gain", self.gain), ("price", self.price)):
+            if checks.floating(name, value).dim() != 1 or not len(value) or not value.isfinite().all():
+                raise ValueError(f"{name} must be (d,) finite numbers, d at least 1, got {checks.describe(value)}")
+        if len(self.gain) != len(self.price):
+            raise ValueError(f"price must be as long as gain, {len(self.gain)}, got {len(self.price)}")
+
     @classmethod
     def of(cls, full: Tensor, induced: Tensor, context: Tensor | None = None, damping: float = 0.0) -> "Worth":
         """From the matrices of :func:`informations`.
@@ -47,7 +59,8 @@ class Worth:
                 determine.
 
         Raises:
-            ValueError: shapes that do not fit, a negative damping, or an I that is singular.
+            ValueError: matrices that do not fit, are not symmetric or not finite, a negative damping, or an I that is
+                singular.
 
         >>> eye = torch.eye(2, dtype=torch.float64)
         >>> Worth.of(eye, torch.diag(torch.tensor([0.5, 0.0], dtype=torch.float64))).gain.tolist()
@@ -57,6 +70,8 @@ class Worth:
         for name, value in named.items():
             if checks.floating(name, value).dim() != 2 or value.shape != full.shape or len(value) != value.shape[1]:
                 raise ValueError(f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}")
+            if not value.isfinite().all() or not torch.allclose(value, value.T, rtol=1e-4, atol=1e-6):
+                raise ValueError(f"{name} must be finite and symmetric, got {checks.describe(value)} that is not")
         damping = checks.number("damping", damping, 0)
         full, induced = full.double(), induced.double()
         full = full + damping * full.diagonal().mean() * torch.eye(len(full), dtype=full.dtype, device=full.device)
@@ -64,13 +79,14 @@ class Worth:
         if values[0] <= 1e-10 * values[-1]:
             raise ValueError(
                 f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
-                f"{values[-1]:.3g}: the data do not determine every parameter; use fewer, more data, or damping > 0"
+                f"{values[-1]:.3g}: the data do not determine every parameter (those of a softmax never are); "
+                "use fewer, more data, or damping > 0, say 0.001"
             )
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
         gain, basis = gain.flip(0).clamp(min=0), (white @ basis).flip(1)
         price = torch.zeros_like(gain) if context is None else ((context.double() @ basis) * basis).sum(0)
-        return cls(gain, price)
+        return cls(gain, price.clamp(min=0))
 
     def excess_risk(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
         """Asymptotic mean of KL(P ‖ Q) in nats at weight λ.
@@ -125,7 +141,9 @@ class Worth:
 
     def _sizes(self, n: float, m: float) -> tuple[float, float]:
         n = checks.number("n", n, 0, open_low=True)
-        return n, m if m == math.inf else checks.number("m", m, 0, open_low=True)
+        if m != math.inf and not (isinstance(m, int | float) and m > 0):
+            raise ValueError(f"m must be a positive number, or infinite for a perfect target, got {m!r}")
+        return n, m
 
     def _cost(self, n: float, m: float, known: bool) -> Tensor:
         return (0.0 if known else 1.0) * self.price.double() + n / m * self.gain.double()
@@ -154,6 +172,18 @@ def _information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
     return torch.einsum("n,ny,nyi,nyj->ij", weight, probability, score, score)
 
 
+def _answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
+    """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
+    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    if log_q.dim() != 2 or len(log_q) != len(extended):
+        raise ValueError(f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}")
+    if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
+        raise ValueError("query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax")
+    if not log_q.requires_grad:
+        raise ValueError("query(short, extended) must depend on parameters, got an answer without a gradient")
+    return log_q
+
+
 def informations(
     query: Query,
     parameters: Iterable[Tensor],
@@ -164,23 +194,30 @@ def informations(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices I, J and K of a model on a sample, by automatic differentiation; (d, d) float64 each.
 
-    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ with
-    g(s,e) = Σ_y Q(y|s,e) ∇log Q̂(y|s), the influence of one extended context on the IMM gradient. K never exceeds J.
+    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ, where g is the influence of one
+    data point, as an extended context, on the IMM gradient: g(s,e) = Σ_y Q(y|s,e) ∇log Q̂(y|s), summed over the short
+    contexts that a kernel lends the point to. With discrete short contexts K never exceeds J. J and K do not exceed I
+    if ``query`` takes an extended context as the sample has it, with its own short context.
 
     Args:
-        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model.
+        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model, in evaluation
+            mode: dropout would make every call another.
         parameters: what the model is differentiated by; d numbers in all, of which a few hundred are practical.
         contexts: one of the context classes.
         short: (N,) or (N, c) short contexts of a sample.
-        extended: (N,) its extended contexts, as the contexts name them.
+        extended: (N,) its extended contexts, as the contexts name them: of data points, their numbers.
         weight: (N,) weights of its points that sum to 1; equal by default.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, or no parameters.
+        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, no parameters, or answers of
+            ``query`` that are no log-probabilities or do not depend on them.
     """
+    if isinstance(parameters, nn.Module | Tensor):
+        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
     parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
     if not parameters:
         raise ValueError("parameters must hold at least one tensor that requires a gradient, got none")
+    contexts = checked_contexts(contexts)
     if len(checks.tensor("short", short)) != len(checks.tensor("extended", extended)) or len(short) == 0:
         raise ValueError(f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}")
     if weight is None:
@@ -189,18 +226,25 @@ def informations(
         raise ValueError(f"weight must be ({len(short)},), got {checks.describe(weight)}")
     weight = weight.double()
 
-    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    log_q = _answer(query, short, extended)
     q = log_q.detach().double().exp()
     distinct, inverse = torch.unique(short, dim=None if short.dim() == 1 else 0, return_inverse=True)
     row, support, log_w = contexts.support(distinct)
-    log_all = query(distinct[row], support)
+    log_all = _answer(query, distinct[row], support)
     log_induced = segment_logsumexp(log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct))
-    score = _jacobian(log_induced, parameters)[inverse]
-    influence = torch.einsum("ny,nyi->ni", q, score)
+    score = _jacobian(log_induced, parameters)
+    mass = weight.new_zeros(len(distinct)).index_add_(0, inverse, weight)
+    if (points := getattr(contexts, "points", None)) is None:  # a hidden state is drawn anew with every short context
+        influence, share = torch.einsum("ny,nyi->ni", q, score[inverse]), weight
+    else:
+        each = torch.einsum("ny,nyi->ni", log_all.detach().double().exp(), score[row])
+        lent = points * (mass[row] * log_w.double().exp()).unsqueeze(1) * each
+        influence = each.new_zeros(points, each.shape[1]).index_add_(0, support, lent)
+        share = weight.new_full((points,), 1 / points)
     return (
         _information(weight, q, _jacobian(log_q, parameters)),
-        _information(weight, log_induced.detach().double().exp()[inverse], score),
-        torch.einsum("n,ni,nj->ij", weight, influence, influence),
+        _information(mass, log_induced.detach().double().exp(), score),
+        torch.einsum("n,ni,nj->ij", share, influence, influence),
     )
 
 
@@ -237,8 +281,9 @@ def suggest_lambda(
 ) -> float:
     """λ without a search: the best one for a model that has been trained once, with λ = 1 or any other.
 
-    The n points of the sample are taken for the training data, π(e|s) for counted from them. It is the rule that lost
-    least against the best λ in the book's chapter on choosing it; train again from the start with what it returns.
+    The n points of the sample are taken for the training data, π(e|s) for counted from them. Train again from the start
+    with what it returns. The book's chapter on choosing λ compares it with other rules. It warns where short contexts
+    have fewer than FEW extended contexts on average (1 / Σ π(e|s)²), since the formula is blind to that.
 
     Args:
         query, parameters, contexts, short, extended: as of :func:`informations`, at the trained parameters. Of a
@@ -251,13 +296,21 @@ def suggest_lambda(
         TypeError, ValueError: as of :func:`informations` and :meth:`Worth.of`, or ``largest`` out of range.
 
     >>> from imm_lib import GroupedContexts
-    >>> theta = torch.zeros(2, requires_grad=True)
+    >>> theta = torch.zeros(4, requires_grad=True)
     >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
-    >>> short, extended = torch.tensor([0, 0]), torch.arange(2)
-    >>> round(suggest_lambda(query, [theta], GroupedContexts(short), short, extended, m=6), 6)
+    >>> short, extended = torch.zeros(4, dtype=torch.long), torch.arange(4)
+    >>> round(suggest_lambda(query, [theta], GroupedContexts(short), short, extended, m=12), 6)
     3.0
     """
     largest = checks.number("largest", largest, 0, open_low=True)
+    row, _, log_w = checked_contexts(contexts).support(short)
+    squares = torch.zeros(len(short), dtype=torch.float64).index_add_(0, row.cpu(), (2 * log_w.double().cpu()).exp())
+    if (neighbours := (1 / squares).mean().item()) < FEW:
+        warnings.warn(
+            f"contexts give a short context only {neighbours:.1f} extended contexts on average: what an average over "
+            "so few costs is not seen, and λ comes out too large; use wider kernels or coarser short contexts",
+            stacklevel=2,
+        )
     worth = measure(query, parameters, contexts, short, extended, damping=damping)
     return min(worth.optimal_lambda(len(short), m), largest)
 

@@ -189,3 +189,15 @@ def test_an_unseen_short_context_is_nothing_to_the_fit(world):
     theta, found = fit(world.features, counts + 1e-3, [term])
     gradient, _ = finite.derivatives(world.features, counts + 1e-3, [term], theta)
     assert found.all() and gradient.abs().max() < 1e-9
+
+
+def test_second_derivatives_are_those_of_autograd(world):
+    counts, term = setting(world, lam=1.5, runs=2)
+    theta = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = finite.hessian(world.features, counts, [term], theta)
+    for run in range(2):
+
+        def total(point, run=run):
+            return finite.value(world.features, counts, [term], theta.index_put((torch.tensor(run),), point))[run]
+
+        torch.testing.assert_close(found[run], torch.autograd.functional.hessian(total, theta[run]))

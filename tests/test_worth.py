@@ -127,6 +127,31 @@ def test_on_a_network_with_sampled_contexts():
     assert (covariance - context).norm() < 0.35 * context.norm()
 
 
+@pytest.mark.parametrize("bandwidth", [0.05, 0.3, 3.0])
+def test_the_price_of_a_kernel(bandwidth):
+    """K by simulation again; a kernel lends a point to many short contexts, which the cell-wise formula overlooks."""
+    generator, n, theta = torch.Generator().manual_seed(2), 120, torch.tensor([1.0, -0.5], requires_grad=True)
+    short = torch.linspace(-1, 1, n).unsqueeze(1)
+    contexts = imm.KernelContexts(short, bandwidth)
+    grid = 1 + torch.randn(20_000, 2, generator=generator)
+    one = torch.sigmoid(grid @ theta.detach()).mean()  # e does not depend on s, so that no kernel is biased
+    exact = imm.ExactIMM(lambda s: torch.stack([1 - one, one]).expand(len(s), 2), contexts)
+    gradients, prices = [], []
+    for _ in range(250):
+        e = 1 + torch.randn(n, 2, generator=generator)
+
+        def query(s, i, e=e):
+            logit = e[i] @ theta
+            return torch.nn.functional.logsigmoid(torch.stack([-logit, logit], 1))
+
+        gradients.append(torch.autograd.grad(exact(query, short), theta)[0])
+        if len(prices) < 20:
+            prices.append(informations(query, [theta], contexts, short, torch.arange(n))[2])
+    simulated = n * torch.cov(torch.stack(gradients).double().T)
+    found = torch.stack(prices).mean(0)
+    assert (simulated - found).norm() < 0.25 * simulated.norm()
+
+
 def test_bad_input():
     world = World()
     contexts = imm.BeliefContexts(world.belief)
@@ -135,6 +160,19 @@ def test_bad_input():
         informations(world.query, [torch.zeros(2)], contexts, short, extended)
     with pytest.raises(ValueError, match="extended"):
         informations(world.query, [world.theta], contexts, short, extended[:3])
+    for bad in (world.theta, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="parameters must be a list"):
+            informations(world.query, bad, contexts, short, extended)
+    with pytest.raises(TypeError, match="contexts"):
+        informations(world.query, [world.theta], None, short, extended)
+    answers = {
+        r"must be \(12, Y\)": lambda s, e: world.query(s, e)[:3],
+        "sum to 1 over labels": lambda s, e: world.query(s, e) - 1,
+        "without a gradient": lambda s, e: world.query(s, e).detach(),
+    }
+    for words, query in answers.items():
+        with pytest.raises(ValueError, match=words):
+            informations(query, [world.theta], contexts, short, extended)
     with pytest.raises(ValueError, match="weight"):
         informations(world.query, [world.theta], contexts, short, extended, torch.ones(12))
     with pytest.raises(ValueError, match=r"weight must be \(12,\)"):
@@ -206,3 +244,20 @@ def test_the_suggested_lambda_is_the_best_of_what_was_measured():
     assert suggest_lambda(*arguments, m=120, largest=0.25) == 0.25
     with pytest.raises(ValueError, match="largest"):
         suggest_lambda(*arguments, largest=0)
+    alone = imm.KernelContexts(features, bandwidth=1e-3)  # nobody has a neighbour
+    with pytest.warns(UserWarning, match=r"contexts give a short context only 1\.0 extended contexts"):
+        suggest_lambda(query, [theta], alone, features, extended, damping=0.1)
+
+
+def test_worth_refuses():
+    eye = torch.eye(2)
+    for bad in (eye * math.nan, torch.tensor([[1.0, 0.5], [0.0, 1.0]])):
+        with pytest.raises(ValueError, match="induced must be finite and symmetric"):
+            Worth.of(eye, bad)
+    with pytest.raises(ValueError, match="price must be as long as gain"):
+        Worth(torch.ones(2), torch.ones(1))
+    with pytest.raises(ValueError, match="gain must be"):
+        Worth(torch.ones(0), torch.ones(0))
+    for m in (0, -1.0, math.nan, "10"):
+        with pytest.raises(ValueError, match="m must be a positive number"):
+            Worth(torch.ones(1), torch.ones(1)).excess_risk(1.0, 10, m)

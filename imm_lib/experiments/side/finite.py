@@ -194,6 +194,21 @@ def derivatives(
     return gradient, information
 
 
+def hessian(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor) -> Tensor:
+    """(R, d, d) second derivatives of :func:`value`, which away from the truth are not the information."""
+    q = torch.sigmoid(theta @ features.T)
+    found = torch.einsum("rz,zd,zf->rdf", counts.sum(-1) * q * (1 - q), features, features)
+    for view, pairs, belief, lam in restrictions:
+        one = by_view(belief * q, view).clamp(1e-200, 1 - 1e-15)
+        slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)
+        by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
+        again = pairs[..., 0] / (1 - one).square() + pairs[..., 1] / one.square()
+        bend = belief * q * (1 - q) * (1 - 2 * q) * by_one[..., view]
+        found = found + lam * torch.einsum("rs,rds,rfs->rdf", again, slope, slope)
+        found = found + lam * torch.einsum("rz,zd,zf->rdf", bend, features, features)
+    return found
+
+
 def fit(
     features: Tensor, counts: Tensor, restrictions: Sequence[Restriction] = (), steps: int = 100
 ) -> tuple[Tensor, Tensor]:

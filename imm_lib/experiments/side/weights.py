@@ -11,6 +11,7 @@ from imm_lib.experiments.side.finite import (
     closed_informations,
     derivatives,
     fit,
+    hessian,
     share,
     value,
 )
@@ -91,10 +92,10 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
     for _ in range(steps):
         lam = log_lam.detach().exp()
         theta, term = data.fit(counts, lam), data.term(counts, lam)
-        _, information = derivatives(features, counts + RIDGE / counts.shape[1], [term], theta)
+        curvature = hessian(features, counts + RIDGE / counts.shape[1], [term], theta)
         by_term, _ = derivatives(features, torch.zeros_like(counts), [term], theta)  # times λ already
         held_out, _ = derivatives(features, data.folds[0], (), theta)
-        log_lam.grad = -(held_out * torch.linalg.solve(information, by_term)).sum(1)
+        log_lam.grad = -(held_out * torch.linalg.solve(curvature, by_term)).sum(1)
         optimiser.step()
         log_lam.data.clamp_(max=torch.tensor(LARGEST).log())
     return log_lam.detach().exp()
