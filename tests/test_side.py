@@ -189,6 +189,7 @@ def test_an_unseen_short_context_is_nothing_to_the_fit(world):
     theta, found = fit(world.features, counts + 1e-3, [term])
     gradient, _ = finite.derivatives(world.features, counts + 1e-3, [term], theta)
     assert found.all() and gradient.abs().max() < 1e-9
+    assert finite.hessian(world.features, counts + 1e-3, [term], theta).isfinite().all()
 
 
 def test_second_derivatives_are_those_of_autograd(world):

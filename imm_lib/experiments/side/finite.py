@@ -202,7 +202,7 @@ def hessian(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction
         one = by_view(belief * q, view).clamp(1e-200, 1 - 1e-15)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-        again = pairs[..., 0] / (1 - one).square() + pairs[..., 1] / one.square()
+        again = pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one  # a square of 1e-200 would be 0
         bend = belief * q * (1 - q) * (1 - 2 * q) * by_one[..., view]
         found = found + lam * torch.einsum("rs,rds,rfs->rdf", again, slope, slope)
         found = found + lam * torch.einsum("rz,zd,zf->rdf", bend, features, features)
