@@ -81,7 +81,8 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of downloads and of what is costly to make: ``IMM_CACHE``, else the user's cache."""
     if folder := os.environ.get("IMM_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -90,7 +91,7 @@ def _cache() -> Path:
 
 def folders() -> list[Path]:
     """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set, and the cache."""
-    return [Path(folder) for folder in (os.environ.get("IMM_DATA"), _cache()) if folder]
+    return [Path(folder) for folder in (os.environ.get("IMM_DATA"), cache()) if folder]
 
 
 def _places(name: str, split: str) -> list[Path]:
@@ -137,7 +138,7 @@ def _retrieve(name: str, part: str, url: str, file_name: str, folder: Path, advi
 
 def _download(name: str, split: str) -> Path:
     """The file of a split, or of every split where they come in one archive, in the cache; raises DataError."""
-    source, target = SOURCES[name], _cache() / name
+    source, target = SOURCES[name], cache() / name
     advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
     if source.members is None:
         return _retrieve(name, split, source.url.format(split=split), source.files[split], target, advice)

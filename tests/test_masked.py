@@ -334,3 +334,29 @@ def test_a_loss_that_is_not_finite_stops(model, examples):
 def test_settings_refuse(change):
     with pytest.raises((ValueError, TypeError), match=next(iter(change))):
         Settings(**change)
+
+
+# the experiments
+
+
+@needs_glue
+@pytest.mark.needs_data("wikitext2")
+def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypatch):
+    if not tasks.available("CoLA"):
+        pytest.skip("needs the files of CoLA: set IMM_DATA to a folder that holds glue/CoLA")
+    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    experiment = imm.experiments.find("masked-cola")
+    config = experiment.scales["ci"]
+    numbers = [experiment.run({"arm": arm, "seed": 0}, config, torch.device("cpu")) for arm in ("base", "MLM + IMM")]
+    assert [len(n["history"]) for n in numbers] == [1, 1] and numbers[1]["weight"] is not None
+    (weights,) = (tmp_path / "cache" / "masked").glob("*.safetensors")
+    assert weights.stat().st_size > 1000
+    units = [
+        {"unit": {"arm": arm, "seed": seed}, "numbers": n}
+        for seed in (0, 1)
+        for arm, n in zip(("base", "MLM + IMM"), numbers, strict=True)
+    ]
+    table = experiment.table({"units": units})
+    assert [row[0] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][2] == "0.00 ± 0.00"
+    assert not list((tmp_path / ".partial").glob("*.pt"))

@@ -1,6 +1,6 @@
 """Fine-tuning a masked language model on GLUE with IMM (Table 2): tasks, encoder, prefixes, target, training."""
 
-from imm_lib.experiments.masked import tasks
+from imm_lib.experiments.masked import runs, tasks
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
@@ -8,8 +8,11 @@ from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.masked.training import Settings, fine_tune, predict, pretrain
 
+EXPERIMENTS = runs.EXPERIMENTS
+
 __all__ = [
     "ARMS",
+    "EXPERIMENTS",
     "Causal",
     "Example",
     "MaskedLM",
@@ -21,6 +24,7 @@ __all__ = [
     "predict",
     "premise",
     "pretrain",
+    "runs",
     "tasks",
     "tiny",
 ]
