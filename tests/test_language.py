@@ -819,3 +819,7 @@ def test_readings_pair_the_seeds_that_have_finished():
     assert found["a"]["difference"] == -2 and found["a"]["half_width"] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
     assert found["b"]["seeds"] == 1 and math.isnan(found["b"]["difference"])
     assert found["baseline"]["difference"] == found["baseline"]["half_width"] == 0
+    changes = lm.readings.changes({"units": units[:4]}, {"units": units[4:]})
+    assert changes["a", 5].shape == (3, 2) and changes["b", 5].shape == (1, 2)
+    assert changes["a", 5][0].tolist() == pytest.approx([-10.0, 100 * (8 / 9 - 1)])
+    assert changes["baseline", 5].abs().max() == 0

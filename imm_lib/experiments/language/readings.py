@@ -61,3 +61,24 @@ def style(arm: str) -> dict:
         if arm.startswith(beginning):
             return METHOD_STYLE[method]._asdict()
     raise ValueError(f"arm must begin with one of {', '.join(names)}, got {arm!r}")
+
+
+def changes(*stored: dict) -> dict[tuple[str, int], torch.Tensor]:
+    """By arm and training lines: (seeds, 2) changes in per cent of the baseline's perplexity on the same text.
+
+    The columns are the test perplexity, and that of the mixture with the bigram. Seeds without a baseline and runs that
+    diverged are left out.
+
+    Args:
+        stored: results of experiments of training runs.
+    """
+    runs = {}
+    for entry in (entry for result in stored for entry in result["units"]):
+        key = entry["unit"]["arm"], entry["unit"]["lines"]
+        if "diverged" not in entry["numbers"]:
+            runs.setdefault(key, {})[entry["unit"]["seed"]] = _fields(entry["numbers"])[[1, 2]]
+    return {
+        (arm, lines): torch.stack([100 * (own[seed] / base[seed] - 1) for seed in sorted(own.keys() & base)])
+        for (arm, lines), own in runs.items()
+        if own.keys() & (base := runs.get(("baseline", lines), {}))
+    }
