@@ -6,9 +6,9 @@ Every class answers the same three questions, for a batch of B short contexts:
 - ``support(short)``: the same as a flat list of the pairs with π(e|s) > 0.
 - ``sample(short, k, generator)``: (B, k) extended contexts drawn from π(e|s), with replacement.
 
-Extended contexts are named by an index: of a data point (``GroupedContexts``, ``KernelContexts``) or of a hidden state
-(``BeliefContexts``). The tensors are non-persistent buffers: ``.to(device)`` moves them, ``state_dict`` leaves them
-out, since they are the data.
+Extended contexts are named by an index: of one of ``points`` data points (``GroupedContexts``, ``KernelContexts``) or
+of a hidden state (``BeliefContexts``, which has no ``points``). The tensors are non-persistent buffers: ``.to(device)``
+moves them, ``state_dict`` leaves them out, since they are the data.
 """
 
 import math

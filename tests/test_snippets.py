@@ -8,7 +8,7 @@ import torch
 import imm_lib as imm
 from imm_lib.experiments import language as lm
 from imm_lib.experiments.language import Stream, snippets
-from imm_lib.experiments.language.snippets import FirstWord, Reader, Snippets, SnippetsUncorrected
+from imm_lib.experiments.language.snippets import FirstWord, Reader, SampledSnippets, UncorrectedSnippets
 
 V, C = 7, 3
 
@@ -28,7 +28,7 @@ def transformer(window, seed=1):
 
 def test_a_reader_sees_its_words_and_no_others(stream):
     reader = Reader(transformer(C - 1))
-    short = snippets.snippets(stream.words, torch.tensor([0, 2, 30]), C)
+    short = snippets.last_words(stream.words, torch.tensor([0, 2, 30]), C)
     assert short[1].tolist() == stream.words[:3].tolist() and short[0, -1] == stream.words[0]
     rows = reader(short)
     torch.testing.assert_close(rows.sum(1), torch.ones(3, dtype=torch.float64))
@@ -40,7 +40,7 @@ def test_a_reader_sees_its_words_and_no_others(stream):
 
 def test_extended_contexts_stand_before_the_first_word(stream):
     contexts = FirstWord(stream, V)
-    short = snippets.snippets(stream.words, torch.arange(10, 20), C)
+    short = snippets.last_words(stream.words, torch.arange(10, 20), C)
     places = contexts.sample(short, 50, torch.Generator().manual_seed(0))
     assert (stream.words[places] == short[:, :1]).all()
     row, extended, log_w = contexts.support(short)
@@ -52,7 +52,7 @@ def test_extended_contexts_stand_before_the_first_word(stream):
 
 def test_the_query_reads_a_snippet_after_another_past(stream):
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = Snippets(reader, 1.0, stream, V)
+    term = SampledSnippets(reader, 1.0, stream, V)
     term.begin_epoch(model, stream, True)
     words = stream.words.view(4, -1)  # a transformer's columns begin with nothing before them
     short, place = torch.tensor([[1, 2, 3]]), torch.tensor([2 * words.shape[1] + 6])
@@ -65,11 +65,11 @@ def test_the_term_is_the_mean_risk_over_places(stream):
     """Many draws against the exact risk of every snippet, with extended contexts enumerated."""
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
     block = next(iter(stream))
-    term = Snippets(reader, 1.0, stream, V, k=400, places=400)
+    term = SampledSnippets(reader, 1.0, stream, V, k=400, places=400)
     term.begin_epoch(model, stream, True)
     (found,) = term.own(model, block)
     exact = imm.ExactIMM(reader, FirstWord(stream, V))
-    short = snippets.snippets(stream.words, block.place.flatten(), C)
+    short = snippets.last_words(stream.words, block.place.flatten(), C)
     assert found.item() == pytest.approx(exact(term.query(model), short).item(), rel=0.02)
     found.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.blocks.parameters())
@@ -77,18 +77,18 @@ def test_the_term_is_the_mean_risk_over_places(stream):
 
 def test_reverse_distillation_from_snippets(stream):
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = SnippetsUncorrected(reader, 1.0)
+    term = UncorrectedSnippets(reader, 1.0)
     term.begin_epoch(model, stream, True)
     block = list(stream)[1]
     log_q, _ = model(block.words, model.begin(4))
-    rows = reader(snippets.snippets(stream.words, block.place.flatten(), C))
+    rows = reader(snippets.last_words(stream.words, block.place.flatten(), C))
     expected = -(rows * log_q.flatten(0, 1)).sum(1).mean()
     torch.testing.assert_close(term.shared(log_q, block), expected)
 
 
 def test_draws_are_part_of_the_state(stream):
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = Snippets(reader, 1.0, stream, V, k=2, places=5)
+    term = SampledSnippets(reader, 1.0, stream, V, k=2, places=5)
     term.begin_epoch(model, stream, True)
     state, block = copy.deepcopy(term.state_dict()), next(iter(stream))
     (first,) = term.own(model, block)

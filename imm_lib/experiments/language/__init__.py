@@ -2,7 +2,7 @@
 
 from imm_lib.experiments.language import arms, fidelity, measures, paper, readings, snippets, speed
 from imm_lib.experiments.language.histories import Histories
-from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer, without_dropout
+from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import (
     MovingAverage,
     Noising,
@@ -15,6 +15,7 @@ from imm_lib.experiments.language.terms import (
 )
 from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+from imm_lib.experiments.training import without_dropout
 
 EXPERIMENTS = [*arms.EXPERIMENTS, *speed.EXPERIMENTS]
 

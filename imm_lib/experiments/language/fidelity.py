@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments.language.measures import induced
-from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Stream
+from imm_lib.experiments.training import without_dropout
 from imm_lib.targets import KneserNeyBigram
 
 

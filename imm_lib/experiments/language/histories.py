@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import Query
-from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.training import without_dropout
 
 
 def read(model: LanguageModel, stream: Stream, states: bool = False) -> Iterator[tuple[Block, Tensor]]:

@@ -5,9 +5,6 @@ and the state after them; ``log_probs(features)`` gives log-probabilities of the
 ``states(words, state)`` gives the state before each of the words, from which a history can be taken up again.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,19 +172,3 @@ class Transformer(LanguageModel):
 
 
 MODELS = {"lstm": LSTM, "transformer": Transformer}
-
-
-@contextlib.contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block, except for LSTMs, which drop nothing themselves.
-
-    CUDA's fused LSTM has no backward pass in evaluation mode, and the IMM term needs gradients without dropout.
-    """
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = module.training and isinstance(module, nn.LSTM)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -19,9 +19,10 @@ from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
-from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream, part, respell
 from imm_lib.experiments.language.training import Settings, train
+from imm_lib.experiments.training import without_dropout
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
 
@@ -42,7 +43,7 @@ class Reader(nn.Module):
         return self.model(short[:, -1:], short[:, :-1])[0][:, 0].exp()
 
 
-def snippets(words: Tensor, place: Tensor, size: int) -> Tensor:
+def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
     """(...,) places -> (..., c) the words that end there; before the first word the text's last ones stand."""
     return words[(place.unsqueeze(-1) + torch.arange(1 - size, 1, device=place.device)) % len(words)]
 
@@ -68,7 +69,7 @@ class FirstWord(nn.Module):
         return self.grouped.sample(short[:, 0], k, generator)
 
 
-class Snippets(terms._Random):
+class SampledSnippets(terms._Random):
     """Sampled IMM for a target that reads snippets, without dropout.
 
     Args:
@@ -107,10 +108,12 @@ class Snippets(terms._Random):
         place = block.place.flatten()
         drawn = place[torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)]
         with without_dropout(model):
-            yield self.imm(self.query(model), snippets(self.histories.stream.words.to(place.device), drawn, self.size))
+            yield self.imm(
+                self.query(model), last_words(self.histories.stream.words.to(place.device), drawn, self.size)
+            )
 
 
-class SnippetsUncorrected(terms._OnePass):
+class UncorrectedSnippets(terms._OnePass):
     """Reverse distillation from a target that reads snippets, at every place of the block.
 
     Args:
@@ -129,7 +132,7 @@ class SnippetsUncorrected(terms._OnePass):
 
     @override
     def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(log_q.flatten(0, 1), snippets(self.words, block.place.flatten(), self.size))
+        return self.imm(log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size))
 
 
 def texts(config: dict, seed: int) -> tuple[data.Corpus, data.Corpus]:
@@ -161,8 +164,8 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         options = {key: value for key, value in arm.items() if key != "term"}
         known = {
             "none": terms.Term,
-            "IMM": lambda lam: Snippets(reader, lam, stream, size, config["k"], config["places"], seed),
-            "reverse-KD": lambda lam: SnippetsUncorrected(reader, lam),
+            "IMM": lambda lam: SampledSnippets(reader, lam, stream, size, config["k"], config["places"], seed),
+            "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
             "bigram": lambda lam: terms.MovingAverage(bigram, lam),
         }
         return known[arm["term"]](**options)
@@ -197,7 +200,7 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
     found = torch.empty(len(stream.words), device=stream.words.device)
     for block in stream:
         place = block.place.flatten()
-        rows = reader(snippets(stream.words, place, reader.size)).log()
+        rows = reader(last_words(stream.words, place, reader.size)).log()
         found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
     return found
 

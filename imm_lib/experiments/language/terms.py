@@ -18,8 +18,9 @@ from imm_lib.baselines import ReverseKD, SampledNoising
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.measures import induced
-from imm_lib.experiments.language.models import LanguageModel, without_dropout
+from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.training import without_dropout
 from imm_lib.induced import imm_risk
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.targets import KneserNeyBigram

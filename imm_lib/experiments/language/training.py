@@ -6,9 +6,7 @@ that their learning rates and clips keep their meaning.
 
 import copy
 import dataclasses
-import io
 import math
-import pickle
 import time
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imm_lib import checks, data, results
+from imm_lib import checks, data
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import MODELS, LanguageModel
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.training import load, save
 
 
 class Diverged(RuntimeError):
@@ -273,14 +272,6 @@ class Run:
         self.acted = state["progress"]["acted"]
 
 
-def _loaded(checkpoint: Path) -> object:
-    """What a checkpoint's file holds; raises ValueError if torch cannot read it."""
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"checkpoint must be a file that train has written, got {checkpoint.name}: {error}") from None
-
-
 def train(
     texts: data.Corpus,
     term: Term | None = None,
@@ -313,14 +304,12 @@ def train(
         torch.manual_seed(settings.seed)
         run = Run(texts, term or Term(), settings, device)
         if checkpoint is not None and checkpoint.is_file():
-            run.restore(_loaded(checkpoint), checkpoint.name)
+            run.restore(load(checkpoint), checkpoint.name)
         with tqdm(total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None) as bar:
             while not run.over:
                 run.epoch()
                 if checkpoint is not None:
-                    file = io.BytesIO()
-                    torch.save(run.state(), file)
-                    results.write_bytes(checkpoint, file.getvalue())
+                    save(checkpoint, run.state())
                 bar.update()
                 bar.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
     best = copy.deepcopy(run.model)

@@ -41,7 +41,7 @@ def wiki(model: MaskedLM, pieces: int, length: int) -> tuple[Sequences, Tensor]:
     return [(ids, torch.zeros_like(ids)) for ids in parts], stream
 
 
-def _names(config: dict) -> MaskedLM:
+def _untrained(config: dict) -> MaskedLM:
     if config["model"] != "tiny":
         return load(config["model"])
     with torch.random.fork_rng(devices=[]):
@@ -56,7 +56,7 @@ def start(config: dict) -> tuple[MaskedLM, list[float]]:
     """
     from safetensors.torch import load_file, save
 
-    model = _names(config)
+    model = _untrained(config)
     if not isinstance(model.head, Head):
         return model, []
     plan = config["pretrain"]
@@ -98,7 +98,7 @@ def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     """Before pretraining and after it: what target, induced bigram and full model know of held-out words."""
     found, parts = {}, examples(unit["task"], config)
-    for when, model in (("before", _names(config)), ("after", start(config)[0])):
+    for when, model in (("before", _untrained(config)), ("after", start(config)[0])):
         model = model.to(device)
         sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
         prefixes = {split: Prefixes(sequences[split], model) for split in tasks.SPLITS}

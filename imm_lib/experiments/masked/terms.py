@@ -1,8 +1,5 @@
 """The losses of fine-tuning beside the task's: masked words as in pretraining, and what an arm adds to them."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +10,7 @@ from imm_lib.estimators import SampledIMM
 from imm_lib.experiments.masked.encoder import Batch, MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
 from imm_lib.experiments.masked.target import Unigram
+from imm_lib.experiments.training import without_dropout
 
 ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
 """The task alone; with masked words; and with IMM, noising, or a control whose target ignores its context."""
@@ -34,17 +32,6 @@ def masked_words(model: MaskedLM, batch: Batch, generator: torch.Generator) -> T
     ids = torch.where(chosen & (draw[1] >= 0.9), other, ids)
     features = model.features(batch._replace(ids=ids))
     return F.nll_loss(model.log_probs(features[chosen]), batch.ids[chosen])
-
-
-@contextlib.contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block."""
-    mode = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(mode)
 
 
 class Causal(nn.Module):

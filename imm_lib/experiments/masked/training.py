@@ -1,7 +1,6 @@
 """Fine-tuning an encoder on a task with masked words and a causal term, and pretraining its head."""
 
 import dataclasses
-import io
 import math
 import time
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imm_lib import checks, results
+from imm_lib import checks
 from imm_lib.experiments.masked import tasks
 from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
+from imm_lib.experiments.training import load, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,13 +210,11 @@ def fine_tune(
         torch.manual_seed(settings.seed)
         run = Run(model, name, train, target, settings)
         if checkpoint is not None and checkpoint.is_file():
-            run.restore(torch.load(checkpoint, weights_only=True))
+            run.restore(load(checkpoint))
         while len(run.history) < settings.epochs:
             run.epoch()
             if checkpoint is not None:
-                file = io.BytesIO()
-                torch.save(run.state(), file)
-                results.write_bytes(checkpoint, file.getvalue())
+                save(checkpoint, run.state())
     label = torch.tensor([example.label for example in dev])
     return {"scores": tasks.score(name, predict(run.model, dev), label), "history": run.history, "model": run.model}
 

@@ -11,6 +11,7 @@ from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.side.sources import Part, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
+from imm_lib.results import mean_interval
 from imm_lib.worth import suggest_lambda
 
 BANDWIDTH = 1.0
@@ -167,8 +168,8 @@ def _table(result: dict) -> list[list[str]]:
     rows = [["data", "n", "rule", "test loss over the best fixed λ, nats", "worst split"]]
     for (data, n), rules in summary(result).items():
         for name, over in rules.items():
-            error = 2 * over.std().item() / max(len(over), 1) ** 0.5 if len(over) > 1 else math.nan
-            rows.append([data, str(n), name, f"{over.mean():+.4f} ± {error:.4f}", f"{over.max():+.4f}"])
+            mean, half = mean_interval(over) if len(over) > 1 else (over.item(), math.nan)
+            rows.append([data, str(n), name, f"{mean:+.4f} ± {half:.4f}", f"{over.max():+.4f}"])
     return rows
 
 
