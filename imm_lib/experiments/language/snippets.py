@@ -135,7 +135,7 @@ class UncorrectedSnippets(terms._OnePass):
         return self.imm(log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size))
 
 
-def texts(config: dict, seed: int) -> tuple[data.Corpus, data.Corpus]:
+def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, data.Corpus]:
     """The seed's long text, and the same with the text of the snippets for training; one vocabulary, the long text's.
 
     The snippets come from other lines, those that follow.
@@ -144,14 +144,15 @@ def texts(config: dict, seed: int) -> tuple[data.Corpus, data.Corpus]:
     ends = int((whole.train == whole.vocab.index("<eos>")).sum())
     first, held_out = seed * (ends // config["parts"]), config["held_out"]
     long = part(whole, config["lines"], first, held_out)
-    many = part(whole, config["snippet_lines"], first + config["lines"], held_out, least=1)
+    many = part(whole, snippet_lines, first + config["lines"], held_out, least=1)
     return long, replace(long, train=respell(many.train, many.vocab, long.vocab))
 
 
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """The target's training, and every arm's on the same text; perplexities of the best epochs."""
-    seed, long, many = unit["seed"], *texts(config, unit["seed"])
-    folder = results.folder() / ".partial" / f"snippets-{seed}-{results.code()[:12]}"
+    seed, lines = unit["seed"], unit["snippet_lines"]
+    long, many = texts(config, seed, lines)
+    folder = results.folder() / ".partial" / f"snippets-{lines}-{seed}-{results.code()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(**config["settings"], seed=seed)
     # one word a step, behind a window: what is read is a snippet, whatever the text
@@ -205,22 +206,40 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
     return found
 
 
+def units(config: dict, seed: int) -> list[dict]:
+    """One per amount of side text and seed."""
+    return [
+        {"snippet_lines": lines, "seed": seed + s} for s in range(config["seeds"]) for lines in config["snippet_lines"]
+    ]
+
+
+def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
+    """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm "target" has "test"."""
+    found = {}
+    for entry in result["units"]:
+        runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
+        runs.setdefault("target", {"test": []})["test"].append(numbers["target"]["test"])
+        for arm, run in numbers["arms"].items():
+            read = {"test": run["test"], "mixed": run["mixture"]["test"], "cpu_s": run["cpu_s"]}
+            for key, value in read.items():
+                runs.setdefault(arm, {}).setdefault(key, []).append(value)
+    return {
+        lines: {
+            arm: {key: torch.tensor(values, dtype=torch.float64) for key, values in run.items()}
+            for arm, run in runs.items()
+        }
+        for lines, runs in found.items()
+    }
+
+
 def table(result: dict) -> list[list[str]]:
     """Means over the seeds, and differences from the baseline with 95 % intervals."""
-    runs = [entry["numbers"] for entry in result["units"]]
-    rows = [["arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]]
-    target = sum(run["target"]["test"] for run in runs) / len(runs)
-    rows.append(["the target alone", f"{target:.2f}", "", "", ""])
-    for arm in runs[0]["arms"]:
-        tests, base, mixed, seconds = (
-            torch.tensor([read(run["arms"]) for run in runs], dtype=torch.float64)
-            for read in (
-                lambda arms, arm=arm: arms[arm]["test"],
-                lambda arms: arms["baseline"]["test"],
-                lambda arms, arm=arm: arms[arm]["mixture"]["test"],
-                lambda arms, arm=arm: arms[arm]["cpu_s"],
-            )
-        )
-        change = "{:+.2f} ± {:.2f}".format(*results.mean_interval(tests - base)) if len(runs) > 1 else ""
-        rows.append([arm, f"{tests.mean():.2f}", change, f"{mixed.mean():.2f}", f"{seconds.mean():.0f}"])
+    rows = [["side text", "arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]]
+    for lines, runs in readings(result).items():
+        for arm, run in runs.items():
+            several = len(run["test"]) > 1 and arm not in ("target", "baseline")
+            less = run["test"] - runs["baseline"]["test"]
+            change = "{:+.2f} ± {:.2f}".format(*results.mean_interval(less)) if several else ""
+            rest = [f"{run['mixed'].mean():.2f}", f"{run['cpu_s'].mean():.0f}"] if "mixed" in run else ["", ""]
+            rows.append([f"{lines} lines", arm, f"{run['test'].mean():.2f}", change, *rest])
     return rows
