@@ -61,7 +61,7 @@ _PTB_FIDELITY = {
 
 
 _SNIPPETS = {
-    **{"lines": 421, "snippet_lines": [421, 1262], "parts": 20, "held_out": 400, "size": 3, "snippet_batch": 256},
+    **{"lines": 421, "snippet_lines": [1262], "parts": 20, "held_out": 400, "size": 3, "snippet_batch": 256},
     **{"k": 5, "places": 40},
     "settings": {
         **{"model": "transformer", "width": 64, "dropout": 0.2, "window": 20, "unroll": 20, "epochs": 12},

@@ -13,3 +13,6 @@ TABLE_5 = {
     "test": {"none": 309.56, "IMM": 278.48, "Kneser-Ney": 185.71},
 }
 """Of the induced bigram, without and with IMM, and of the restricted model itself."""
+
+ARMS = {"none": "baseline", "KN noising": "KN noising", "IMM": "cached states, λ = 0.2"}
+"""The arm of the experiment ``language-paper`` that stands for a method of Tables 1 and 5."""

@@ -1,0 +1,68 @@
+"""The reproduction page: its rule, and that it is what the stored results make."""
+
+import pytest
+
+from imm_lib import results
+from imm_lib.experiments import reproduction
+from imm_lib.experiments.reproduction import Number
+
+
+def number(printed, ours, error=0.0):
+    return Number("Table 0", "a number", printed, "kneser-ney", ours, error)
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "error", "verdict"),
+    [
+        ("185.71", 185.714, 0.0, "inside"),  # rounds to it
+        ("185.71", 185.716, 0.0, "outside"),
+        ("30", 30.5, 0.0, "inside"),  # on the border
+        ("30", 32.0, 0.7, "outside"),
+        ("30", 32.0, 0.8, "inside"),  # 1.96 errors and half a unit
+        ("-1.1", -1.098, 0.0, "inside"),
+        ("66", None, 0.0, "not run"),
+    ],
+)
+def test_verdict(printed, ours, error, verdict):
+    assert number(printed, ours, error).verdict == verdict
+
+
+def test_the_page_is_what_the_results_make():
+    stored = (results.folder().parent / "reproduction.md").read_text(encoding="utf-8")
+    assert stored == reproduction.page(), "run python -m imm_lib.experiments.reproduction"
+
+
+def test_every_number_has_a_row():
+    found, page = reproduction.numbers(), reproduction.page()
+    verdicts = tuple(f"| {verdict} |" for verdict in ("inside", "outside", "not run"))
+    assert sum(line.endswith(verdicts) for line in page.splitlines()) == len(found) + 1  # and the summary's head
+    assert {number.place for number in found} >= {"Table 1", "Table 2", "Table 4", "Table 5"}
+    assert {number.verdict for number in found if number.place == "Table 4"} == {"inside", "outside"}
+
+
+def test_without_results_nothing_has_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path / "results"))
+    ran = [number for number in reproduction.numbers() if number.ours is not None]
+    assert [number.place for number in ran] == ["Proposition 6.1"]
+    reproduction.write()
+    assert "not run" in (tmp_path / "reproduction.md").read_text(encoding="utf-8")
+
+
+def test_a_damaged_result_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    (tmp_path / "logistic-fixed.json").write_text("{")
+    with pytest.raises(results.ResultError, match=r"logistic-fixed\.json"):
+        reproduction.numbers()
+
+
+def test_language_models_are_read_at_two_seeds(tmp_path, monkeypatch):
+    stored = results.load("language-methods")
+    config = {**stored["config"], "sizes": [[1262, 2]]}
+    units = [e for e in stored["units"] if e["unit"]["seed"] < 2]
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    results.save({**stored, "experiment": "language-paper", "config": config, "units": units}, "language-paper")
+    baseline = [e["numbers"]["valid"] for e in units if e["unit"]["arm"] == "baseline"]
+    first = next(number for number in reproduction.numbers() if number.place == "Table 1")
+    assert (first.what, first.runs) == ("perplexity, valid, none", 2)
+    assert first.ours == pytest.approx(sum(baseline) / 2)
+    assert first.half_width == pytest.approx(1.96 * abs(baseline[0] - baseline[1]) / 2, rel=1e-3)
