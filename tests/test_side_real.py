@@ -171,3 +171,15 @@ def test_settings_are_chosen_on_the_other_half_of_the_splits():
     for bad in (("ridge", runs), ("IMM", runs[:1])):
         with pytest.raises(ValueError, match="family must be"):
             real.chosen(bad[1], bad[0])
+
+
+def test_a_gain_leaves_out_what_it_is_told_to():
+    def run(narrow, wide):
+        reads = {"baseline": 1.0, "IMM, bandwidth 0.03": narrow, "IMM, bandwidth 0.3": wide}
+        return {"methods": {name: {"loss": loss, "accuracy": 0.0} for name, loss in reads.items()}}
+
+    runs = [run(0.1, 0.6), run(0.1, 0.8)]
+    assert real.gain(runs, "IMM")[0] == pytest.approx(-0.9)
+    mean, half = real.gain(runs, "IMM", leave_out="0.03")
+    assert (mean, half) == pytest.approx(imm.results.mean_interval([-0.4, -0.2]))
+    assert real.mean(runs, "IMM, bandwidth 0.3") == pytest.approx(0.7)
