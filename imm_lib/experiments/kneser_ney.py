@@ -6,7 +6,7 @@ import torch
 
 from imm_lib import data
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.language.paper import TABLE_5
+from imm_lib.experiments.paper import TABLE_5
 from imm_lib.targets import KneserNeyBigram
 
 PAPER = {split: row["Kneser-Ney"] for split, row in TABLE_5.items()}

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 
 from imm_lib import experiments, results, tabular
-from imm_lib.experiments.language import paper as language
+from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
-from imm_lib.experiments.masked import paper as masked
 
 NORMAL = 1.959964
 """Half-width of a 95 % interval in standard errors."""
@@ -100,7 +99,7 @@ def _language(place: str, what: str, printed: str, method: str, read: Callable[[
     """Ours is the mean over the seeds; a single seed has no error to state, and nothing is claimed of it."""
     number, result = Number(place, f"{what}, {method}", printed, "language-paper"), _stored("language-paper")
     units = result["units"] if result else []
-    arms = [e["numbers"] for e in units if e["unit"]["arm"] == language.ARMS[method]]
+    arms = [e["numbers"] for e in units if e["unit"]["arm"] == paper.ARMS[method]]
     found = torch.tensor([read(numbers) for numbers in arms if "diverged" not in numbers], dtype=torch.float64)
     if len(found) < 2:
         return number
@@ -109,7 +108,7 @@ def _language(place: str, what: str, printed: str, method: str, read: Callable[[
 
 
 def _table_1() -> Iterator[Number]:
-    for method, row in language.TABLE_1.items():
+    for method, row in paper.TABLE_1.items():
         for split, printed in row.items():
             yield _language("Table 1", f"perplexity, {split}", f"{printed:.1f}", method, lambda run, s=split: run[s])
 
@@ -117,7 +116,7 @@ def _table_1() -> Iterator[Number]:
 def _table_5() -> Iterator[Number]:
     result = _stored("kneser-ney")
     ours = {e["unit"].get("split"): e["numbers"] for e in result["units"]} if result else {}
-    for split, row in language.TABLE_5.items():
+    for split, row in paper.TABLE_5.items():
         what, known = f"bigram perplexity, {split}", ours.get(split, {}).get("paper")
         yield Number("Table 5", f"{what}, Kneser-Ney", f"{row['Kneser-Ney']:.2f}", "kneser-ney", known)
         for method in ("none", "IMM"):
@@ -126,7 +125,7 @@ def _table_5() -> Iterator[Number]:
 
 
 def _table_2() -> Iterator[Number]:
-    for task, arms in masked.TABLE_2.items():
+    for task, arms in paper.TABLE_2.items():
         for arm, (mean, _) in arms.items():
             yield Number("Table 2", f"{task}, {arm}", mean, "")
 

@@ -1,6 +1,7 @@
 """Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
 
-from imm_lib.experiments.language import arms, fidelity, measures, paper, readings, snippets, speed
+from imm_lib.experiments import paper
+from imm_lib.experiments.language import arms, fidelity, measures, readings, snippets, speed
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import (
