@@ -1,4 +1,4 @@
-"""What the paper prints about language models; of logistic regression it is in :mod:`imm_lib.experiments.logistic.paper`."""
+"""What the paper prints about language models. Of logistic regression: :mod:`imm_lib.experiments.logistic.paper`."""
 
 TABLE_1 = {
     "none": {"valid": 81.6, "test": 77.5},
