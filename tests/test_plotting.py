@@ -1,5 +1,6 @@
 """The book's look: readable, told apart without colour, the same bytes in every run."""
 
+import base64
 import io
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
@@ -77,3 +79,39 @@ def test_without_matplotlib_the_error_says_what_to_install():
     code = "import sys; sys.modules['matplotlib'] = None; from imm_lib import plotting; plotting.use_style()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'imm_lib[plot]'" in done.stderr.splitlines()[-1]
+
+
+def draw(value):
+    figure = Figure()
+    figure.subplots().plot([0, value])
+    return figure
+
+
+def test_a_slider_holds_every_frame_and_shows_one():
+    slider = plotting.Slider(draw, [0.5, 1.0, 2.0], "λ < {:g}", "A line turns.", 'A line with "quotes"', start=1)
+    page = BeautifulSoup(slider._repr_html_(), "html.parser")
+    images = page.find_all("img")
+    assert [image["data-label"] for image in images] == ["λ < 0.5", "λ < 1", "λ < 2"]
+    assert [image.has_attr("hidden") for image in images] == [True, False, True]
+    assert len({image["src"] for image in images}) == 3 and images[0]["alt"] == 'A line with "quotes", λ < 0.5'
+    assert base64.b64decode(images[0]["src"].partition(",")[2]).startswith(b"\x89PNG")
+    assert page.output.text == "λ < 1" and page.input["value"] == "1" and page.input["max"] == "2"
+    assert "http" not in slider._repr_html_()
+    assert (
+        plotting.Slider(draw, [0.5, 1.0], "{}", "c", "a")._repr_html_()
+        == plotting.Slider(draw, [0.5, 1.0], "{}", "c", "a")._repr_html_()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": [1]}, "values must hold at least two, got 1"),
+        ({"start": 2}, "start must be an index of values, 0 to 1, got 2"),
+        ({"alt": " "}, "caption and alt must say"),
+    ],
+)
+def test_a_slider_refuses_what_it_cannot_show(change, message):
+    options = {"draw": draw, "values": [1, 2], "label": "{}", "caption": "c", "alt": "a", "start": 0}
+    with pytest.raises(ValueError, match=message):
+        plotting.Slider(**{**options, **change})

@@ -93,6 +93,20 @@ PICTURES = (
 )
 
 
+# every position of a slider shows the frame of its own, with its label in words
+MOVED = """slider => {
+  const input = slider.querySelector("input"), wrong = []
+  for (let i = Number(input.max); i >= 0; i--) {
+    input.value = i
+    input.dispatchEvent(new Event("input"))
+    const shown = [...slider.querySelectorAll("img")].filter(frame => frame.checkVisibility())
+    const label = slider.querySelector("output").value
+    if (shown.length !== 1 || shown[0].dataset.label !== label || input.ariaValueText !== label) wrong.push(i)
+  }
+  return wrong
+}"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name, page, address, axe):
     page.goto(f"{address}/{name}")
@@ -102,6 +116,8 @@ def test_page(name, page, address, axe):
     assert page.evaluate(PICTURES) == []
     page.evaluate(axe)
     assert [problem for theme in ("light", "dark") for problem in page.evaluate(CONTRAST, theme)] == []
+    for slider in page.query_selector_all(".imm-slider"):
+        assert page.evaluate(MOVED, slider) == []
     page.set_viewport_size(PHONE)
     assert page.evaluate(WIDE) == []
     assert page.problems == []
