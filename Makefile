@@ -40,9 +40,10 @@ bench: $(STAMP) ## measure; writes book/results/bench-*.json
 full: $(STAMP) ## every experiment at full scale; resumes where it was stopped
 	@$(PY) -m imm_lib run --all --scale full --resume
 
-lint: $(STAMP) ## lint and format check
+lint: $(STAMP) ## lint, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: $(STAMP) ## format the code and mend what the linter can
 	@$(PY) -m ruff check --fix .
@@ -61,4 +62,4 @@ lock: ## pin the newest allowed versions in requirements.lock (torch as it is)
 	@rm -rf $(LOCK_VENV)
 
 clean: ## delete what the build made (keeps .venv)
-	@rm -rf _build .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -7,7 +7,7 @@ risk's gradient is estimated (``estimators``), and the restricted model that is 
 from imm_lib import data, divergences, plotting, results, worth
 from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
-from imm_lib.contexts import BeliefContexts, GroupedContexts, KernelContexts
+from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.estimators import ExactIMM, SampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BeliefContexts",
+    "Contexts",
     "ExactIMM",
     "FastInformedBound",
     "FinitePOMDP",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.contexts import Contexts
 from imm_lib.divergences import Divergence
 from imm_lib.estimators import SampledIMM, Target
 from imm_lib.induced import accumulator, cross_entropy, weighted
@@ -27,7 +28,7 @@ class SampledNoising(SampledIMM):
     def __init__(
         self,
         target: Target,
-        contexts: nn.Module,
+        contexts: Contexts,
         k: int = 1,
         generator: torch.Generator | None = None,
         divergence: Divergence | str = cross_entropy,
@@ -63,6 +64,8 @@ class ReverseKD(nn.Module):
     >>> ReverseKD(torch.tensor([[0.7, 0.3]]))(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0]))
     tensor(0.7645)
     """
+
+    risk: Tensor | None
 
     def __init__(self, target: Target):
         super().__init__()

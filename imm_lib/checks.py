@@ -6,6 +6,7 @@ tensors, outside compiled or vmapped code.
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +28,21 @@ def visible(x: Tensor) -> bool:
     )
 
 
-def tensor(name: str, value: object) -> Tensor:
+def tensor(name: str, value: Any) -> Tensor:
     """``value``, if it is a tensor; raises TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
     return value
 
 
-def floating(name: str, value: object) -> Tensor:
+def floating(name: str, value: Any) -> Tensor:
     """``value``, if it is a floating-point tensor; raises TypeError."""
     if not tensor(name, value).is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
     return value
 
 
-def count(name: str, value: object) -> int:
+def count(name: str, value: Any) -> int:
     """``value``, if it is an integer of at least 1; raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
@@ -50,15 +51,16 @@ def count(name: str, value: object) -> int:
     return int(value)
 
 
-def number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
+def number(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """``value``, if it is a finite real number in [low, high] (or (low, high]); raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    inside = low < value <= high if open_low else low <= value <= high
-    if not (inside and math.isfinite(value)):
+    found = float(value)
+    inside = low < found <= high if open_low else low <= found <= high
+    if not (inside and math.isfinite(found)):
         bound = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise ValueError(f"{name} must be a finite number in {bound}, got {value}")
-    return float(value)
+    return found
 
 
 def generator(value: object) -> torch.Generator | None:
@@ -68,7 +70,7 @@ def generator(value: object) -> torch.Generator | None:
     return value
 
 
-def ids(name: str, value: object, size: int | None = None) -> Tensor:
+def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor with values in [0, size).
 
     Raises TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
@@ -84,7 +86,7 @@ def ids(name: str, value: object, size: int | None = None) -> Tensor:
     return value.long()
 
 
-def probabilities(name: str, value: object) -> Tensor:
+def probabilities(name: str, value: Any) -> Tensor:
     """``value``, if its last dimension holds probability distributions. Looks at the values on every device.
 
     For objects, which are built once. Raises TypeError or ValueError.
@@ -102,7 +104,7 @@ def probabilities(name: str, value: object) -> Tensor:
     return value
 
 
-def log_probabilities(name: str, value: object, dim: int) -> Tensor:
+def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and nothing above 0.
 
     Raises TypeError or ValueError.

@@ -12,6 +12,7 @@ moves them, ``state_dict`` leaves them out, since they are the data.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,16 @@ from imm_lib.induced import accumulator
 from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
+
+
+class Contexts(Protocol):
+    """What the estimators ask of a context class."""
+
+    def support(self, short: Tensor) -> Support:
+        """(B,) short contexts -> the pairs with π(e|s) > 0."""
+
+    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+        """(B,) short contexts -> (B, k) extended contexts."""
 
 
 class GroupedContexts(nn.Module):
@@ -43,6 +54,11 @@ class GroupedContexts(nn.Module):
     >>> contexts.log_weights(torch.tensor([1])).exp()
     tensor([[0., 1., 0., 0.]], dtype=torch.float64)
     """
+
+    short: Tensor
+    order: Tensor
+    counts: Tensor
+    starts: Tensor
 
     def __init__(self, short: Tensor, num_short: int | None = None):
         super().__init__()
@@ -158,6 +174,8 @@ class KernelContexts(_DenseContexts):
     tensor([[0.7311, 0.2689]])
     """
 
+    values: Tensor
+
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()
         self.bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
@@ -211,6 +229,8 @@ class BeliefContexts(_DenseContexts):
     >>> contexts.support(torch.tensor([0]))[1]
     tensor([0, 1])
     """
+
+    belief: Tensor
 
     def __init__(self, belief: Tensor):
         super().__init__()

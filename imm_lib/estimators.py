@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.contexts import Contexts
 from imm_lib.divergences import Divergence, as_divergence
 from imm_lib.induced import accumulator, cross_entropy, induce, segment_logsumexp
 from imm_lib.sequential import sequential_risk
@@ -23,7 +24,7 @@ Query = Callable[[Tensor, Tensor], Tensor]
 Target = Tensor | Callable[[Tensor], Tensor]
 
 
-def checked_contexts(contexts: nn.Module) -> nn.Module:
+def checked_contexts(contexts: Contexts) -> Contexts:
     """``contexts``, if it answers what estimators ask; raises TypeError."""
     if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
         raise TypeError(f"contexts must be one of the context classes, got {checks.describe(contexts)}")
@@ -68,7 +69,9 @@ class ExactIMM(nn.Module):
     tensor(0.6109)
     """
 
-    def __init__(self, target: Target, contexts: nn.Module, divergence: Divergence | str = cross_entropy):
+    risk: Tensor | None
+
+    def __init__(self, target: Target, contexts: Contexts, divergence: Divergence | str = cross_entropy):
         super().__init__()
         self.divergence = as_divergence(divergence)
         self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
@@ -115,10 +118,12 @@ class SampledIMM(nn.Module):
     0.61
     """
 
+    risk: Tensor | None
+
     def __init__(
         self,
         target: Target,
-        contexts: nn.Module,
+        contexts: Contexts,
         k: int = 10,
         sequential: bool = False,
         generator: torch.Generator | None = None,

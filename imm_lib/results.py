@@ -11,6 +11,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def write_bytes(file: Path, content: bytes) -> None:
         raise
 
 
-def check(value: object, where: str = "result") -> dict:
+def check(value: Any, where: str = "result") -> dict:
     """``value``, if it has the form of a result; raises ResultError naming ``where`` and the field."""
     try:
         import jsonschema

@@ -8,6 +8,7 @@ random state it had, and feeds it the cached gradient of the risk with respect t
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ def _leaves(output: Tensor) -> dict[int, Tensor]:
     """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
     if output.grad_fn is None:
         return {id(output): output} if output.requires_grad else {}
-    found, seen, stack = {}, set(), [output.grad_fn]
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    stack: list[Any] = [output.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -101,7 +104,8 @@ def sequential_risk(
         (D,) risks, differentiable once with respect to every leaf behind the passes.
     """
     leaves: dict[int, Tensor] = {}
-    surroundings, log_sum = [], None
+    surroundings: list[_Surroundings] = []
+    log_sum: Tensor | None = None
     for run in passes:
         surroundings.append(_Surroundings(target.device))
         log_q = run()
@@ -109,6 +113,8 @@ def sequential_risk(
         log_q = accumulator(log_q.detach())
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
         del log_q
+    if log_sum is None:
+        raise ValueError("passes must hold at least one, got none")
     target = target.to(log_sum.dtype)
     log_induced = log_sum - math.log(len(passes))
     risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)

@@ -55,7 +55,7 @@ class _Part(NamedTuple):
     points: Tensor | slice  # (N,) places in the batch
     short: Tensor  # (D,) ids
     inverse: Tensor  # (N,) place of each point's short context among them
-    count: Tensor  # (D, 1) points of each
+    members: Tensor  # (D, 1) how many points each has
     rows: Tensor  # (D, Y) the target
 
 
@@ -64,6 +64,10 @@ Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
 
 class _TableIMM(KeepsPrecision):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
+
+    table: Tensor
+    visited: Tensor
+    risk: Tensor | None
 
     def __init__(self, target: Target, num_short: int, num_labels: int, divergence: Divergence | str = cross_entropy):
         super().__init__()
@@ -119,7 +123,7 @@ class _TableIMM(KeepsPrecision):
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂ at the table.
         ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the rows of the table.
         """
-        numerator, risk = numerator.detach(), 0.0
+        numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
         for part in parts:
             ratio, table = correct(numerator[part.points].to(weight.dtype), part)
@@ -132,8 +136,8 @@ class _TableIMM(KeepsPrecision):
 
     def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
         if self.divergence is cross_entropy:
-            return -dot(part.rows * part.count, table)  # half the passes over memory
-        return part.count.squeeze(1) @ self.divergence(part.rows, table)
+            return -dot(part.rows * part.members, table)  # half the passes over memory
+        return part.members.squeeze(1) @ self.divergence(part.rows, table)
 
 
 class SerializedIMM(_TableIMM):
@@ -278,7 +282,7 @@ class MovingAverageIMM(_TableIMM):
         larger = torch.maximum(segment_max(log_q, part.inverse, len(total)), total)
         ratio = log_q.sub(larger.index_select(0, part.inverse)).exp_()
         total.sub_(larger).exp_().mul_(1 - share)
-        total.addcmul_(torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.count)
+        total.addcmul_(torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.members)
         moved = larger.add_(total.log())
         self.table.index_copy_(0, part.short, moved)
         self.visited[part.short] = True

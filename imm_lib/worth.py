@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
 from imm_lib.induced import segment_logsumexp
 
@@ -187,7 +188,7 @@ def _answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
 def informations(
     query: Query,
     parameters: Iterable[Tensor],
-    contexts: nn.Module,
+    contexts: Contexts,
     short: Tensor,
     extended: Tensor,
     weight: Tensor | None = None,
@@ -251,7 +252,7 @@ def informations(
 def measure(
     query: Query,
     parameters: Iterable[Tensor],
-    contexts: nn.Module,
+    contexts: Contexts,
     short: Tensor,
     extended: Tensor,
     weight: Tensor | None = None,
@@ -272,7 +273,7 @@ def measure(
 def suggest_lambda(
     query: Query,
     parameters: Iterable[Tensor],
-    contexts: nn.Module,
+    contexts: Contexts,
     short: Tensor,
     extended: Tensor,
     m: float = math.inf,

@@ -16,6 +16,9 @@ step "lint and format"
 $py -m ruff check .
 $py -m ruff format --check .
 
+step "types"
+$py -m mypy
+
 step "unit, property and doc tests; coverage of the core"
 MPLBACKEND=Agg COVERAGE_FILE=$reports/coverage $py -m pytest imm_lib tests \
   --ignore=tests/notebooks --ignore=tests/book --junitxml="$reports/unit.xml" --cov --cov-report=term

@@ -383,3 +383,8 @@ def test_parts_of_a_batch_are_the_batch(monkeypatch, kind):
         found.append((loss, torch.autograd.grad(loss, logits)[0], estimator.table, estimator.risk))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other)
+
+
+def test_sequential_risk_needs_a_pass():
+    with pytest.raises(ValueError, match="passes must hold at least one"):
+        imm.sequential.sequential_risk(torch.tensor([[0.5, 0.5]]), [])

@@ -122,6 +122,8 @@ class FastInformedBound(KeepsPrecision):
             [0., 1.]], dtype=torch.float64)
     """
 
+    alpha: Tensor
+
     def __init__(self, model: FinitePOMDP, alpha: Tensor, sweeps: int):
         super().__init__()
         if checks.floating("alpha", alpha).shape != model.reward.shape:

@@ -51,6 +51,12 @@ class KneserNeyBigram(KeepsPrecision):
     1.0
     """
 
+    keys: Tensor
+    starts: Tensor
+    values: Tensor
+    gamma: Tensor
+    backoff: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor, gamma: Tensor, backoff: Tensor, d: tuple[float, float, float]):
         super().__init__()
         self.vocab_size, self.discounts = len(backoff), d

@@ -13,6 +13,8 @@ from imm_lib.targets.kneser_ney import KneserNeyBigram
 class TableTarget(KeepsPrecision):
     """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is given, not learnt."""
 
+    table: Tensor
+
     def __init__(self, table: Tensor):
         super().__init__()
         if checks.floating("target", table).dim() != 2:
