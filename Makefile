@@ -12,7 +12,7 @@ LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
 
-.PHONY: help book test rerun bench full lint format lock clean
+.PHONY: help book test rerun pages bench full lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered boo
 
 rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=05 for one)
 	@$(PY) tests/tools/rerun.py $(CHAPTER)
+
+pages: $(STAMP) ## write the generated pages from the stored results
+	@$(PY) -m imm_lib.experiments.pages
 
 bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench

@@ -1,23 +1,35 @@
-"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=05``. A chapter that fails keeps its old file."""
+"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=05``. A chapter that fails keeps its old file.
+
+What each took, in seconds and bytes, goes to ``book/chapters.json``, for the execution page.
+"""
 
 import os
+import platform
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from imm_lib import results
+
 BOOK = Path(__file__).resolve().parents[2] / "book"
+SPENT = BOOK / "chapters.json"
+PEAK = """import resource as _r, sys as _s
+print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024))"""
 
 
-def execute(path: Path) -> None:
-    """Run every cell of the notebook in its own folder and replace the file in one step."""
+def execute(path: Path) -> int:
+    """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's peak in bytes."""
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}})
     client.execute()
+    peak = int(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps would change in every diff
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -31,6 +43,22 @@ def execute(path: Path) -> None:
         except BaseException:
             Path(partial.name).unlink(missing_ok=True)
             raise
+    return peak
+
+
+def note(name: str, seconds: float, peak: int) -> None:
+    """Put what a chapter took into the stored table, beside what the others did."""
+    known = results.read_json(SPENT) if SPENT.exists() else {}
+    versions = {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
+    known[name] = {"seconds": round(seconds, 1), "peak_memory_bytes": peak, "versions": versions}
+    results.write_json(SPENT, dict(sorted(known.items())))
+
+
+def left(spent: list[float], names: list[str]) -> str:
+    """How long the chapters that remain will take, by what they took last time, or the mean of those that are done."""
+    known = results.read_json(SPENT) if SPENT.exists() else {}
+    mean = sum(spent) / len(spent) if spent else 30.0
+    return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
 
 def main(chapter: str = "") -> str | None:
@@ -40,18 +68,21 @@ def main(chapter: str = "") -> str | None:
     paths = sorted(BOOK.glob(f"{chapter}*.ipynb"))
     if not paths:
         return f"no chapter in book/ starts with {chapter!r}"
-    failed = []
+    failed, spent = [], []
     for i, path in enumerate(paths, 1):
-        print(f"[{i}/{len(paths)}] {path.name} ...", end=" ", flush=True)
+        remaining = left(spent, [other.stem for other in paths[i - 1 :]])
+        print(f"[{i}/{len(paths)}, {remaining}] {path.name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            execute(path)
+            peak = execute(path)
         except CellExecutionError as error:
             print("failed; the file is unchanged")
             print(error)
             failed.append(path.name)
         else:
-            print(f"{time.perf_counter() - start:.1f} s")
+            spent.append(time.perf_counter() - start)
+            print(f"{spent[-1]:.1f} s, {peak / 2**20:.0f} MiB")
+            note(path.stem, spent[-1], peak)
     return f"failed: {', '.join(failed)}" if failed else None
 
 

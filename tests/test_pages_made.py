@@ -1,10 +1,11 @@
-"""The reproduction page: its rule, and that it is what the stored results make."""
+"""The generated pages: the rule of the verdicts, and that each page is what the stored measurements make."""
 
 import pytest
 
-from imm_lib import results
-from imm_lib.experiments import reproduction
-from imm_lib.experiments.reproduction import Number
+from imm_lib import experiments, results
+from imm_lib.experiments import pages
+from imm_lib.experiments.pages import execution, reproduction
+from imm_lib.experiments.pages.reproduction import Number
 
 
 def number(printed, ours, error=0.0):
@@ -27,9 +28,17 @@ def test_verdict(printed, ours, error, verdict):
     assert number(printed, ours, error).verdict == verdict
 
 
-def test_the_page_is_what_the_results_make():
-    stored = (results.folder().parent / "reproduction.md").read_text(encoding="utf-8")
-    assert stored == reproduction.page(), "run python -m imm_lib.experiments.reproduction"
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_a_page_is_what_the_results_make(name):
+    stored = (results.folder().parent / name).read_text(encoding="utf-8")
+    assert stored == pages.PAGES[name](), "run make pages"
+
+
+def test_every_chapter_and_experiment_has_its_row_of_costs():
+    page, book = execution.page(), results.folder().parent
+    assert [name for name in experiments.registry() if page.count(f"| `{name}` |") != 1] == []
+    assert [path.stem for path in book.glob("[0-9]*.ipynb") if f"({path.name})" not in page] == []
+    assert [execution.duration(s) for s in (7.4, 99, 3000, 7200)] == ["7 s", "99 s", "50 min", "2.0 h"]
 
 
 def test_every_number_has_a_row():
@@ -44,8 +53,8 @@ def test_without_results_nothing_has_run(tmp_path, monkeypatch):
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path / "results"))
     ran = [number for number in reproduction.numbers() if number.ours is not None]
     assert [number.place for number in ran] == ["Proposition 6.1"]
-    reproduction.write()
-    assert "not run" in (tmp_path / "reproduction.md").read_text(encoding="utf-8")
+    rows = [line for line in reproduction.page().splitlines() if line.endswith("| not run |")]
+    assert len(rows) == len(reproduction.numbers())  # all but one, and the head of the summary
 
 
 def test_a_damaged_result_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Every number that the paper prints, beside the stored one, with a verdict by rule: the book's reproduction page.
 
-``python -m imm_lib.experiments.reproduction`` writes the page from ``book/results``. A number of the paper is *inside*
+A number of the paper is *inside*
 if it differs from ours by no more than the 95 % interval of the difference, from both sides' errors where both are
 known, and the rounding of its last digit; *outside* if by more; *not run* where no result is stored.
 """
@@ -15,6 +15,7 @@ import torch
 from imm_lib import experiments, results, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
+from imm_lib.experiments.pages.execution import duration
 
 NORMAL = 1.959964
 """Half-width of a 95 % interval in standard errors."""
@@ -144,10 +145,6 @@ def counts(found: list[Number]) -> dict[str, Counter]:
     }
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def _row(number: Number) -> str:
     result = _stored(number.experiment) if number.experiment and number.ours is not None else {}
     command = result.get("command") or number.command
@@ -157,7 +154,7 @@ def _row(number: Number) -> str:
     cells = [number.what, number.printed, "", "", ""]
     if number.ours is not None:
         cells[2:] = f"{number.ours:.2f}", f"{number.difference:+.2f} ± {number.half_width:.2f}", str(number.runs)
-    wall = _duration(result["wall_s"]) if result else ""
+    wall = duration(result["wall_s"]) if result else ""
     cells += [result.get("device", ""), wall, f"`{command}`" if command else "", number.verdict]
     return "| " + " | ".join(cells) + " |"
 
@@ -201,7 +198,7 @@ _HEAD = """# Reproduction
 
 Every number that the paper ({{cite:t}}`muneeb2024induced`) prints for an experiment of this book, beside
 ours. Of {printed} numbers {ran} have been run, and {inside} of these agree with the paper. This page is
-generated from the stored results by `python -m imm_lib.experiments.reproduction`; a test makes it anew and
+generated from the stored results by `make pages`; a test makes it anew and
 compares.
 """
 
@@ -229,12 +226,3 @@ not always inside; the noising column is not reproduced by any plane that was tr
 5](05-kneser-ney.ipynb)).""",
 }
 """What a reader must know before comparing."""
-
-
-def write() -> None:
-    """Write the page beside the chapters, whole or not at all."""
-    results.write_bytes(results.folder().parent / "reproduction.md", page().encode())
-
-
-if __name__ == "__main__":
-    write()

@@ -1,0 +1,68 @@
+"""What everything costs: the book's execution page, from what ``make rerun`` noted and from the stored results."""
+
+from pathlib import Path
+
+from imm_lib import experiments, results
+
+_HEAD = """# Execution
+
+What it takes to make this book again. Both tables are generated from stored measurements by
+`make pages`; a test makes the page anew and compares.
+
+## Chapters
+
+Seconds of wall time and the largest memory of the kernel, of the last `make rerun`, on one thread of a CPU. The
+gate executes every chapter again and compares what it prints.
+
+| chapter | seconds | memory, MiB | Python | torch | system |
+|---|---|---|---|---|---|
+"""
+
+_RUNS = """
+## Experiments
+
+Stored runs at full scale. Wall time is that of the units one after another, memory that of the largest process. Several
+runs shared the machine's two cores, so that a time is an upper bound and no benchmark; those are made by `make bench`.
+
+| experiment | units | wall time | memory, MiB | device | torch | date | commit |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever a reader would say."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _chapter(name: str, spent: dict) -> str:
+    versions = spent["versions"]
+    cells = f"{spent['seconds']:.0f}", f"{spent['peak_memory_bytes'] / 2**20:.0f}"
+    return f"| [{name}]({name}.ipynb) | " + " | ".join([*cells, *(versions[k] for k in ("python", "torch", "system"))])
+
+
+def _run(name: str) -> str:
+    try:
+        result = results.load(name)
+    except results.ResultError:
+        if results.path(name).exists():  # damaged: not the same as not run
+            raise
+        return f"| `{name}` | not run | | | | | |"
+    wall = duration(sum(entry["wall_s"] for entry in result["units"]))
+    memory = f"{result['peak_memory_bytes'] / 2**20:.0f}"
+    device = result["device"].replace(" 1 threads", " 1 thread")
+    cells = [str(len(result["units"])), wall, memory, device, result["versions"]["torch"]]
+    return f"| `{name}` | " + " | ".join([*cells, result["created"][:10], result["commit"]])
+
+
+def page(chapters: Path | None = None) -> str:
+    """The page as MyST Markdown; the same measurements give the same bytes.
+
+    Args:
+        chapters: the file that ``make rerun`` writes; by default beside the results.
+    """
+    spent = results.read_json(chapters or results.folder().parent / "chapters.json")
+    rows = [f"{_chapter(name, found)} |\n" for name, found in sorted(spent.items())]
+    runs = [f"{_run(name)} |\n" for name in experiments.registry()]
+    return _HEAD + "".join(rows) + _RUNS + "".join(runs)
