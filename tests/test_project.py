@@ -1,9 +1,13 @@
 """The project agrees with itself: dependencies, lock, conda, README, reference page, the gate's count, the runner."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -175,7 +179,33 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
     assert cell.outputs[0].text == "42\n"
     assert cell.execution_count == 1
     assert "execution" not in cell.metadata
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-good.ipynb", "02-bad.ipynb"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-good.ipynb", "02-bad.ipynb", "chapters.json"]
+    spent = json.loads((tmp_path / "chapters.json").read_text())
+    assert list(spent) == ["01-good"] and spent["01-good"]["peak_memory_bytes"] > 1e7
+    capsys.readouterr()
     assert rerun.main("01") is None
-    assert "[1/1] 01-good.ipynb" in capsys.readouterr().out
+    assert "[1/1, about" in capsys.readouterr().out
     assert rerun.main("77") == "no chapter in book/ starts with '77'"
+
+
+def test_wheel_and_sdist_hold_the_library_and_nothing_else(tmp_path):
+    """Built and installed apart from the checkout, without network: imported from there, with its type marker."""
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "imm_lib", tree / "imm_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = "import setuptools.build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, check=True)
+    (sdist,), (wheel,) = (tree / "dist").glob("*.tar.gz"), (tree / "dist").glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        assert any(name.endswith("imm_lib/py.typed") for name in archive.getnames())
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"imm_lib"}  # and its .dist-info
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(pip, check=True, capture_output=True)
+    assert (site / "imm_lib" / "py.typed").is_file()
+    use = f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; print(imm_lib.__file__, imm_lib.__version__)"
+    found = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True)
+    file, version = found.stdout.split()
+    assert Path(file).is_relative_to(site) and version == imm.__version__

@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 from imm_lib import results
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
-SPENT = BOOK / "chapters.json"
+SPENT = "chapters.json"
 PEAK = """import resource as _r, sys as _s
 print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024))"""
 
@@ -46,17 +46,22 @@ def execute(path: Path) -> int:
     return peak
 
 
+def spent_before() -> dict:
+    """What each chapter took the last time that it was run."""
+    return results.read_json(BOOK / SPENT) if (BOOK / SPENT).exists() else {}
+
+
 def note(name: str, seconds: float, peak: int) -> None:
     """Put what a chapter took into the stored table, beside what the others did."""
-    known = results.read_json(SPENT) if SPENT.exists() else {}
+    known = spent_before()
     versions = {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
     known[name] = {"seconds": round(seconds, 1), "peak_memory_bytes": peak, "versions": versions}
-    results.write_json(SPENT, dict(sorted(known.items())))
+    results.write_json(BOOK / SPENT, dict(sorted(known.items())))
 
 
 def left(spent: list[float], names: list[str]) -> str:
     """How long the chapters that remain will take, by what they took last time, or the mean of those that are done."""
-    known = results.read_json(SPENT) if SPENT.exists() else {}
+    known = spent_before()
     mean = sum(spent) / len(spent) if spent else 30.0
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
