@@ -121,3 +121,23 @@ def test_page(name, page, address, axe):
     page.set_viewport_size(PHONE)
     assert page.evaluate(WIDE) == []
     assert page.problems == []
+
+
+def test_search_finds(page, address):
+    page.goto(f"{address}/search.html?q=crosstalk")
+    page.wait_for_selector("#search-results li")
+    assert "The IMM risk" in page.inner_text("#search-results")
+    assert page.problems == []
+
+
+def test_a_chapter_prints(page, address):
+    """On paper: no sidebar, and no line of code that is cut off."""
+    page.goto(f"{address}/book/03-noising-counterexample.html")
+    settle(page)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 720, "height": 1000})
+    assert not page.is_visible(".bd-sidebar-primary")
+    cut = (
+        "() => [...document.querySelectorAll('.bd-article pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    )
+    assert page.evaluate(cut) == 0
