@@ -1,5 +1,6 @@
 """Masked language models on GLUE: files, encoder, the causal view, the target, arms, training and its checkpoints."""
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -318,6 +319,31 @@ def test_pretraining_learns_words_and_the_premise_sees_it(model):
     assert after["prefix"]["mean"] < before["prefix"]["mean"] - 0.5
     assert before["target"] == after["target"]
     assert after["target - prefix"]["mean"] == pytest.approx(after["target"]["mean"] - after["prefix"]["mean"])
+
+
+@needs_glue
+def test_pretraining_goes_on_where_it_was_killed(model, tmp_path, monkeypatch):
+    sequences = model.encode([Example("a b c d a b c d", None, 0)] * 30)
+    settings, whole, part = Settings(epochs=3, batch=10, lr=1e-3), copy.deepcopy(model), copy.deepcopy(model)
+    losses = masked.pretrain(whole, sequences, settings)
+    original, steps = masked.training.masked_words, []
+
+    def killed(*args):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    file = tmp_path / "run.pt"
+    monkeypatch.setattr(masked.training, "masked_words", killed)
+    with pytest.raises(KeyboardInterrupt):
+        masked.pretrain(part, sequences, settings, file, every=2)
+    monkeypatch.setattr(masked.training, "masked_words", original)
+    fresh = copy.deepcopy(model)
+    assert masked.pretrain(fresh, sequences, settings, file, every=2) == losses and len(losses) == 9
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), fresh.parameters(), strict=True))
+    with pytest.raises(ValueError, match="checkpoint must be of"):
+        masked.pretrain(fresh, sequences, dataclasses.replace(settings, lr=2e-3), file)
 
 
 @needs_glue

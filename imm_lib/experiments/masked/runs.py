@@ -70,9 +70,11 @@ def start(config: dict) -> tuple[MaskedLM, list[float]]:
     counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1
     model.head.bias.data.copy_((counts / counts.sum()).log())
     settings = training.Settings(epochs=plan["epochs"], batch=plan["batch"], lr=plan["lr"])
-    losses = training.pretrain(model, sequences, settings)
+    unfinished = file.with_suffix(".pt")
+    losses = training.pretrain(model, sequences, settings, unfinished)
     results.write_bytes(course, json.dumps({"loss": losses}).encode())
     results.write_bytes(file, save(model.state_dict()))
+    unfinished.unlink(missing_ok=True)
     return model, losses
 
 

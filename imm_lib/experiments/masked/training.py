@@ -219,28 +219,54 @@ def fine_tune(
     return {"scores": tasks.score(name, predict(run.model, dev), label), "history": run.history, "model": run.model}
 
 
-def pretrain(model: MaskedLM, sequences: list[tuple[Tensor, Tensor]], settings: Settings) -> list[float]:
+def pretrain(
+    model: MaskedLM,
+    sequences: list[tuple[Tensor, Tensor]],
+    settings: Settings,
+    checkpoint: Path | None = None,
+    every: int = 25,
+) -> list[float]:
     """Train a model, in place, to name masked words; the loss of each step in nats.
 
     Args:
         model: encoder and head.
         sequences: its text.
         settings: of which batch, lr, epochs, clip and seed are used.
+        checkpoint: file to write after every so many steps, and to go on from if it is there.
+        every: how many.
+
+    Raises:
+        ValueError: a checkpoint of other settings.
     """
-    generator, losses = torch.Generator().manual_seed(settings.seed), []
+    generator, losses, every = torch.Generator().manual_seed(settings.seed), [], checks.count("every", every)
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
-    steps = settings.epochs * -(-len(sequences) // settings.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, steps, pct_start=0.1)
+    order = [torch.randperm(len(sequences), generator=generator) for _ in range(settings.epochs)]
+    parts = [part for epoch in order for part in epoch.split(settings.batch)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, len(parts), pct_start=0.1)
+    identity = {**dataclasses.asdict(settings), "sequences": len(sequences)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        for _ in range(settings.epochs):
-            for part in torch.randperm(len(sequences), generator=generator).split(settings.batch):
-                model.train()
-                loss = masked_words(model, model.batch([sequences[i] for i in part.tolist()]), generator)
-                optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-                optimiser.step()
-                schedule.step()
-                losses.append(loss.item())
+        if checkpoint is not None and checkpoint.is_file():
+            state = load(checkpoint)
+            if state.get("identity") != identity:
+                raise ValueError(f"checkpoint must be of {identity}, got {state.get('identity')}")
+            losses = state["losses"]
+            for part, value in ((model, "model"), (optimiser, "optimiser"), (schedule, "schedule")):
+                part.load_state_dict(state[value])
+            torch.set_rng_state(state["random"][0])
+            generator.set_state(state["random"][1])
+        model.train()
+        for part in parts[len(losses) :]:
+            loss = masked_words(model, model.batch([sequences[i] for i in part.tolist()]), generator)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            if checkpoint is not None and len(losses) % every == 0:
+                kept = {"model": model, "optimiser": optimiser, "schedule": schedule}
+                random = [torch.get_rng_state(), generator.get_state()]
+                state = {name: part.state_dict() for name, part in kept.items()}
+                save(checkpoint, {**state, "identity": identity, "losses": losses, "random": random})
     return losses
