@@ -321,7 +321,7 @@ class Surprise:
     """How a target does on labelled pairs, beside how it expects to do; in nats per pair.
 
     Attributes:
-        loss: mean of -log P̂(y|s).
+        loss: mean of -log P̂(y|s); infinite where a label came that P̂ rules out.
         expected: mean of the entropies of P̂(·|s), the loss if the target were right.
         z: (loss - expected) in standard errors, also if the target were right.
     """
@@ -334,8 +334,11 @@ class Surprise:
 def surprise(rows: Tensor, label: Tensor) -> Surprise:
     """A check before training: is the target right about pairs (s, y) from the population that the model is for?
 
-    Of a right target z is about standard normal. A z far above 0 says that the labels surprise it, as those of a
-    shifted population do; far below 0, that it is less certain than it could be. No model is needed.
+    Of a right target z has mean 0 and variance 1; it is about normal if many pairs are uncertain, and has a long upper
+    tail where P̂ is nearly sure. A z far above 0 says that the labels surprise it, as those of a shifted population do;
+    far below 0, that it is less certain than it could be. **A small |z| does not say that the target is right**: one
+    that is wrong and as uncertain as it is wrong has z near 0, and one of equal rows always. Look at ``loss`` too: a
+    target that is no better than the shares of the labels has nothing to teach. No model is needed.
 
     Args:
         rows: (N, Y) the target's probabilities at the short contexts of N held-out pairs.
@@ -353,17 +356,15 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
     if len(label) != len(rows):
         raise ValueError(f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}")
     p = rows.double()
-    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    p = p / p.sum(1, keepdim=True)
+    log_p = torch.where(p > 0, p, 1.0).log()  # a label without probability adds nothing to the expectations
     entropy = -(p * log_p).sum(1)
-    variance = (p * log_p.square()).sum(1) - entropy.square()
-    loss, expected = -log_p.gather(1, label.unsqueeze(1)).squeeze(1), entropy
-    error = variance.clamp(min=0).sum().sqrt() / len(p)
-    difference = (loss - expected).mean()
-    z = (
-        difference / error
-        if error > 0
-        else difference.sign() * math.inf
-        if difference.abs() > 1e-12
-        else difference * 0
-    )
-    return Surprise(loss.mean().item(), expected.mean().item(), float(z))
+    variance = (p * (-log_p - entropy.unsqueeze(1)).square()).sum(1)
+    loss = -p.gather(1, label.unsqueeze(1)).squeeze(1).log()
+    difference, error = (loss - entropy).mean(), variance.sum().sqrt() / len(p)
+    rounding = 1e-12 * (1 + entropy.mean())
+    if difference.isinf() or (error <= rounding < difference.abs()):
+        z = math.copysign(math.inf, difference)
+    else:
+        z = 0.0 if error <= rounding else (difference / error).item()
+    return Surprise(loss.mean().item(), entropy.mean().item(), z)

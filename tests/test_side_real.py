@@ -183,3 +183,10 @@ def test_a_gain_leaves_out_what_it_is_told_to():
     mean, half = real.gain(runs, "IMM", leave_out="0.03")
     assert (mean, half) == pytest.approx(imm.results.mean_interval([-0.4, -0.2]))
     assert real.mean(runs, "IMM, bandwidth 0.3") == pytest.approx(0.7)
+
+
+def test_too_few_examples_are_refused_before_anything_is_fitted():
+    with pytest.raises(ValueError, match=r"n must be at least 2, as features are standardised, got 1"):
+        sources.draw("wine", 1, 60, seed=0)
+    with pytest.raises(ValueError, match=r"n must be at least 5, one example for each fold"):
+        tuning.Clinic("wine", 4, 60, seed=0)

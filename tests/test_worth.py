@@ -209,6 +209,17 @@ def test_surprise_finds_a_shifted_population_and_a_timid_target():
     assert surprise((rows + 1) / 4, label).z < -5
 
 
+@pytest.mark.parametrize("labels", [2, 3, 5, 7, 10, 40])
+def test_a_target_of_equal_rows_is_never_surprised(labels):
+    found = surprise(torch.full((20, labels), 1 / labels), torch.arange(20) % labels)
+    assert found.z == 0 and found.loss == pytest.approx(math.log(labels)) == found.expected
+
+
+def test_a_label_that_the_target_rules_out_is_an_infinite_surprise():
+    found = surprise(torch.tensor([[0.5, 0.5, 0.0]] * 4), torch.tensor([0, 1, 0, 2]))
+    assert found.loss == found.z == math.inf and found.expected == pytest.approx(math.log(2))
+
+
 def test_surprise_of_certain_targets():
     rows = torch.eye(2).repeat(3, 1)
     assert surprise(rows, torch.tensor([0, 1] * 3)).z == 0

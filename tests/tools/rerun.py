@@ -27,7 +27,9 @@ def execute(path: Path) -> int:
     """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's peak in bytes."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    where = {"metadata": {"path": path.parent}}
+    # what a cell prints is one output, however the messages were cut on their way
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True)
     client.execute()
     peak = int(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:

@@ -180,13 +180,13 @@ def chosen(runs: list[dict], family: str, score: str = "loss") -> Tensor:
 
     Args:
         runs: of one case.
-        family: "baseline", "interpolation", "reverse-KD", "IMM" or "target".
+        family: "baseline", "interpolation", "reverse-KD", "IMM" or "target"; or one setting by its whole name.
         score: "loss" in nats or "accuracy".
 
     Raises:
         ValueError: fewer than two splits, or an unknown family.
     """
-    names = [name for name in runs[0]["methods"] if name.split(",")[0] == family]
+    names = [name for name in runs[0]["methods"] if family in (name, name.split(",")[0])]
     if not names or len(runs) < 2:
         raise ValueError(f"family must be a method of at least two runs, got {family!r} and {len(runs)} runs")
     read = {s: torch.tensor([[r["methods"][n][s] for n in names] for r in runs], dtype=torch.float64) for s in SCORES}
@@ -197,10 +197,8 @@ def chosen(runs: list[dict], family: str, score: str = "loss") -> Tensor:
     return found
 
 
-def gain(runs: list[dict], family: str, leave_out: str | None = None) -> tuple[float, float]:
-    """Change of the test loss from the baseline's, in nats: its mean over the splits, and half of its 95 % interval.
-
-    Settings are :func:`chosen` for both.
+def change(runs: list[dict], family: str, leave_out: str | None = None) -> Tensor:
+    """(splits,) test loss less the baseline's, in nats; settings are :func:`chosen`.
 
     Args:
         runs: of one case.
@@ -211,7 +209,12 @@ def gain(runs: list[dict], family: str, leave_out: str | None = None) -> tuple[f
         {"methods": {m: v for m, v in run["methods"].items() if leave_out is None or not m.endswith(leave_out)}}
         for run in runs
     ]
-    return mean_interval(chosen(kept, family) - chosen(kept, "baseline"))
+    return chosen(kept, family) - chosen(kept, "baseline")
+
+
+def gain(runs: list[dict], family: str, leave_out: str | None = None) -> tuple[float, float]:
+    """The mean over the splits of :func:`change`, and half of its 95 % interval."""
+    return mean_interval(change(runs, family, leave_out))
 
 
 def mean(runs: list[dict], method: str, score: str = "loss") -> float:

@@ -82,7 +82,9 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
 
     features, label, seen = source(name)
     total = len(label)
-    if checks.count("n", n) + checks.count("m", m) > 0.9 * total:
+    if checks.count("n", n) < 2:
+        raise ValueError(f"n must be at least 2, as features are standardised, got {n}")
+    if n + checks.count("m", m) > 0.9 * total:
         raise ValueError(f"n + m must be at most {int(0.9 * total)} for {name}, got {n} + {m}")
     shift = checks.number("shift", shift, 0, 1)
     generator = torch.Generator().manual_seed(seed)

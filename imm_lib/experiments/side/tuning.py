@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imm_lib import checks
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment
@@ -29,9 +30,14 @@ class Clinic:
         n: full examples.
         m: side examples.
         seed: of the split.
+
+    Raises:
+        TypeError, ValueError: as of :func:`draw`, or fewer full examples than folds.
     """
 
     def __init__(self, data: str, n: int, m: int, seed: int):
+        if checks.count("n", n) < FOLDS:
+            raise ValueError(f"n must be at least {FOLDS}, one example for each fold of the validation, got {n}")
         problem = draw(data, n, m, seed)
         self.train, self.test, self.target = problem.train, problem.test, problem.target
         self.n, self.m, self.labels = n, m, problem.labels
