@@ -73,7 +73,7 @@ def _lines() -> Iterator[str]:
     for row in (_logistic(), _sensors(), _grid(), _language(), _digits()):
         shown = (f"{value:.{row.digits}f}" for value in (row.plain, row.direct, row.imm))
         change = f"{row.change[0]:+.{row.digits}f} ± {row.change[1]:.{row.digits}f}"
-        yield f"| {row.what} | {' | '.join(shown)} | {change} | [{row.chapter[:2]}]({row.chapter}.ipynb) |"
+        yield f"| {row.what} | {' | '.join(shown)} | {change} | [{int(row.chapter[:2])}]({row.chapter}.ipynb) |"
 
 
 def page() -> str:
