@@ -175,7 +175,8 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
     monkeypatch.setattr(rerun, "BOOK", tmp_path)
     assert rerun.main() == "failed: 02-bad.ipynb"
     assert bad.read_bytes() == before
-    (cell,) = nbformat.read(good, as_version=4).cells
+    install, cell = nbformat.read(good, as_version=4).cells
+    assert install.source == rerun.INSTALL and install.execution_count is None
     assert cell.outputs[0].text == "42\n"
     assert cell.execution_count == 1
     assert "execution" not in cell.metadata

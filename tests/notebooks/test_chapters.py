@@ -1,9 +1,11 @@
 """The committed chapters: executed, clean, described in words, and of the size a reader can take in."""
 
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import rerun
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = sorted(BOOK.glob("*.ipynb"))
@@ -11,7 +13,8 @@ MAX_CELL_LINES, MAX_LINES, CODE_CELLS = 30, 120, range(8, 16)
 
 
 def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+    """All but the hidden one that installs the library."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and tags(cell) != rerun.HIDDEN]
 
 
 def tags(cell):
@@ -57,6 +60,10 @@ def problems(notebook) -> list[str]:
     first = notebook.cells[0]
     if first.cell_type != "markdown" or not first.source.lstrip().startswith("# "):
         found.append("the first cell is not a markdown title")
+    hidden = [cell.source for cell in notebook.cells if tags(cell) == rerun.HIDDEN]
+    begins = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if hidden != [rerun.INSTALL] or begins.source != rerun.INSTALL:
+        found.append("the first code cell is not the one that installs the library: run make rerun")
     ids = [cell.get("id") for cell in notebook.cells]
     if None in ids or len(set(ids)) != len(ids):
         found.append("cell ids are missing or repeated")
@@ -74,6 +81,7 @@ def good_chapter():
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     notebook.cells = [nbformat.v4.new_markdown_cell("# Title")]
     notebook.cells += [nbformat.v4.new_code_cell("1", execution_count=i) for i in range(1, 9)]
+    rerun.prepare(notebook)
     return notebook
 
 
@@ -99,13 +107,31 @@ def picture(cell, alt, caption):
 def test_each_kind_of_damage_is_noticed(damage, complaint):
     notebook = good_chapter()
     assert problems(notebook) == []
-    damage(notebook.cells[3])
+    damage(notebook.cells[4])
     assert any(complaint in problem for problem in problems(notebook))
 
 
 def test_repeated_ids_a_wrong_kernel_and_too_few_cells_are_noticed():
     notebook = good_chapter()
     notebook.metadata.kernelspec.name = "other"
-    notebook.cells = notebook.cells[:2] + notebook.cells[1:2]
+    notebook.cells = notebook.cells[:3] + notebook.cells[2:3]
     assert {"the kernel is not python3", "cell ids are missing or repeated"} < set(problems(notebook))
     assert any("2 code cells" in problem for problem in problems(notebook))
+
+
+def test_the_installing_cell_is_there_once_and_first():
+    notebook = good_chapter()
+    rerun.prepare(notebook)
+    assert problems(notebook) == []
+    notebook.cells[1:3] = notebook.cells[2:0:-1]
+    assert any("installs the library" in problem for problem in problems(notebook))
+
+
+def test_the_installing_cell_is_python_and_passes_by_where_the_library_is():
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    source = TransformerManager().transform_cell(rerun.INSTALL)
+    path = list(sys.path)
+    exec(compile(source, "install", "exec"), {})  # would fail: there is no get_ipython here
+    assert sys.path == path
+    assert "https://github.com/imm-book/imm-book" in source and source.count("get_ipython") == 3

@@ -1,6 +1,7 @@
 """Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=05``. A chapter that fails keeps its old file.
 
-What each took, in seconds and bytes, goes to ``book/chapters.json``, for the execution page.
+What each took, in seconds and bytes, goes to ``book/chapters.json``, for the execution page. Every chapter begins with
+the hidden cell that installs the library where the chapter was opened from the book's launch buttons.
 """
 
 import os
@@ -19,13 +20,36 @@ from imm_lib import results
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 SPENT = "chapters.json"
+INSTALL = """# For Colab and Binder, where nothing is installed yet; a checkout with its environment passes by.
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("imm_lib") is None:
+    if not Path("../pyproject.toml").is_file():  # Colab opens the notebook alone
+        !git clone -q --depth 1 https://github.com/imm-book/imm-book
+        %cd -q imm-book/book
+    root = str(Path("..").resolve())
+    %pip install -q "{root}[data,plot,experiments]"
+    sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
+HIDDEN = ["remove-cell", "skip-execution"]
 PEAK = """import resource as _r, sys as _s
 print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024))"""
+
+
+def prepare(notebook: nbformat.NotebookNode) -> None:
+    """Put the installing cell before the first other code cell, once."""
+    cells = [cell for cell in notebook.cells if cell.metadata.get("tags") != HIDDEN]
+    first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+    metadata = nbformat.from_dict({"tags": HIDDEN})
+    cells.insert(first, nbformat.v4.new_code_cell(INSTALL, metadata=metadata, id="install"))
+    notebook.cells = cells
 
 
 def execute(path: Path) -> int:
     """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's peak in bytes."""
     notebook = nbformat.read(path, as_version=4)
+    prepare(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
     where = {"metadata": {"path": path.parent}}
     # what a cell prints is one output, however the messages were cut on their way
