@@ -131,7 +131,7 @@ def evaluate(network: Network, problem: Problem, weight: float = 0.0) -> dict[st
 
 SCORES = ("loss", "accuracy")
 
-SHARES = [0.1, 0.3, 0.5]
+SHARES = [0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9]
 """Weights of interpolation."""
 
 
@@ -148,9 +148,8 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
         found[f"interpolation, {share:g}"] = evaluate(plain, problem, share)
     for lam in config["lam"]:
         found[f"reverse-KD, λ = {lam:g}"] = evaluate(fit("reverse-KD", lam), problem)
-        for bandwidth in config["bandwidth"]:
-            name = f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"
-            found[name] = evaluate(fit("IMM", lam, bandwidth), problem)
+    for lam, bandwidth in config["imm"]:
+        found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(fit("IMM", lam, bandwidth), problem)
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
     return {"methods": found, "surprise": z}
@@ -233,8 +232,9 @@ def _table(result: dict) -> list[list[str]]:
 
 
 _M = {"breast cancer": 300, "wine": 60, "digits": 800}
-_FULL = {"m": _M, "splits": 20, "steps": 200, "lam": [0.3, 1.0, 3.0], "bandwidth": [1.0]}
-_CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "bandwidth": [1.0]}
+_LAM = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
+_FULL = {"m": _M, "splits": 20, "steps": 200, "lam": _LAM, "imm": [[lam, 1.0] for lam in (0.1, 0.3, 1.0, 3.0)]}
+_CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "imm": [[1.0, 1.0]]}
 
 EXPERIMENTS = [
     Experiment(
@@ -262,8 +262,8 @@ EXPERIMENTS = [
             "full": {
                 **_FULL,
                 "steps": 100,
-                "lam": [0.1, 0.3, 1.0],
-                "bandwidth": [0.03, 0.3],
+                "lam": _LAM[:-1],
+                "imm": [[0.1, 0.03], *([lam, bandwidth] for bandwidth in (0.1, 0.3) for lam in (0.3, 1.0, 3.0))],
                 "cases": [("digits", "convolutions", [50, 100, 200, 500])],
             },
             "ci": {**_CI, "cases": [("digits", "convolutions", [50])]},
@@ -279,8 +279,9 @@ EXPERIMENTS = [
             "full": {
                 **_FULL,
                 "lam": [1.0],
+                "imm": [[1.0, 1.0]],
                 "cases": [("breast cancer", "logistic", [40]), ("wine", "logistic", [40])],
-                "shift": [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0],
+                "shift": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0],
             },
             "ci": {**_CI, "cases": [("wine", "logistic", [20])], "shift": [0.0, 1.0]},
         },
