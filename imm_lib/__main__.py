@@ -50,6 +50,12 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [name for name in experiments.registry() if name not in left_out]
 
 
+def _without_out(words: list[str]) -> list[str]:
+    """The words without --out: in which folder a result was first written says nothing of its numbers."""
+    after = [None, *words]
+    return [w for w, before in zip(words, after, strict=False) if before != "--out" and w.partition("=")[0] != "--out"]
+
+
 def _act(args: argparse.Namespace, words: list[str]) -> None:
     if args.command == "list":
         _print_table([[e.name, e.description] for e in experiments.registry().values()])
@@ -58,7 +64,7 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         experiments.check_scale(experiment, args.scale)
         _print_table(experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out)))
     else:
-        command = shlex.join(["python", "-m", "imm_lib", *words])
+        command = shlex.join(["python", "-m", "imm_lib", *_without_out(words)])
         chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
         jobs = getattr(args, "jobs", 1)
         for experiment in chosen:

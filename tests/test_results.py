@@ -296,3 +296,10 @@ def test_an_interval_needs_repetitions():
     for values in ([1.0], torch.ones(2, 2)):
         with pytest.raises(ValueError, match="values must be"):
             results.mean_interval(values)
+
+
+def test_the_recorded_command_names_no_folder():
+    from imm_lib.__main__ import _without_out
+
+    words = ["run", "toy", "--out", "/somewhere", "--jobs", "2", "--out=there"]
+    assert _without_out(words) == ["run", "toy", "--jobs", "2"]

@@ -3,6 +3,9 @@
 What the data are is in :mod:`imm_lib.experiments.side.sources`.
 """
 
+import itertools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,7 +151,8 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
         found[f"interpolation, {share:g}"] = evaluate(plain, problem, share)
     for lam in config["lam"]:
         found[f"reverse-KD, λ = {lam:g}"] = evaluate(fit("reverse-KD", lam), problem)
-    for lam, bandwidth in config["imm"]:
+    # every λ with every bandwidth, unless the pairs are listed
+    for lam, bandwidth in config.get("imm") or itertools.product(config["lam"], config["bandwidth"]):
         found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(fit("IMM", lam, bandwidth), problem)
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
@@ -216,6 +220,23 @@ def gain(runs: list[dict], family: str, leave_out: str | None = None) -> tuple[f
     return mean_interval(change(runs, family, leave_out))
 
 
+class Shifted(NamedTuple):
+    """Runs of one data set by the share of side labels that were moved: M shares, R splits."""
+
+    share: Tensor  # (M, 1)
+    z: Tensor  # (M, R) how much the training labels surprise the target
+    change: Tensor  # (M, R) of the test loss by IMM, in nats
+
+
+def by_shift(result: dict) -> dict[str, Shifted]:
+    """The runs of a result with shifts, by data set."""
+    found = {}
+    for (data, _, _, share), runs in cases(result).items():
+        z = torch.tensor([run["surprise"] for run in runs], dtype=torch.float64)
+        found.setdefault(data, []).append((torch.tensor([share]), z, change(runs, "IMM")))
+    return {data: Shifted(*map(torch.stack, zip(*rows, strict=True))) for data, rows in found.items()}
+
+
 def mean(runs: list[dict], method: str, score: str = "loss") -> float:
     """Mean test score of one method at one setting over the splits."""
     return sum(run["methods"][method][score] for run in runs) / len(runs)
@@ -260,10 +281,10 @@ EXPERIMENTS = [
         description="a model that sees a quarter of the pixels helps a convolutional network on the digits",
         scales={
             "full": {
-                **_FULL,
+                **{key: _FULL[key] for key in ("m", "splits")},
                 "steps": 100,
-                "lam": _LAM[:-1],
-                "imm": [[0.1, 0.03], *([lam, bandwidth] for bandwidth in (0.1, 0.3) for lam in (0.3, 1.0, 3.0))],
+                "lam": [0.1, 0.3, 1.0],
+                "bandwidth": [0.03, 0.3],
                 "cases": [("digits", "convolutions", [50, 100, 200, 500])],
             },
             "ci": {**_CI, "cases": [("digits", "convolutions", [50])]},
