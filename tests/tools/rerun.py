@@ -4,12 +4,11 @@ What each took, in seconds and bytes, goes to ``book/chapters.json``, for the ex
 the hidden cell that installs the library where the chapter was opened from the book's launch buttons.
 """
 
+import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -33,8 +32,8 @@ if importlib.util.find_spec("imm_lib") is None:
     %pip install -q "{root}[data,plot,experiments]"
     sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
 HIDDEN = ["remove-cell", "skip-execution"]
-PEAK = """import resource as _r, sys as _s
-print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024))"""
+COST = """import json as _json, torch as _torch, imm_lib as _imm
+print(_json.dumps(_imm.results.provenance(_torch.device("cpu"))))"""
 
 
 def prepare(notebook: nbformat.NotebookNode) -> None:
@@ -46,16 +45,16 @@ def prepare(notebook: nbformat.NotebookNode) -> None:
     notebook.cells = cells
 
 
-def execute(path: Path) -> int:
-    """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's peak in bytes."""
+def execute(path: Path) -> dict:
+    """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's provenance."""
     notebook = nbformat.read(path, as_version=4)
     prepare(notebook)
-    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    notebook.cells.append(nbformat.v4.new_code_cell(COST))
     where = {"metadata": {"path": path.parent}}
     # what a cell prints is one output, however the messages were cut on their way
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True)
     client.execute()
-    peak = int(notebook.cells.pop().outputs[0].text)
+    provenance = json.loads(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps would change in every diff
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -69,7 +68,7 @@ def execute(path: Path) -> int:
         except BaseException:
             Path(partial.name).unlink(missing_ok=True)
             raise
-    return peak
+    return provenance
 
 
 def spent_before() -> dict:
@@ -77,11 +76,10 @@ def spent_before() -> dict:
     return results.read_json(BOOK / SPENT) if (BOOK / SPENT).exists() else {}
 
 
-def note(name: str, seconds: float, peak: int) -> None:
+def note(name: str, seconds: float, provenance: dict) -> None:
     """Put what a chapter took into the stored table, beside what the others did."""
     known = spent_before()
-    versions = {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
-    known[name] = {"seconds": round(seconds, 1), "peak_memory_bytes": peak, "versions": versions}
+    known[name] = {"seconds": round(seconds, 1), **{key: provenance[key] for key in ("peak_memory_bytes", "versions")}}
     results.write_json(BOOK / SPENT, dict(sorted(known.items())))
 
 
@@ -105,15 +103,15 @@ def main(chapter: str = "") -> str | None:
         print(f"[{i}/{len(paths)}, {remaining}] {path.name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            peak = execute(path)
+            provenance = execute(path)
         except CellExecutionError as error:
             print("failed; the file is unchanged")
             print(error)
             failed.append(path.name)
         else:
             spent.append(time.perf_counter() - start)
-            print(f"{spent[-1]:.1f} s, {peak / 2**20:.0f} MiB")
-            note(path.stem, spent[-1], peak)
+            print(f"{spent[-1]:.1f} s, {provenance['peak_memory_bytes'] / 2**20:.0f} MiB")
+            note(path.stem, spent[-1], provenance)
     return f"failed: {', '.join(failed)}" if failed else None
 
 

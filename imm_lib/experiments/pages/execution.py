@@ -1,7 +1,5 @@
 """What everything costs: the book's execution page, from what ``make rerun`` noted and from the stored results."""
 
-from pathlib import Path
-
 from imm_lib import experiments, results
 
 _HEAD = """# Execution
@@ -42,12 +40,18 @@ def _chapter(name: str, spent: dict) -> str:
     return f"| [{name}]({name}.ipynb) | " + " | ".join([*cells, *(versions[k] for k in ("python", "torch", "system"))])
 
 
-def _run(name: str) -> str:
+def stored(name: str) -> dict | None:
+    """A stored result, None where it was not run; raises ResultError for a damaged one, which is not the same."""
     try:
-        result = results.load(name)
+        return results.load(name)
     except results.ResultError:
-        if results.path(name).exists():  # damaged: not the same as not run
+        if results.path(name).exists():
             raise
+        return None
+
+
+def _run(name: str) -> str:
+    if (result := stored(name)) is None:
         return f"| `{name}` | not run | | | | | |"
     wall = duration(sum(entry["wall_s"] for entry in result["units"]))
     memory = f"{result['peak_memory_bytes'] / 2**20:.0f}"
@@ -56,13 +60,9 @@ def _run(name: str) -> str:
     return f"| `{name}` | " + " | ".join([*cells, result["created"][:10], result["commit"]])
 
 
-def page(chapters: Path | None = None) -> str:
-    """The page as MyST Markdown; the same measurements give the same bytes.
-
-    Args:
-        chapters: the file that ``make rerun`` writes; by default beside the results.
-    """
-    spent = results.read_json(chapters or results.folder().parent / "chapters.json")
+def page() -> str:
+    """The page as MyST Markdown; the same measurements give the same bytes."""
+    spent = results.read_json(results.folder().parent / "chapters.json")
     rows = [f"{_chapter(name, found)} |\n" for name, found in sorted(spent.items())]
     runs = [f"{_run(name)} |\n" for name in experiments.registry()]
     return _HEAD + "".join(rows) + _RUNS + "".join(runs)

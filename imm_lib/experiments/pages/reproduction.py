@@ -1,8 +1,8 @@
 """Every number that the paper prints, beside the stored one, with a verdict by rule: the book's reproduction page.
 
-A number of the paper is *inside*
-if it differs from ours by no more than the 95 % interval of the difference, from both sides' errors where both are
-known, and the rounding of its last digit; *outside* if by more; *not run* where no result is stored.
+A number of the paper is *inside* if it differs from ours by no more than the 95 % interval of the difference, from both
+sides' errors where both are known, and the rounding of its last digit; *outside* if by more; *not run* where no result
+is stored.
 """
 
 from collections import Counter
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from imm_lib import experiments, results, tabular
+from imm_lib import experiments, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
-from imm_lib.experiments.pages.execution import duration
+from imm_lib.experiments.pages.execution import duration, stored
 
 NORMAL = 1.959964
 """Half-width of a 95 % interval in standard errors."""
@@ -59,15 +59,6 @@ class Number(NamedTuple):
         return "inside" if abs(self.difference) <= self.half_width + self.rounding + 1e-9 else "outside"
 
 
-def _stored(name: str) -> dict | None:
-    try:
-        return results.load(name)
-    except results.ResultError:
-        if results.path(name).exists():  # damaged: not the same as not run
-            raise
-        return None
-
-
 def _counterexample() -> Iterator[Number]:
     world = tabular.counterexample()
     flat = torch.full((2, 2, 2), 0.5, dtype=torch.float64).log()
@@ -76,7 +67,7 @@ def _counterexample() -> Iterator[Number]:
 
 def _extra_data() -> Iterator[Number]:
     number = Number("Section 7.1", "extra data that IMM is worth, per cent", "30", "logistic-extra-data")
-    if result := _stored(number.experiment):
+    if result := stored(number.experiment):
         found = result["units"][0]["numbers"]["tens"]
         error = (found["interval"][1] - found["interval"][0]) / 2 / NORMAL
         number = number._replace(ours=found["percent"], error=error, runs=result["config"]["runs"])
@@ -84,7 +75,7 @@ def _extra_data() -> Iterator[Number]:
 
 
 def _table_4() -> Iterator[Number]:
-    result, rows = _stored("logistic-fixed"), {}
+    result, rows = stored("logistic-fixed"), {}
     if result:
         rows = {(r["n"], r["method"]): r for r in logistic.against(result) if r["normal"] == [1, 1, 1]}
     for n, methods in logistic.TABLE_4.items():
@@ -98,7 +89,7 @@ def _table_4() -> Iterator[Number]:
 
 def _language(place: str, what: str, printed: str, method: str, read: Callable[[dict], float]) -> Number:
     """Ours is the mean over the seeds; a single seed has no error to state, and nothing is claimed of it."""
-    number, result = Number(place, f"{what}, {method}", printed, "language-paper"), _stored("language-paper")
+    number, result = Number(place, f"{what}, {method}", printed, "language-paper"), stored("language-paper")
     units = result["units"] if result else []
     arms = [e["numbers"] for e in units if e["unit"]["arm"] == paper.ARMS[method]]
     found = torch.tensor([read(numbers) for numbers in arms if "diverged" not in numbers], dtype=torch.float64)
@@ -115,7 +106,7 @@ def _table_1() -> Iterator[Number]:
 
 
 def _table_5() -> Iterator[Number]:
-    result = _stored("kneser-ney")
+    result = stored("kneser-ney")
     ours = {e["unit"].get("split"): e["numbers"] for e in result["units"]} if result else {}
     for split, row in paper.TABLE_5.items():
         what, known = f"bigram perplexity, {split}", ours.get(split, {}).get("paper")
@@ -146,7 +137,7 @@ def counts(found: list[Number]) -> dict[str, Counter]:
 
 
 def _row(number: Number) -> str:
-    result = _stored(number.experiment) if number.experiment and number.ours is not None else {}
+    result = stored(number.experiment) if number.experiment and number.ours is not None else {}
     command = result.get("command") or number.command
     if number.experiment and not command:
         gpu = " --device cuda" if experiments.find(number.experiment).gpu else ""
