@@ -374,15 +374,55 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
     experiment = imm.experiments.find("masked-cola")
     config = experiment.scales["ci"]
-    numbers = [experiment.run({"arm": arm, "seed": 0}, config, torch.device("cpu")) for arm in ("base", "MLM + IMM")]
+    arms = ("base", "MLM + IMM")
+    numbers = [experiment.run({"task": "CoLA", "arm": arm, "seed": 0}, config, torch.device("cpu")) for arm in arms]
     assert [len(n["history"]) for n in numbers] == [1, 1] and numbers[1]["weight"] is not None
     (weights,) = (tmp_path / "cache" / "masked").glob("*.safetensors")
     assert weights.stat().st_size > 1000
     units = [
-        {"unit": {"arm": arm, "seed": seed}, "numbers": n}
+        {"unit": {"task": "CoLA", "arm": arm, "seed": seed}, "numbers": n}
         for seed in (0, 1)
-        for arm, n in zip(("base", "MLM + IMM"), numbers, strict=True)
+        for arm, n in zip(arms, numbers, strict=True)
     ]
-    table = experiment.table({"units": units})
-    assert [row[0] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][2] == "0.00 ± 0.00"
+    table = experiment.table({"units": units, "config": config})
+    assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
     assert not list((tmp_path / ".partial").glob("*.pt"))
+
+
+def test_held_out_examples_stand_apart_and_files_are_shuffled_alike(monkeypatch):
+    lines = {"train": [Example(f"t{i}", None, 0) for i in range(40)], "dev": [Example("d", None, 1)] * 9}
+    monkeypatch.setattr(tasks, "load", lambda name, split: lines[split])
+    config = {"examples": {"CoLA": {"train": 20, "dev": 5}}}
+    found = masked.runs.examples("CoLA", config)
+    apart = masked.runs.examples("CoLA", {**config, "held_out": [20, 40]})
+    assert found["train"] == apart["train"] != lines["train"][:20] and found["dev"] == lines["dev"][:5]
+    assert len(apart["dev"]) == 5 and not set(apart["dev"]) & set(apart["train"])
+
+
+def test_every_number_is_chosen_in_the_simplest_arm_that_has_it():
+    experiment = imm.experiments.find("masked-choice")
+    config = experiment.scales["full"]
+    units = experiment.units(config, 0)
+    assert {(u["arm"], *(set(u) - {"task", "arm", "seed"})) for u in units} == {
+        ("base", "lr"),
+        ("MLM", "mlm"),
+        ("MLM + IMM", "lam"),
+    }
+    assert all(config[key] in values for key, values in config["grid"].items())
+    for unit in units:
+        assert masked.runs._settings(config, unit).arm == unit["arm"]
+
+
+def test_arms_are_paired_by_seed_and_task():
+    score = {("base", 0): 0.1, ("base", 1): 0.3, ("MLM", 0): 0.2, ("MLM", 1): 0.4, ("MLM + IMM", 1): 0.5}
+    history = [{"cpu_s": 4.0, "steps": 2, "norm task": 1.0}]
+    units = [
+        {"unit": {"task": "RTE", "arm": arm, "seed": seed}, "numbers": {"scores": {"score": s}, "history": history}}
+        for (arm, seed), s in score.items()
+    ]
+    other = {"unit": {"task": "CoLA", "arm": "base", "seed": 0}, "numbers": units[0]["numbers"]}
+    found = masked.readings.paired({"units": [*units, other], "config": {"tasks": ["RTE", "CoLA"]}})
+    assert found["MLM"]["gain"] == pytest.approx((10.0, 0.0), abs=1e-9)
+    assert found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None) and found["MLM + IMM"]["seeds"] == 1
+    assert found["base"]["score"][0] == pytest.approx(20.0) and found["base"]["step"] == 2.0
+    assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"]["norms"] == {"task": 1.0}

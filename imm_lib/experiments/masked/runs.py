@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imm_lib import checks, data, results
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.masked import tasks, training
+from imm_lib.experiments.masked import readings, tasks, training
 from imm_lib.experiments.masked.encoder import DEFAULT, Head, MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
@@ -85,10 +85,18 @@ def target(model: MaskedLM, sequences: Sequences, config: dict) -> Mixture:
 
 
 def examples(name: str, config: dict) -> dict[str, list[Example]]:
-    """A task's examples; of the training ones the first that the configuration declares."""
-    found = {split: tasks.load(name, split) for split in tasks.SPLITS}
-    limit = config["examples"]
-    return {"train": found["train"][: limit["train"]], "dev": found["dev"][: limit["dev"]]}
+    """A task's examples, in one random order for all seeds (the files are sorted by source); as many as declared.
+
+    With "held_out" these of the training split stand for the dev split, which remains for what is reported.
+    """
+    found = {split: _shuffled(tasks.load(name, split)) for split in tasks.SPLITS}
+    if "held_out" in config:
+        found["dev"] = found["train"][slice(*config["held_out"])]
+    return {split: found[split][: config["examples"][name][split]] for split in tasks.SPLITS}
+
+
+def _shuffled(found: list[Example]) -> list[Example]:
+    return [found[i] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()]
 
 
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
@@ -111,12 +119,12 @@ def _premise(unit: dict, config: dict, device: torch.device) -> dict:
 
 def _settings(config: dict, unit: dict) -> training.Settings:
     known = {f.name for f in fields(training.Settings)}
-    return training.Settings(**{k: v for k, v in config.items() if k in known}, arm=unit["arm"], seed=unit["seed"])
+    return training.Settings(**{k: v for k, v in {**config, **unit}.items() if k in known})
 
 
 def _task(unit: dict, config: dict, device: torch.device) -> dict:
     """One arm's fine-tuning on one seed: dev scores, norms of gradients by term, seconds of a step."""
-    (name,) = config["tasks"]
+    name = unit["task"]
     model, _ = start(config)
     parts = examples(name, config)
     settings = _settings(config, unit)
@@ -129,93 +137,57 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     return {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
 
 
-def paired(result: dict) -> dict[str, dict]:
-    """By arm: "score", its mean and half-width; "gain" over the arm "base", paired by seed; "step", CPU seconds."""
-    scores, steps = {}, {}
-    for entry in result["units"]:
-        unit, numbers = entry["unit"], entry["numbers"]
-        scores.setdefault(unit["arm"], {})[unit["seed"]] = 100 * numbers["scores"]["score"]
-        own = steps.setdefault(unit["arm"], [])
-        own += [epoch["cpu_s"] / epoch["steps"] for epoch in numbers["history"]]
-    found = {}
-    for arm, by_seed in scores.items():
-        seeds = [seed for seed in by_seed if seed in scores["base"]]
-        values, base = ([s[seed] for seed in seeds] for s in (by_seed, scores["base"]))
-        gain = [a - b for a, b in zip(values, base, strict=True)]
-        enough = len(seeds) > 1
-        found[arm] = {
-            "score": results.mean_interval(values) if enough else (values[0], None),
-            "gain": results.mean_interval(gain) if enough else (gain[0], None),
-            "step": statistics.fmean(steps[arm]),
-            "seeds": len(seeds),
-        }
-    return found
-
-
-def _shown(pair: tuple) -> str:
-    return f"{pair[0]:.2f}" + (f" ± {pair[1]:.2f}" if pair[1] is not None else "")
-
-
-def _table(result: dict) -> list[list[str]]:
-    rows = [["arm", "score", "less base", "CPU s a step", "seeds"]]
-    for arm, f in paired(result).items():
-        rows.append([arm, _shown(f["score"]), _shown(f["gain"]), f"{f['step']:.2f}", str(f["seeds"])])
-    return rows
-
-
-def _premise_table(result: dict) -> list[list[str]]:
-    rows = [["task", "pretraining", "target", "induced bigram", "model on its prefix", "target less induced"]]
-    for entry in result["units"]:
-        for when in ("before", "after"):
-            read = entry["numbers"][when]
-            cells = [f"{read[key]['mean']:.3f}" for key in ("target", "induced", "prefix")]
-            difference = read["target - induced"]
-            cells.append(f"{difference['mean']:+.3f} ± {2 * difference['se']:.3f}")
-            rows.append([entry["unit"]["task"], when, *cells])
-    return rows
-
-
-def _pretrain_table(result: dict) -> list[list[str]]:
-    losses = result["units"][0]["numbers"]["loss"]
-    shown = range(0, len(losses), max(1, len(losses) // 10))
-    return [["share of steps", "loss, nats"], *([f"{i / len(losses):.2f}", f"{losses[i]:.3f}"] for i in shown)]
-
-
 _PRETRAIN = {"pieces": 1_000_000, "length": 128, "epochs": 1, "batch": 16, "lr": 5e-4}
 _FULL = {"model": DEFAULT, "pretrain": _PRETRAIN, "target_pieces": 2_000_000}
 _CI = {
     **{"model": "tiny", "target_pieces": 5000},
     "pretrain": {"pieces": 2000, "length": 32, "epochs": 1, "batch": 16, "lr": 1e-3},
 }
+_LEARNED = {"lr": 1e-4, "mlm": 0.1, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
+_QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
+_PAPER = {**_LEARNED, "lr": 2e-5, "batch": 32, "places": 0, "seeds": 5}
 _CASES = {
-    # task: examples of a CPU's full scale, batch
-    "CoLA": ({"train": 2000, "dev": 1043}, 32),
-    "RTE": ({"train": 1000, "dev": 277}, 16),
-    "MRPC": ({"train": 1000, "dev": 408}, 16),
-    "QNLI-small": ({"train": 1000, "dev": 1000}, 16),
+    # task: examples of a CPU's full scale
+    "CoLA": {"train": 1000, "dev": 1043},
+    "RTE": {"train": 1000, "dev": 277},
+    "MRPC": {"train": 1000, "dev": 408},
+    "QNLI-small": {"train": 1000, "dev": 1000},
 }
+_FEW = {name: {"train": 24, "dev": 10} for name in [*_CASES, "QNLI"]}
+_ALL = {name: {"train": None, "dev": None} for name in ("CoLA", "MRPC", "RTE", "QNLI")}
 
 
-def _experiment(name: str) -> Experiment:
-    limits, batch = _CASES[name]
-    shared = {"tasks": [name], "mlm": 0.1, "lam": 0.1, "k": 5, "places": 4, "epochs": 3}
-    quick = {"examples": {"train": 24, "dev": 10}, "batch": 8, "seeds": 1, "epochs": 1}
+def _arms(config: dict, seed: int) -> list[dict]:
+    seeds = range(seed, seed + checks.count("seeds", config["seeds"]))
+    return [{"task": task, "arm": arm, "seed": s} for task in config["tasks"] for s in seeds for arm in ARMS]
+
+
+def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+    quick = {**_CI, **_QUICK, "tasks": full["tasks"], "examples": {task: _FEW[task] for task in full["tasks"]}}
     return Experiment(
-        name=f"masked-{name.lower()}",
-        description=f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a control",
-        scales={
-            "full": {**_FULL, **shared, "examples": limits, "batch": batch, "seeds": 5},
-            "ci": {**_CI, **shared, **quick},
-        },
-        units=lambda config, seed: [
-            {"arm": arm, "seed": seed + s} for s in range(checks.count("seeds", config["seeds"])) for arm in ARMS
-        ],
+        name=name,
+        description=description,
+        scales={"full": full, "ci": quick},
+        units=_arms,
         run=_task,
-        table=_table,
+        table=readings.table,
+        gpu=gpu,
     )
 
 
+def _choices(config: dict, seed: int) -> list[dict]:
+    """Each number in its arm, the simpler arms' numbers held."""
+    grid = {"lr": "base", "mlm": "MLM", "lam": "MLM + IMM"}
+    return [
+        {"task": task, "arm": arm, key: value, "seed": seed}
+        for task in config["tasks"]
+        for key, arm in grid.items()
+        for value in config["grid"][key]
+    ]
+
+
 _SOME = {"places": 500, "k": 20, "tasks": list(_CASES)}
+_CHOICE = {"tasks": ["CoLA"], "grid": {"lr": [5e-5, 1e-4, 3e-4], "mlm": [0.1, 0.3], "lam": [0.1, 1.0]}}
 
 EXPERIMENTS = [
     Experiment(
@@ -224,18 +196,42 @@ EXPERIMENTS = [
         scales={"full": {**_FULL, "tasks": []}, "ci": {**_CI, "tasks": ["CoLA"]}},
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
-        table=_pretrain_table,
+        table=readings.pretrain_table,
     ),
     Experiment(
         name="masked-premise",
         description="does the target know what the model's induced bigram does not? before and after pretraining",
         scales={
-            "full": {**_FULL, **_SOME, "examples": {"train": 2000, "dev": 400}},
-            "ci": {**_CI, **_SOME, "tasks": ["CoLA"], "places": 10, "k": 2, "examples": {"train": 20, "dev": 10}},
+            "full": {**_FULL, **_SOME, "examples": {name: {"train": 2000, "dev": 400} for name in _CASES}},
+            "ci": {**_CI, **_SOME, "tasks": ["CoLA"], "places": 10, "k": 2, "examples": _FEW},
         },
         units=lambda config, seed: [{"task": task, "seed": seed} for task in config["tasks"]],
         run=_premise,
-        table=_premise_table,
+        table=readings.premise_table,
     ),
-    *(_experiment(name) for name in _CASES),
+    Experiment(
+        name="masked-choice",
+        description="learning rate, weight of masked words and λ, on lines of CoLA's training file apart from the rest",
+        scales={
+            "full": {**_FULL, **_LEARNED, **_CHOICE, "examples": _CASES, "held_out": [2000, 3000]},
+            "ci": {**_CI, **_QUICK, **_CHOICE, "examples": _FEW, "held_out": [100, 110]},
+        },
+        units=_choices,
+        run=_task,
+        table=readings.choice_table,
+    ),
+    *(
+        _experiment(
+            f"masked-{name.lower()}",
+            f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a control",
+            {**_FULL, **_LEARNED, "tasks": [name], "examples": {name: limits}, "seeds": 5},
+        )
+        for name, limits in _CASES.items()
+    ),
+    _experiment(
+        "masked-paper",
+        "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub",
+        {**_FULL, **_PAPER, "model": "bert-base-uncased", "tasks": list(_ALL), "examples": _ALL},
+        gpu=True,
+    ),
 ]
