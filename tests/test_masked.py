@@ -108,12 +108,15 @@ def test_halves_of_a_dev_file(tmp_path, monkeypatch):
 
 
 def test_scores():
-    predicted, label = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0])
-    assert tasks.score("RTE", predicted, label) == {"accuracy": 0.75, "score": 0.75}
-    assert tasks.score("MRPC", predicted, label)["score"] == pytest.approx(2 / 3)
-    assert tasks.score("CoLA", predicted, label)["score"] == pytest.approx(1 / math.sqrt(3))
-    with pytest.raises(ValueError, match="as many as label"):
-        tasks.score("RTE", predicted, label[:2])
+    log_probs = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.8, 0.2], [0.9, 0.1]]).log()
+    label = torch.tensor([1, 0, 0, 0])
+    rte = tasks.score("RTE", log_probs, label)
+    assert rte["accuracy"] == rte["score"] == 0.75 and rte["auc"] == pytest.approx(2 / 3)
+    assert rte["nats"] == pytest.approx(-math.log(0.6 * 0.3 * 0.8 * 0.9) / 4)
+    assert tasks.score("MRPC", log_probs, label)["score"] == pytest.approx(2 / 3)
+    assert tasks.score("CoLA", log_probs, label)["score"] == pytest.approx(1 / math.sqrt(3))
+    with pytest.raises(ValueError, match=r"log_probs must be \(2, 2\), got \(4, 2\)"):
+        tasks.score("RTE", log_probs, label[:2])
 
 
 # the encoder

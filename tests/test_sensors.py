@@ -1,4 +1,4 @@
-"""The experiment of chapter 6: honest partitions, fits that agree with scikit-learn, choices blind to the test."""
+"""The experiment of chapter 21: honest partitions, fits that agree with scikit-learn, choices blind to the test."""
 
 import dataclasses
 import json
@@ -147,7 +147,7 @@ def test_the_picture_draws_the_stored_numbers(stored, tmp_path):
 
 
 def test_the_thirty_lines_of_the_chapter_run_on_their_own():
-    notebook = nbformat.read(BOOK / "06-your-own-project.ipynb", as_version=4)
+    notebook = nbformat.read(BOOK / "21-your-own-project.ipynb", as_version=4)
     program = "\n".join(c.source for c in notebook.cells if "program" in c.metadata.get("tags", []))
     lines = [line for line in program.splitlines() if line.strip() and not re.match(r"(from|import) ", line)]
     assert 25 <= len(lines) <= 35

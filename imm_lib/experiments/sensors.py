@@ -1,4 +1,4 @@
-"""IMM on a small real data set: an old system reads one sensor of many cases, a new one all sensors of few (chapter 6).
+"""IMM on a small real data set (chapter 21): an old system reads one sensor of many cases, a new one all of few.
 
 Every unit is one random partition of the breast-cancer data that scikit-learn ships: ``old`` cases, of which only the
 sensor and the label are used, to fit the restricted model; n ``new`` cases with all sensors, to train on; cases to
@@ -438,7 +438,7 @@ _CONFIG = {
 EXPERIMENTS = [
     Experiment(
         name="sensors",
-        description="breast-cancer data, one sensor of many cases helps all sensors of few (chapter 6)",
+        description="breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)",
         scales={
             "full": _CONFIG,
             "ci": _CONFIG | {"sensors": {"worst radius": [20]}, "seeds": 3, "cross_validated": []},

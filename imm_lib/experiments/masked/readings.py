@@ -5,24 +5,25 @@ import statistics
 from imm_lib import results
 
 
-def paired(result: dict, task: str | None = None) -> dict[str, dict]:
+def paired(result: dict, task: str | None = None, measure: str = "score") -> dict[str, dict]:
     """The arms of a task on the same seeds.
 
     Args:
         result: a stored result.
         task: of GLUE; by default the first of the result.
+        measure: "score" or "auc", in per cent, or "nats".
 
     Returns:
-        By arm "score", its mean and half-width of 95 % in per cent; "gain", the same of the difference to "base" and
-        "over MLM" to "MLM", paired by seed; "step", CPU seconds of a step; "norms", the mean norms of the gradients
-        by term; "seeds". Half-widths are None where there is one seed.
+        By arm "score", mean and half-width of 95 %; "gain", the same of the difference to "base" and "over MLM" to
+        "MLM", paired by seed; "step", CPU seconds of a step; "norms", the mean norms of the gradients by term; "seeds".
+        Half-widths are None where there is one seed.
     """
     task = task or result["config"]["tasks"][0]
     units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
-    scores, histories = {}, {}
+    scores, histories, unit = {}, {}, 1 if measure == "nats" else 100
     for entry in units:
         arm, numbers = entry["unit"]["arm"], entry["numbers"]
-        scores.setdefault(arm, {})[entry["unit"]["seed"]] = 100 * numbers["scores"]["score"]
+        scores.setdefault(arm, {})[entry["unit"]["seed"]] = unit * numbers["scores"][measure]
         histories.setdefault(arm, []).extend(numbers["history"])
     found = {}
     for arm, own in scores.items():
@@ -55,21 +56,37 @@ def _shown(pair: tuple | None) -> str:
 
 def table(result: dict) -> list[list[str]]:
     """Every task and arm."""
-    rows = [["task", "arm", "score", "less base", "less MLM", "CPU s a step", "seeds"]]
+    rows = [["task", "arm", "score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds"]]
     for task in result["config"]["tasks"]:
+        area = paired(result, task, "auc")
         for arm, f in paired(result, task).items():
-            cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")]
+            cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")] + [_shown(area[arm]["over MLM"])]
             rows.append([task, arm, *cells, f"{f['step']:.2f}", str(f["seeds"])])
     return rows
 
 
-def choice_table(result: dict) -> list[list[str]]:
-    """The held-out score of every number that was tried."""
-    rows = [["arm", "number", "score"]]
+def chosen(result: dict) -> dict[str, float]:
+    """The best of the numbers that were tried, by held-out log-loss."""
+    best = {}
     for entry in result["units"]:
-        unit = entry["unit"]
-        ((name, value),) = [(k, v) for k, v in unit.items() if k not in ("task", "arm", "seed")]
-        rows.append([unit["arm"], f"{name} = {value:g}", f"{100 * entry['numbers']['scores']['score']:.2f}"])
+        name, value = _tried(entry["unit"])
+        best[name] = min(best.get(name, (float("inf"), 0)), (entry["numbers"]["scores"]["nats"], value))
+    return {name: value for name, (_, value) in best.items()}
+
+
+def _tried(unit: dict) -> tuple[str, float]:
+    ((name, value),) = [(k, v) for k, v in unit.items() if k not in ("task", "arm", "seed")]
+    return name, value
+
+
+def choice_table(result: dict) -> list[list[str]]:
+    """The held-out measures of every number that was tried."""
+    rows = [["arm", "number", "log-loss, nats", "AUC", "score"]]
+    for entry in result["units"]:
+        name, value = _tried(entry["unit"])
+        scores = entry["numbers"]["scores"]
+        cells = [f"{scores['nats']:.4f}", f"{100 * scores['auc']:.2f}", f"{100 * scores['score']:.2f}"]
+        rows.append([entry["unit"]["arm"], f"{name} = {value:g}", *cells])
     return rows
 
 

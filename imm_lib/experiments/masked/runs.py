@@ -187,7 +187,12 @@ def _choices(config: dict, seed: int) -> list[dict]:
 
 
 _SOME = {"places": 500, "k": 20, "tasks": list(_CASES)}
-_CHOICE = {"tasks": ["CoLA"], "grid": {"lr": [5e-5, 1e-4, 3e-4], "mlm": [0.1, 0.3], "lam": [0.1, 1.0]}}
+_CHOICE = {
+    **_LEARNED,
+    **{"lr": 1e-4, "mlm": 0.1, "lam": 0.1, "tasks": ["CoLA"]},
+    "grid": {"lr": [1e-4, 3e-4], "mlm": [0.1, 0.3], "lam": [0.1, 1.0]},
+}
+"""What is held while a number is tried, and the numbers that are tried; _LEARNED has those that were best."""
 
 EXPERIMENTS = [
     Experiment(
@@ -213,8 +218,8 @@ EXPERIMENTS = [
         name="masked-choice",
         description="learning rate, weight of masked words and λ, on lines of CoLA's training file apart from the rest",
         scales={
-            "full": {**_FULL, **_LEARNED, **_CHOICE, "examples": _CASES, "held_out": [2000, 3000]},
-            "ci": {**_CI, **_QUICK, **_CHOICE, "examples": _FEW, "held_out": [100, 110]},
+            "full": {**_FULL, **_CHOICE, "examples": {"CoLA": {"train": 1000, "dev": 1000}}, "held_out": [2000, 3000]},
+            "ci": {**_CI, **_CHOICE, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
         },
         units=_choices,
         run=_task,

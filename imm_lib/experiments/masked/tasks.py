@@ -111,21 +111,33 @@ def read(path: Path, task: Task) -> list[Example]:
     return found
 
 
-def score(name: str, predicted: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
-    """Accuracy and, where GLUE reports it, "mcc" or "f1" of (N,) predictions; "score" is the task's own.
+def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    """Measures of predictions.
+
+    Args:
+        name: of TASKS.
+        log_probs: (N, C) of the labels.
+        label: (N,).
+
+    Returns:
+        "accuracy" and, where GLUE reports it, "mcc" or "f1", of which "score" is the task's own; "auc", the area under
+        the ROC curve, and "nats", the mean log-loss, which move before a prediction turns over.
 
     Raises:
         TypeError, ValueError: an unknown task, or predictions that are not as many as labels.
 
-    >>> score("CoLA", torch.tensor([1, 0, 1, 0]), torch.tensor([1, 0, 0, 0]))["mcc"].__round__(3)
+    >>> p = torch.tensor([[0.4, 0.6], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
+    >>> score("CoLA", p.log(), torch.tensor([1, 0, 0, 0]))["mcc"].__round__(3)
     0.577
     """
     from sklearn import metrics
 
-    task = _task(name)
-    predicted, label = checks.ids("predicted", predicted), checks.ids("label", label)
-    if len(predicted) != len(label):
-        raise ValueError(f"predicted must be as many as label, {len(label)}, got {len(predicted)}")
+    task, label = _task(name), checks.ids("label", label)
+    if log_probs.shape != (len(label), len(task.labels)):
+        raise ValueError(f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}")
+    predicted, p = log_probs.argmax(1), log_probs[:, 1].exp()
     known = {"accuracy": metrics.accuracy_score, "mcc": metrics.matthews_corrcoef, "f1": metrics.f1_score}
     scores = {name: float(known[name](label, predicted)) for name in dict.fromkeys(("accuracy", task.score))}
-    return {**scores, "score": scores[task.score]}
+    auc = float(metrics.roc_auc_score(label, p)) if len(label.unique()) == 2 else 0.5
+    nats = torch.nn.functional.nll_loss(log_probs, label).item()
+    return {**scores, "score": scores[task.score], "auc": auc, "nats": nats}

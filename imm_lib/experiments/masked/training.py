@@ -192,14 +192,14 @@ class Run:
 
 @torch.no_grad()
 def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
-    """(N,) the likeliest label of each example; sorted by length, so that little is padded."""
+    """(N, C) log-probabilities of the labels of each example; sorted by length, so that little is padded."""
     model.eval()
     sequences = model.encode(examples)
     order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
-    found = torch.empty(len(sequences), dtype=torch.long)
+    found = torch.empty(len(sequences), model.classifier.out_features)
     for part in order.split(batch):
         features = model.features(model.batch([sequences[i] for i in part.tolist()]))
-        found[part] = model.classify(features).argmax(1).cpu()
+        found[part] = model.classify(features).cpu()
     return found
 
 

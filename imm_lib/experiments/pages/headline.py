@@ -28,7 +28,7 @@ def _logistic() -> Row:
     means = [scores[method]["mean"] for method in ("baseline", "noising", "IMM exact")]
     gain = scores["IMM exact"]["above_baseline"]
     what = "Logistic regression on 10 points: accuracy, per cent ↑"
-    return Row(what, *means, (gain["mean"], NORMAL * gain["se"]), "07-logistic-regression")
+    return Row(what, *means, (gain["mean"], NORMAL * gain["se"]), "06-logistic-regression")
 
 
 def _sensors() -> Row:
@@ -36,7 +36,7 @@ def _sensors() -> Row:
     plain, _ = results.mean_interval([e["test"]["baseline"]["loss"] for e in entries])
     change, direct = sensors.gain(entries, "IMM"), sensors.gain(entries, "reverse-KD")[0]
     what = "Diagnoses from 20 cases: test loss, nats ↓"
-    return Row(what, plain, plain + direct, plain + change[0], change, "06-your-own-project", 3)
+    return Row(what, plain, plain + direct, plain + change[0], change, "21-your-own-project", 3)
 
 
 def _grid() -> Row:
@@ -48,7 +48,7 @@ def _grid() -> Row:
     (plain, direct, imm) = (max(found[matching]) for matching in ("none", "reverse-KD", "IMM"))
     error = (plain[1] ** 2 + imm[1] ** 2) ** 0.5
     what = "A walker after 100 trials: return, best of five weights ↑"
-    return Row(what, plain[0], direct[0], imm[0], (imm[0] - plain[0], NORMAL * error), "13-going-further")
+    return Row(what, plain[0], direct[0], imm[0], (imm[0] - plain[0], NORMAL * error), "12-going-further")
 
 
 def _language() -> Row:
@@ -56,7 +56,7 @@ def _language() -> Row:
     imm = found["moving average, λ = 1"]
     tests = found["baseline"]["test"], found["reverse-KD, λ = 1"]["test"], imm["test"]
     what = "LSTM on 3 % of the Penn Treebank, λ = 1: perplexity ↓"
-    return Row(what, *tests, (imm["difference"], imm["half_width"]), "14-lstm-language-models")
+    return Row(what, *tests, (imm["difference"], imm["half_width"]), "13-lstm-language-models")
 
 
 def _digits() -> Row:

@@ -205,14 +205,14 @@ What the paper shows in figures, without numbers, is compared in the chapters, s
 
 _NOTES = {
     "Section 7.1": """Ours is the mean over 10, 20, 30, 40 and 50 data points. Over all twelve sizes of the figure the
-gain is worth more ([chapter 7](07-logistic-regression.ipynb)).""",
+gain is worth more ([chapter 6](06-logistic-regression.ipynb)).""",
     "Table 1": """The paper's is the best of several restarts, ours is to be the mean of two seeds. [Chapter
-14](14-lstm-language-models.ipynb) has the same methods on a part of the text.""",
+13](13-lstm-language-models.ipynb) has the same methods on a part of the text.""",
     "Table 2": "BERT base needs weights from a model hub and a GPU; nothing has been run.",
     "Table 4": """The paper does not print its plane. Ours has the normal (1, 1, 1) and goes through the centre of
 the cube. The errors of the paper's means are read off its bars. Baseline and IMM are near, though
 not always inside; the noising column is not reproduced by any plane that was tried, and [chapter
-8](08-lambda-and-table-4.ipynb) tells of the search.""",
+7](07-lambda-and-table-4.ipynb) tells of the search.""",
     "Table 5": """The restricted model is in the paper's convention for perplexities ([chapter
 5](05-kneser-ney.ipynb)).""",
 }
