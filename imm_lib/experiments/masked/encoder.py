@@ -192,6 +192,7 @@ def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4,
         num_attention_heads=heads,
         intermediate_size=4 * width,
         max_position_embeddings=limit,
+        initializer_range=width**-0.5,  # BERT's .02 is for 768 units; here it would stay at the unigram for long
     )
     body = transformers.BertModel(config, add_pooling_layer=False)
     return build(body, transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special))
