@@ -133,6 +133,19 @@ def test_padding_changes_nothing(model, examples):
 
 
 @needs_glue
+def test_a_classifier_reads_the_mean_or_the_first_piece(model, examples):
+    tuned = model.for_task(2).eval()
+    sequences = tuned.encode(examples[:4])
+    for mean in (True, False):
+        tuned.mean = mean
+        found = tuned.classify(tuned.batch(sequences))  # padded
+        for row, sequence in zip(found, sequences, strict=True):
+            pieces = tuned.features(tuned.batch([sequence]))[0]
+            whole = pieces.mean(0) if mean else pieces[0]
+            torch.testing.assert_close(row, tuned.classifier(whole).log_softmax(-1))
+
+
+@needs_glue
 def test_the_head_begins_as_the_identity(model):
     features = torch.randn(3, 16)
     expected = (features @ model.body.get_input_embeddings().weight.T).log_softmax(-1)
@@ -407,7 +420,6 @@ def test_every_number_is_chosen_in_the_simplest_arm_that_has_it():
     config = experiment.scales["full"]
     units = experiment.units(config, 0)
     assert {(u["arm"], *(set(u) - {"task", "arm", "seed"})) for u in units} == {
-        ("base", "lr"),
         ("MLM", "mlm"),
         ("MLM + IMM", "lam"),
     }

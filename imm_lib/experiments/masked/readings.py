@@ -66,11 +66,11 @@ def table(result: dict) -> list[list[str]]:
 
 
 def chosen(result: dict) -> dict[str, float]:
-    """The best of the numbers that were tried, by held-out log-loss."""
+    """The best of the numbers that were tried, by the area under the curve on held-out examples."""
     best = {}
     for entry in result["units"]:
         name, value = _tried(entry["unit"])
-        best[name] = min(best.get(name, (float("inf"), 0)), (entry["numbers"]["scores"]["nats"], value))
+        best[name] = max(best.get(name, (0.0, 0.0)), (entry["numbers"]["scores"]["auc"], value))
     return {name: value for name, (_, value) in best.items()}
 
 

@@ -177,7 +177,7 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
 
 def _choices(config: dict, seed: int) -> list[dict]:
     """Each number in its arm, the simpler arms' numbers held."""
-    grid = {"lr": "base", "mlm": "MLM", "lam": "MLM + IMM"}
+    grid = {"mlm": "MLM", "lam": "MLM + IMM"}
     return [
         {"task": task, "arm": arm, key: value, "seed": seed}
         for task in config["tasks"]
@@ -189,8 +189,8 @@ def _choices(config: dict, seed: int) -> list[dict]:
 _SOME = {"places": 500, "k": 20, "tasks": list(_CASES)}
 _CHOICE = {
     **_LEARNED,
-    **{"lr": 1e-4, "mlm": 0.1, "lam": 0.1, "tasks": ["CoLA"]},
-    "grid": {"lr": [1e-4, 3e-4], "mlm": [0.1, 0.3], "lam": [0.1, 1.0]},
+    **{"mlm": 0.03, "lam": 0.1, "tasks": ["CoLA"]},
+    "grid": {"mlm": [0.01, 0.03, 0.1], "lam": [0.1, 1.0]},
 }
 """What is held while a number is tried, and the numbers that are tried; _LEARNED has those that were best."""
 
@@ -216,9 +216,9 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice",
-        description="learning rate, weight of masked words and λ, on lines of CoLA's training file apart from the rest",
+        description="the weight of masked words, and λ, by held-out examples of CoLA's training file",
         scales={
-            "full": {**_FULL, **_CHOICE, "examples": {"CoLA": {"train": 1000, "dev": 1000}}, "held_out": [2000, 3000]},
+            "full": {**_FULL, **_CHOICE, "examples": {"CoLA": {"train": 500, "dev": 1000}}, "held_out": [2000, 3000]},
             "ci": {**_CI, **_CHOICE, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
         },
         units=_choices,

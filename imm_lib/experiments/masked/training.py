@@ -141,7 +141,7 @@ class Run:
         """One step on the examples of these numbers; losses in nats and norms of gradients, by term."""
         settings, parameters = self.settings, [p for p in self.model.parameters() if p.requires_grad]
         batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
-        losses = {"task": lambda: F.nll_loss(self._classes(batch), self.label[numbers].to(batch.ids.device))}
+        losses = {"task": lambda: F.nll_loss(self.model.classify(batch), self.label[numbers].to(batch.ids.device))}
         if settings.arm != "base":
             losses["MLM"] = lambda: masked_words(self.model, batch, self.generator)
         weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
@@ -162,9 +162,6 @@ class Run:
         self.optimiser.step()
         self.schedule.step()
         return found
-
-    def _classes(self, batch) -> Tensor:
-        return self.model.classify(self.model.features(batch))
 
     def state(self) -> dict:
         """What a checkpoint holds."""
@@ -198,8 +195,7 @@ def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor
     order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
     found = torch.empty(len(sequences), model.classifier.out_features)
     for part in order.split(batch):
-        features = model.features(model.batch([sequences[i] for i in part.tolist()]))
-        found[part] = model.classify(features).cpu()
+        found[part] = model.classify(model.batch([sequences[i] for i in part.tolist()])).cpu()
     return found
 
 
