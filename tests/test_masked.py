@@ -441,3 +441,9 @@ def test_arms_are_paired_by_seed_and_task():
     assert found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None) and found["MLM + IMM"]["seeds"] == 1
     assert found["base"]["score"][0] == pytest.approx(20.0) and found["base"]["step"] == 2.0
     assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"]["norms"] == {"task": 1.0}
+
+
+def test_the_numbers_of_full_runs_are_those_that_the_stored_choice_found():
+    found = masked.readings.chosen(imm.results.load("masked-choice"))
+    for name in ("masked-cola", "masked-rte", "masked-mrpc", "masked-qnli-small"):
+        assert {key: imm.experiments.find(name).scales["full"][key] for key in found} == found

@@ -143,7 +143,7 @@ _CI = {
     **{"model": "tiny", "target_pieces": 5000},
     "pretrain": {"pieces": 2000, "length": 32, "epochs": 1, "batch": 16, "lr": 1e-3},
 }
-_LEARNED = {"lr": 1e-4, "mlm": 0.1, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
+_LEARNED = {"lr": 1e-4, "mlm": 0.01, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
 _QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
 _PAPER = {**_LEARNED, "lr": 2e-5, "batch": 32, "places": 0, "seeds": 5}
 _CASES = {
