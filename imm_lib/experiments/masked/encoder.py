@@ -133,10 +133,10 @@ class MaskedLM(nn.Module):
 
 def _libraries() -> tuple:
     """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError with the pip line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tqdm.auto  # noqa: F401
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
         import tokenizers
         import transformers
     except ImportError as error:

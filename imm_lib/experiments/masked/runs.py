@@ -186,7 +186,7 @@ def _choices(config: dict, seed: int) -> list[dict]:
     ]
 
 
-_SOME = {"places": 500, "k": 20, "tasks": list(_CASES)}
+_SOME = {"places": 200, "k": 10, "tasks": list(_CASES)}
 _CHOICE = {
     **_LEARNED,
     **{"mlm": 0.03, "lam": 0.1, "tasks": ["CoLA"]},
