@@ -26,7 +26,7 @@ def premise(
     on its full prefix, the model is so poor that its induced model matters little.
 
     Args:
-        model: without dropout.
+        model: without dropout; on one device with what follows.
         target: the restricted model; has ``log_prob``.
         train: whose prefixes make the induced bigram.
         held_out: whose words are predicted, after words that ``train`` has as well.
@@ -46,10 +46,10 @@ def premise(
     known = (train.contexts.counts[held_out.short] > 0).nonzero().flatten()
     if len(known) == 0:
         raise ValueError("held_out must have a word after one that train has as well, got none")
-    drawn = known[torch.randperm(len(known), generator=generator)[: checks.count("places", places)]]
+    drawn = known[torch.randperm(len(known), generator=generator)[: checks.count("places", places)].to(known.device)]
     short, label = held_out.short[drawn], held_out.label[drawn]
     prefix = held_out.log_q(model, drawn).gather(1, label.unsqueeze(1)).squeeze(1)
-    induced = torch.empty(len(drawn))
+    induced = torch.empty(len(drawn), device=drawn.device)
     for word in short.unique():  # one induced row for all places of a word
         at = (short == word).nonzero().flatten()
         extended = train.contexts.sample(word.view(1), checks.count("k", k), generator)[0]

@@ -49,14 +49,14 @@ def _untrained(config: dict) -> MaskedLM:
         return tiny([e.first for name in config["tasks"] for e in tasks.load(name, "train")[:200]], width=16, limit=512)
 
 
-def start(config: dict) -> tuple[MaskedLM, list[float]]:
+def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, list[float]]:
     """The common starting point of all arms, and its course of pretraining: from its file, or trained and written.
 
     A model with a masked-LM head of its own is taken as it is.
     """
     from safetensors.torch import load_file, save
 
-    model = _untrained(config)
+    model = _untrained(config).to(device)
     if not isinstance(model.head, Head):
         return model, []
     plan = config["pretrain"]
@@ -67,7 +67,7 @@ def start(config: dict) -> tuple[MaskedLM, list[float]]:
         model.load_state_dict(load_file(file))
         return model, json.loads(course.read_text())["loss"]
     sequences, stream = wiki(model, plan["pieces"], plan["length"])
-    counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1
+    counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
     model.head.bias.data.copy_((counts / counts.sum()).log())
     settings = training.Settings(epochs=plan["epochs"], batch=plan["batch"], lr=plan["lr"])
     unfinished = file.with_suffix(".pt")
@@ -100,7 +100,7 @@ def _shuffled(found: list[Example]) -> list[Example]:
 
 
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
-    _, losses = start(config)
+    _, losses = start(config, device)
     size = max(1, len(losses) // 50)
     return {"loss": [round(statistics.fmean(losses[i : i + size]), 4) for i in range(0, len(losses), size)]}
 
@@ -108,11 +108,10 @@ def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     """Before pretraining and after it: what target, induced bigram and full model know of held-out words."""
     found, parts = {}, examples(unit["task"], config)
-    for when, model in (("before", _untrained(config)), ("after", start(config)[0])):
-        model = model.to(device)
+    for when, model in (("before", _untrained(config).to(device)), ("after", start(config, device)[0])):
         sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
-        prefixes = {split: Prefixes(sequences[split], model) for split in tasks.SPLITS}
-        mixture = target(model, sequences["train"], config)
+        prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
+        mixture = target(model, sequences["train"], config).to(device)
         found[when] = premise(model, mixture, prefixes["train"], prefixes["dev"], config["places"], config["k"])
     return {**found, "weight": mixture.weight}
 
@@ -125,13 +124,13 @@ def _settings(config: dict, unit: dict) -> training.Settings:
 def _task(unit: dict, config: dict, device: torch.device) -> dict:
     """One arm's fine-tuning on one seed: dev scores, norms of gradients by term, seconds of a step."""
     name = unit["task"]
-    model, _ = start(config)
+    model, _ = start(config, device)
     parts = examples(name, config)
     settings = _settings(config, unit)
     mixture = None if unit["arm"] in ("base", "MLM") else target(model, model.encode(parts["train"]), config)
     identity = hashlib.sha256(json.dumps([unit, config, results.code()], sort_keys=True).encode()).hexdigest()[:16]
     file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
-    tuned = training.fine_tune(model.to(device), name, parts["train"], parts["dev"], mixture, settings, file)
+    tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
     file.unlink(missing_ok=True)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
     return {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}

@@ -108,6 +108,7 @@ class Run:
         if settings.arm not in ("base", "MLM"):
             prefixes = Prefixes(self.sequences, self.model)
             self.causal = Causal(settings.arm, target, prefixes, settings.k, settings.places, self.draws)
+            self.causal.to(next(self.model.parameters()).device)
         self.steps = settings.epochs * -(-len(train) // settings.batch)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=0.01, fused=True)
         warm = max(1, self.steps // 10)
