@@ -1,6 +1,7 @@
 """The command line: python -m imm_lib list | run | show | bench."""
 
 import argparse
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -56,6 +57,15 @@ def _without_out(words: list[str]) -> list[str]:
     return [w for w, before in zip(words, after, strict=False) if before != "--out" and w.partition("=")[0] != "--out"]
 
 
+def _left(remaining: list[experiments.Experiment], scale: str) -> str:
+    """How long the stored runs of these experiments took; nothing where none is stored."""
+    seconds = []
+    for experiment in remaining:
+        with contextlib.suppress(results.ResultError):
+            seconds.append(results.load(experiments.file_name(experiment, scale))["wall_s"])
+    return f", the {len(seconds)} with a stored run took {sum(seconds) / 60:.0f} min" if seconds else ""
+
+
 def _act(args: argparse.Namespace, words: list[str]) -> None:
     if args.command == "list":
         _print_table([[e.name, e.description] for e in experiments.registry().values()])
@@ -67,7 +77,10 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         command = shlex.join(["python", "-m", "imm_lib", *_without_out(words)])
         chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
         jobs = getattr(args, "jobs", 1)
-        for experiment in chosen:
+        for i, experiment in enumerate(chosen):
+            if len(chosen) > 1:
+                left = _left(chosen[i:], scale)
+                print(f"[{i + 1}/{len(chosen)}{left}] {experiment.name}", file=sys.stderr)
             file = experiments.run(experiment, scale, args.seed, args.device, args.resume, args.out, command, jobs)
             _print_table(experiment.table(results.load(file.stem, file.parent)))
             print(f"written: {file.name}")

@@ -139,6 +139,7 @@ def test_missing_data_is_one_sentence_that_says_what_to_do(monkeypatch):
 REPORT = "<testsuites><testsuite>{}</testsuite></testsuites>"
 PASSED, CELL = "<testcase name='t'/>", "<testcase name='Cell 0'/>"
 SKIPPED = "<testcase name='t'><skipped/></testcase>"
+NO_BROWSER = "<testcase name='t'><skipped message='needs Chromium on the path'/></testcase>"
 FAILED = "<testcase name='t'><failure/></testcase>"
 
 
@@ -162,6 +163,20 @@ def test_the_gate_counts_what_ran(tmp_path, unit, notebooks, book, cells, compla
         assert line == "gate: 3 tests passed, 1 skipped, 3 notebook cells re-executed, 4 pages checked"
     else:
         assert any(complaint in c for c in complaints)
+
+
+def test_without_a_browser_the_gate_passes_and_says_so(tmp_path):
+    for name, cases in (("unit", PASSED), ("notebooks", PASSED + CELL), ("book", PASSED + NO_BROWSER * 2)):
+        (tmp_path / f"{name}.xml").write_text(REPORT.format(cases), encoding="utf-8")
+    line, complaints = summary.summarise(tmp_path, 1, pages=4)
+    assert complaints == [] and "0 skipped, 2 without a browser" in line
+
+
+def test_no_tracked_file_is_large():
+    """Packages and data do not belong into the history, from which nothing can be taken out again."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in names.split("\0") if name and (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 2**20} == {}
 
 
 def chapter(path: Path, source: str) -> Path:

@@ -240,7 +240,10 @@ def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
         main(["run", "--all"])
     monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": replace(toy(log=log), name="tyro")})
     assert main(["run", "--all", "--resume"]) == 0
-    assert log.read_text().split() == ["0", "1", "2", "3", "0", "1", "1", "2", "3"]
+    assert "[1/2] toy" in (said := capsys.readouterr().err) and "[2/2] tyro" in said
+    assert main(["run", "--all", "--resume"]) == 0
+    assert "[1/2, the 2 with a stored run took 0 min] toy" in capsys.readouterr().err
+    assert log.read_text().split()[:9] == ["0", "1", "2", "3", "0", "1", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,27 @@
-"""What the book asks of Sphinx beyond its settings: bars in docstrings, and no thebe on the pages."""
+"""What the book asks of Sphinx beyond its settings: bars in docstrings, no thebe, works listed by author and year."""
 
 import re
+
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style
+from pybtex.style.labels import BaseLabelStyle
+
+
+class AuthorYear(BaseLabelStyle):
+    """Labels as the text cites: one or two names, or the first and "et al.", and the year."""
+
+    def format_labels(self, sorted_entries):
+        """One label for each entry."""
+        for entry in sorted_entries:
+            names = [" ".join(person.last_names) for person in entry.persons["author"]]
+            several = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+            yield f"{several}, {entry.fields['year']}"
+
+
+class BookStyle(Style):
+    """Plain, but for the labels."""
+
+    default_label_style = AuthorYear
 
 
 def escape_bars(app, what, name, obj, options, lines):
@@ -24,6 +45,7 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
 def setup(app):
     """Register with Sphinx."""
+    register_plugin("pybtex.style.formatting", "author_year", BookStyle)
     app.connect("autodoc-process-docstring", escape_bars)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -20,7 +20,7 @@ import torch
 
 from imm_lib import checks, results
 
-MODULES = ("kneser_ney", "logistic", "language", "masked", "grid", "side", "sensors", "bench")
+MODULES = ("kneser_ney", "logistic", "grid", "language", "masked", "side", "sensors", "bench")
 
 
 @dataclass(frozen=True)

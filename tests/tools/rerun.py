@@ -29,7 +29,7 @@ if importlib.util.find_spec("imm_lib") is None:
         !git clone -q --depth 1 https://github.com/imm-book/imm-book
         %cd -q imm-book/book
     root = str(Path("..").resolve())
-    %pip install -q "{root}[data,plot,experiments]"
+    %pip install -q "{root}[data,plot,experiments,transport]"
     sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
 HIDDEN = ["remove-cell", "skip-execution"]
 COST = """import json as _json, torch as _torch, imm_lib as _imm

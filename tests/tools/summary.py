@@ -11,15 +11,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def count(report: Path) -> dict[str, int]:
-    """Passed, skipped and failed tests of a report, notebook cells apart."""
-    counts = dict.fromkeys(("passed", "skipped", "failed", "cells", "cells_skipped"), 0)
+    """Passed, skipped and failed tests of a report, notebook cells and what needs a browser apart."""
+    counts = dict.fromkeys(("passed", "skipped", "no_browser", "failed", "cells", "cells_skipped"), 0)
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
         cell = "cells" if case.get("name", "").startswith("Cell ") else ""
         if kinds & {"failure", "error"}:
             counts["failed"] += 1
         elif "skipped" in kinds:
-            counts["cells_skipped" if cell else "skipped"] += 1
+            browser = "needs Chromium" in case.find("skipped").get("message", "")
+            counts["cells_skipped" if cell else "no_browser" if browser else "skipped"] += 1
         else:
             counts[cell or "passed"] += 1
     return counts
@@ -37,6 +38,7 @@ def summarise(reports: Path, notebook_cells: int, pages: int) -> tuple[str, list
         complaints.append(f"notebooks: {notebook_cells} code cells, but {total['cells']} ran")
     left_out = f" ({total['cells_skipped']} skipped)" if total["cells_skipped"] else ""
     tests = f"gate: {total['passed']} tests passed, {total['skipped']} skipped"
+    tests += f", {total['no_browser']} without a browser" if total["no_browser"] else ""
     return f"{tests}, {total['cells']} notebook cells re-executed{left_out}, {pages} pages checked", complaints
 
 
