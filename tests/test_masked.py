@@ -97,14 +97,15 @@ def test_what_is_not_there(tmp_path, monkeypatch):
         tasks.load("CoLA", "test")
 
 
-def test_halves_of_a_dev_file(tmp_path, monkeypatch):
+def test_halves_of_a_dev_file_share_neither_question_nor_sentence(tmp_path, monkeypatch):
     folder = tmp_path / "glue" / "QNLI"
     folder.mkdir(parents=True)
-    rows = "".join(f"{i}\tq{i}\ts{i}\tentailment\n" for i in range(5))
+    pairs = [("q0", "s0"), ("q1", "s1"), ("q0", "s2"), ("q2", "s3"), ("q1", "s3"), ("q3", "s4")]
+    rows = "".join(f"{i}\t{q}\t{s}\tentailment\n" for i, (q, s) in enumerate(pairs))
     (folder / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n" + rows, encoding="utf-8")
     monkeypatch.setenv("IMM_DATA", str(tmp_path))
-    halves = [[e.first for e in tasks.load("QNLI-small", split)] for split in ("train", "dev")]
-    assert halves == [["q0", "q2", "q4"], ["q1", "q3"]]
+    halves = [[e[:2] for e in tasks.load("QNLI-small", split)] for split in ("train", "dev")]
+    assert halves == [[("q0", "s0"), ("q0", "s2"), ("q2", "s3")], [("q1", "s1"), ("q3", "s4")]]
 
 
 def test_scores():
@@ -251,6 +252,10 @@ def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text
     short = torch.arange(model.vocab_size)
     rows = bigrams(short)
     torch.testing.assert_close(rows.sum(1), torch.ones(model.vocab_size))
+    for word in short[:8]:  # by brute force, from the two bigrams' own rows
+        rows_of = [part(word.view(1))[0] for part in (bigrams.task, bigrams.large)]
+        expected = [bigrams.weight * a + (1 - bigrams.weight) * b for a, b in zip(*rows_of, strict=True)]
+        torch.testing.assert_close(rows[word], torch.stack(expected))
     label = torch.randint(model.vocab_size, (model.vocab_size,), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(bigrams.log_prob(short, label).exp().float(), rows[short, label])
     assert bigrams.weight in target.WEIGHTS
@@ -447,3 +452,10 @@ def test_the_numbers_of_full_runs_are_those_that_the_stored_choice_found():
     found = masked.readings.chosen(imm.results.load("masked-choice"))
     for name in ("masked-cola", "masked-rte", "masked-mrpc", "masked-qnli-small"):
         assert {key: imm.experiments.find(name).scales["full"][key] for key in found} == found
+
+
+def test_places_after_one_word_count_as_one():
+    values, group = torch.tensor([1.0, 1.0, 3.0, 3.0]).double(), torch.tensor([7, 7, 2, 2])
+    found = masked.measures._mean(values, group)
+    apart = masked.measures._mean(values, torch.arange(4))
+    assert found["mean"] == 2.0 and found["se"] == pytest.approx(8**0.5 / 4) and apart["se"] == pytest.approx(0.5)

@@ -25,6 +25,9 @@ def premise(
     Where the target is not below the induced bigram there is nothing that IMM could teach; where it is below the model
     on its full prefix, the model is so poor that its induced model matters little.
 
+    The average over k prefixes stands for the induced bigram. By Jensen's inequality its logarithm is a little low on
+    average, which favours the target.
+
     Args:
         model: without dropout; on one device with what follows.
         target: the restricted model; has ``log_prob``.
@@ -35,8 +38,8 @@ def premise(
         seed: of the draws.
 
     Returns:
-        "target", "induced" and "prefix", each with "mean" and "se" in nats, and "paired" differences of the target from
-        the other two: "target - induced", "target - prefix".
+        "target", "induced" and "prefix", each with "mean" and "se" in nats, clustered by the word before; and
+        the same of the paired differences of the target from the other two: "target - induced", "target - prefix".
 
     Raises:
         TypeError, ValueError: a number out of range, or no held-out word after a known one.
@@ -58,8 +61,11 @@ def premise(
     losses = {"target": -target.log_prob(short, label), "induced": -induced, "prefix": -prefix}
     for other in ("induced", "prefix"):
         losses[f"target - {other}"] = losses["target"] - losses[other]
-    return {name: _mean(values.double()) for name, values in losses.items()}
+    return {name: _mean(values.double(), short) for name, values in losses.items()}
 
 
-def _mean(values: Tensor) -> dict[str, float]:
-    return {"mean": values.mean().item(), "se": values.std().item() / math.sqrt(len(values))}
+def _mean(values: Tensor, group: Tensor) -> dict[str, float]:
+    """The mean and its standard error, where places after the same word are not independent: they share prefixes."""
+    _, which = group.unique(return_inverse=True)
+    sums = values.new_zeros(int(which.max()) + 1).index_add_(0, which, values - values.mean())
+    return {"mean": values.mean().item(), "se": sums.square().sum().sqrt().item() / len(values)}

@@ -206,7 +206,7 @@ EXPERIMENTS = [
         name="masked-premise",
         description="does the target know what the model's induced bigram does not? before and after pretraining",
         scales={
-            "full": {**_FULL, **_SOME, "examples": {name: {"train": 2000, "dev": 400} for name in _CASES}},
+            "full": {**_FULL, **_SOME, "examples": {name: {**limits, "dev": 200} for name, limits in _CASES.items()}},
             "ci": {**_CI, **_SOME, "tasks": ["CoLA"], "places": 10, "k": 2, "examples": _FEW},
         },
         units=lambda config, seed: [{"task": task, "seed": seed} for task in config["tasks"]],

@@ -30,7 +30,7 @@ class Task:
         labels: names of the labels, in order.
         score: "mcc", "f1" or "accuracy", what GLUE reports.
         header: whether the first line names the columns.
-        halves: the dev file's lines in turn are train and dev, where the training file is not to be had.
+        halves: the dev file's questions in turn are train and dev, where the training file is not to be had.
     """
 
     folder: str
@@ -86,7 +86,15 @@ def load(name: str, split: str) -> list[Example]:
         wanted = _places(task, split)[0].relative_to(data.folders()[0])
         raise data.DataError(f"{name} needs {wanted} (from GLUE's public site): set IMM_DATA to a folder that holds it")
     examples = read(path, task)
-    return examples[SPLITS.index(split) :: 2] if task.halves else examples
+    return _halves(examples)[SPLITS.index(split)] if task.halves else examples
+
+
+def _halves(examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Every other question with all of its sentences; from the second half without sentences that the first has."""
+    number = {question: i for i, question in enumerate(dict.fromkeys(e.first for e in examples))}
+    train = [e for e in examples if number[e.first] % 2 == 0]
+    known = {e.second for e in train}
+    return train, [e for e in examples if number[e.first] % 2 and e.second not in known]
 
 
 def read(path: Path, task: Task) -> list[Example]:

@@ -106,9 +106,9 @@ class Run:
         self.draws = torch.Generator().manual_seed(settings.seed + 1)  # of the causal term alone: arms share the rest
         self.causal = None
         if settings.arm not in ("base", "MLM"):
-            prefixes = Prefixes(self.sequences, self.model)
-            self.causal = Causal(settings.arm, target, prefixes, settings.k, settings.places, self.draws)
-            self.causal.to(next(self.model.parameters()).device)
+            device = next(self.model.parameters()).device
+            prefixes = Prefixes(self.sequences, self.model).to(device)
+            self.causal = Causal(settings.arm, target.to(device), prefixes, settings.k, settings.places, self.draws)
         self.steps = settings.epochs * -(-len(train) // settings.batch)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=0.01, fused=True)
         warm = max(1, self.steps // 10)
