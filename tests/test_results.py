@@ -232,6 +232,17 @@ def test_command_line(toys, capsys):
     assert not list(toys.rglob(".partial/*"))
 
 
+def test_a_configuration_with_tuples_is_resumed(toys, monkeypatch):
+    log = toys / "log"
+    broken = replace(toy(log=log, broken_at=2), scales={"full": {**toy().scales["full"], "cases": [("a", 1)]}})
+    monkeypatch.setattr(experiments, "registry", lambda: {"toy": broken})
+    with pytest.raises(RuntimeError):
+        main(["run", "toy"])
+    monkeypatch.setattr(experiments, "registry", lambda: {"toy": replace(broken, run=toy(log=log).run)})
+    assert main(["run", "toy", "--resume"]) == 0
+    assert log.read_text().split() == ["0", "1", "2", "2", "3"]
+
+
 def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
     log = toys / "log"
     first, second = toy(log=log), replace(toy(log=log, broken_at=1), name="tyro")

@@ -144,6 +144,7 @@ def run(
     where, config = where or results.folder(), experiment.scales[scale]
     commit = results.commit()  # of the code that was imported, whatever happens to the files during the run
     key = {"config": config, "seed": seed, "device": str(device), "code": results.code()}
+    key = json.loads(json.dumps(key))  # as it is read back: a file knows no tuples
     partial = _partial(experiment, scale, where)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the first unit's hour
