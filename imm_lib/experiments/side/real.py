@@ -3,7 +3,6 @@
 What the data are is in :mod:`imm_lib.experiments.side.sources`.
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -151,8 +150,7 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
         found[f"interpolation, {share:g}"] = evaluate(plain, problem, share)
     for lam in config["lam"]:
         found[f"reverse-KD, λ = {lam:g}"] = evaluate(fit("reverse-KD", lam), problem)
-    # every λ with every bandwidth, unless the pairs are listed
-    for lam, bandwidth in config.get("imm") or itertools.product(config["lam"], config["bandwidth"]):
+    for lam, bandwidth in config["imm"]:
         found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(fit("IMM", lam, bandwidth), problem)
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
@@ -283,8 +281,13 @@ EXPERIMENTS = [
             "full": {
                 **{key: _FULL[key] for key in ("m", "splits")},
                 "steps": 100,
-                "lam": [0.1, 0.3, 1.0],
-                "bandwidth": [0.03, 0.3],
+                "lam": [0.01, 0.03, 0.1, 0.3, 1.0],
+                "imm": [
+                    [0.1, 0.03],
+                    [0.3, 0.03],
+                    [1.0, 0.03],
+                    *([lam, b] for b in (0.1, 0.3) for lam in (0.3, 1.0, 3.0)),
+                ],
                 "cases": [("digits", "convolutions", [50, 100, 200, 500])],
             },
             "ci": {**_CI, "cases": [("digits", "convolutions", [50])]},
