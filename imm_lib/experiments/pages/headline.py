@@ -61,7 +61,7 @@ def _language() -> Row:
 
 def _digits() -> Row:
     runs = real.cases(results.load("side-digits"))["digits", "convolutions", 100]
-    plain, change = real.mean(runs, "baseline"), real.gain(runs, "IMM", leave_out="0.03")
+    plain, change = real.mean(runs, "baseline"), real.gain(runs, "IMM", leave_out="bandwidth 0.03")
     direct = plain + real.gain(runs, "reverse-KD")[0]
     what = "Digits from 100 pictures, a quarter of the pixels: test loss, nats ↓"
     return Row(what, plain, direct, plain + change[0], change, "20-real-side-information", 3)
