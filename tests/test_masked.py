@@ -459,3 +459,16 @@ def test_places_after_one_word_count_as_one():
     found = masked.measures._mean(values, group)
     apart = masked.measures._mean(values, torch.arange(4))
     assert found["mean"] == 2.0 and found["se"] == pytest.approx(8**0.5 / 4) and apart["se"] == pytest.approx(0.5)
+
+
+@needs_glue
+def test_the_small_language_agrees_where_it_should():
+    """Acceptable: exactly one of noun and verb ends in s. A model of equal words gives either number one half."""
+    for example in masked.toy.agreement(40, 0):
+        words = example.first.split()
+        assert (words[1].endswith("s") != words[-1].endswith("s")) == bool(example.label)
+    text = masked.toy.agreement(60, 1, only=1)
+    assert {example.label for example in text} == {1}
+    model = masked.tiny([e.first for e in text + masked.toy.agreement(100, 2)], width=16)
+    model.body.get_input_embeddings().weight.data.zero_()
+    assert masked.toy.right_number(model, Prefixes(model.encode(text), model)) == pytest.approx(0.5)

@@ -1,6 +1,6 @@
 """Fine-tuning a masked language model on GLUE with IMM (Table 2): tasks, encoder, prefixes, target, training."""
 
-from imm_lib.experiments.masked import measures, readings, runs, tasks
+from imm_lib.experiments.masked import measures, readings, runs, tasks, toy
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
@@ -29,4 +29,5 @@ __all__ = [
     "runs",
     "tasks",
     "tiny",
+    "toy",
 ]

@@ -85,14 +85,15 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
     for n, methods in logistic.TABLE_4.items():
         for method, cell in methods.items():
             ours = rows[n, method]["cell"] if rows else None
-            errors = [logistic.standard_error(cell), logistic.standard_error(ours, runs)] if ours else []
             printed = {"mean": cell.mean, "upper bar": cell.plus, "lower bar": cell.minus}
             if exchanged:
                 printed |= {"upper bar": cell.minus, "lower bar": cell.plus}
             for i, (what, value) in enumerate(printed.items()):
                 number = Number("Table 4", f"accuracy, n = {n}, {method}: {what}", f"{value:.2f}", "logistic-fixed")
                 if ours:
-                    error = math.hypot(*errors) * (logistic.BAR if i else 1)
+                    row = rows[n, method]
+                    bars = math.hypot(logistic.standard_error(cell), logistic.standard_error(ours, runs)) * logistic.BAR
+                    error = bars if i else abs(row["difference"] / row["errors"])
                     number = number._replace(ours=ours[i], error=error, runs=runs)
                 yield number
         number = Number("Table 4", f"gap of IMM and noising, n = {n}", logistic.GAP[n], "logistic-fixed")
