@@ -66,12 +66,12 @@ def table(result: dict) -> list[list[str]]:
 
 
 def chosen(result: dict) -> dict[str, float]:
-    """The best of the numbers that were tried, by the area under the curve on held-out examples."""
+    """By arm the best of the numbers that were tried in it, by the area under the curve on held-out examples."""
     best = {}
     for entry in result["units"]:
-        name, value = _tried(entry["unit"])
-        best[name] = max(best.get(name, (0.0, 0.0)), (entry["numbers"]["scores"]["auc"], value))
-    return {name: value for name, (_, value) in best.items()}
+        arm, (_, value) = entry["unit"]["arm"], _tried(entry["unit"])
+        best[arm] = max(best.get(arm, (0.0, 0.0)), (entry["numbers"]["scores"]["auc"], value))
+    return {arm: value for arm, (_, value) in best.items()}
 
 
 def _tried(unit: dict) -> tuple[str, float]:

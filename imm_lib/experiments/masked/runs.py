@@ -122,18 +122,28 @@ def _settings(config: dict, unit: dict) -> training.Settings:
 
 
 def _task(unit: dict, config: dict, device: torch.device) -> dict:
-    """One arm's fine-tuning on one seed: dev scores, norms of gradients by term, seconds of a step."""
+    """One arm's fine-tuning on one seed: dev scores, norms of gradients by term, seconds of a step.
+
+    With "premise" also what the tuned model's views know of held-out words.
+    """
     name = unit["task"]
     model, _ = start(config, device)
     parts = examples(name, config)
-    settings = _settings(config, unit)
-    mixture = None if unit["arm"] in ("base", "MLM") else target(model, model.encode(parts["train"]), config)
+    settings, reading = _settings(config, unit), config.get("premise")
+    sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
+    mixture = None
+    if reading or unit["arm"] not in ("base", "MLM"):
+        mixture = target(model, sequences["train"], config).to(device)
     identity = hashlib.sha256(json.dumps([unit, config, results.code()], sort_keys=True).encode()).hexdigest()[:16]
     file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
     tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
     file.unlink(missing_ok=True)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
-    return {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
+    found = {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
+    if reading:
+        prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
+        found["premise"] = premise(tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading)
+    return found
 
 
 _PRETRAIN = {"pieces": 1_000_000, "length": 128, "epochs": 1, "batch": 16, "lr": 5e-4}
@@ -146,12 +156,14 @@ _LEARNED = {"lr": 1e-4, "mlm": 0.01, "lam": 0.1, "k": 5, "places": 2, "epochs": 
 _QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
 _PAPER = {**_LEARNED, "lr": 2e-5, "batch": 32, "places": 0, "seeds": 5}
 _CASES = {
-    # task: examples of a CPU's full scale
+    # task: examples of the premise check
     "CoLA": {"train": 1000, "dev": 1043},
     "RTE": {"train": 1000, "dev": 277},
     "MRPC": {"train": 1000, "dev": 408},
     "QNLI-small": {"train": 1000, "dev": 1000},
 }
+_TRAINED = {**_CASES, "MRPC": {"train": 400, "dev": 408}}
+"""Examples of a CPU's full scale; MRPC's are pairs of long sentences."""
 _FEW = {name: {"train": 24, "dev": 10} for name in [*_CASES, "QNLI"]}
 _ALL = {name: {"train": None, "dev": None} for name in ("CoLA", "MRPC", "RTE", "QNLI")}
 
@@ -175,12 +187,13 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
 
 
 def _choices(config: dict, seed: int) -> list[dict]:
-    """Each number in its arm, the simpler arms' numbers held."""
-    grid = {"mlm": "MLM", "lam": "MLM + IMM"}
+    """Each number in its arms, the simpler arms' numbers held."""
+    judged = {"mlm": ["MLM"], "lam": config.get("judged", ["MLM + IMM"])}
     return [
         {"task": task, "arm": arm, key: value, "seed": seed}
         for task in config["tasks"]
-        for key, arm in grid.items()
+        for key, arms in judged.items()
+        for arm in arms
         for value in config["grid"][key]
     ]
 
@@ -192,6 +205,13 @@ _CHOICE = {
     "grid": {"mlm": [0.01, 0.03, 0.1], "lam": [0.1, 1.0]},
 }
 """What is held while a number is tried, and the numbers that are tried; _LEARNED has those that were best."""
+_CHOICE_MRPC = {
+    **_LEARNED,
+    "tasks": ["MRPC"],
+    "grid": {"mlm": [0.01, 0.1], "lam": [0.1, 1.0]},
+    "judged": ["MLM + IMM", "MLM + noising"],
+    "held_out": [2000, 3000],
+}
 
 EXPERIMENTS = [
     Experiment(
@@ -224,13 +244,29 @@ EXPERIMENTS = [
         run=_task,
         table=readings.choice_table,
     ),
+    Experiment(
+        name="masked-choice-mrpc",
+        description="the same for MRPC, and λ for noising too",
+        scales={
+            "full": {
+                **_FULL,
+                **_CHOICE_MRPC,
+                "examples": {"MRPC": {"train": 400, "dev": 1000}},
+                "held_out": [2000, 3000],
+            },
+            "ci": {**_CI, **_CHOICE_MRPC, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
+        },
+        units=_choices,
+        run=_task,
+        table=readings.choice_table,
+    ),
     *(
         _experiment(
             f"masked-{name.lower()}",
             f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a control",
             {**_FULL, **_LEARNED, "tasks": [name], "examples": {name: limits}, "seeds": 5},
         )
-        for name, limits in _CASES.items()
+        for name, limits in _TRAINED.items()
     ),
     _experiment(
         "masked-paper",

@@ -102,8 +102,9 @@ class Run:
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.draws = torch.Generator().manual_seed(settings.seed + 1)  # of the causal term alone: arms share the rest
+        seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        # one for each use, so that an arm that draws no masks, or no contexts, sees the same batches as the others
+        self.order, self.masks, self.draws = (torch.Generator().manual_seed(seed) for seed in seeds)
         self.causal = None
         if settings.arm not in ("base", "MLM"):
             device = next(self.model.parameters()).device
@@ -134,9 +135,9 @@ class Run:
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
         lengths = [len(ids) for ids, _ in self.sequences]
-        order = get_length_grouped_indices(lengths, self.settings.batch, generator=self.generator)
+        order = get_length_grouped_indices(lengths, self.settings.batch, generator=self.order)
         parts = torch.tensor(order).split(self.settings.batch)
-        return [parts[i] for i in torch.randperm(len(parts), generator=self.generator).tolist()]
+        return [parts[i] for i in torch.randperm(len(parts), generator=self.order).tolist()]
 
     def step(self, numbers: Tensor) -> dict[str, float]:
         """One step on the examples of these numbers; losses in nats and norms of gradients, by term."""
@@ -144,7 +145,7 @@ class Run:
         batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
         losses = {"task": lambda: F.nll_loss(self.model.classify(batch), self.label[numbers].to(batch.ids.device))}
         if settings.arm != "base":
-            losses["MLM"] = lambda: masked_words(self.model, batch, self.generator)
+            losses["MLM"] = lambda: masked_words(self.model, batch, self.masks)
         weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
         for key, loss in losses.items():
             value = loss()
@@ -171,7 +172,8 @@ class Run:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "random": [torch.get_rng_state(), self.generator.get_state(), self.draws.get_state()],
+            "random": [source.get_state() for source in (self.order, self.masks, self.draws)],
+            "dropout": [torch.get_rng_state(), torch.cuda.get_rng_state_all()],
             "history": self.history,
         }
 
@@ -183,9 +185,10 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = state["history"]
-        torch.set_rng_state(state["random"][0])
-        self.generator.set_state(state["random"][1])
-        self.draws.set_state(state["random"][2])
+        for source, value in zip((self.order, self.masks, self.draws), state["random"], strict=True):
+            source.set_state(value)
+        torch.set_rng_state(state["dropout"][0])
+        torch.cuda.set_rng_state_all(state["dropout"][1])
 
 
 @torch.no_grad()
@@ -224,7 +227,7 @@ def fine_tune(
         FloatingPointError: a loss became NaN or infinite.
     """
     settings = settings or Settings()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         run = Run(model, name, train, target, settings)
         if checkpoint is not None and checkpoint.is_file():
