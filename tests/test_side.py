@@ -7,6 +7,7 @@ import torch
 
 import imm_lib as imm
 from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, choice, complete, finite, fit, several
+from imm_lib.experiments.side.descent import minimise
 
 
 @pytest.fixture(scope="module")
@@ -129,20 +130,51 @@ def test_any_divergence_is_fitted_to_the_same_truth():
     counts, view = world.joint().unsqueeze(0), world.views["x1"]
     target = world.target(view)
     for name in ("cross-entropy", "reverse KL", "total variation", "squared Hellinger", "Cauchy-Schwarz"):
-        options = {"divergence": imm.divergences.NAMED[name], "lam": 1.0, "decay": 0.0, "steps": 600}
+        options = {"divergence": imm.divergences.NAMED[name], "lam": 1.0, "decay": 0.0}
         assert world.excess(choice.fit(world, counts, view, target, **options)).item() < 1e-4
         assert world.excess(choice.fit(world, counts, view, target, matching="full", **options)).item() > 1e-3
     with pytest.raises(ValueError, match="matching"):
         choice.fit(world, counts, view, target, imm.divergences.forward_kl, 1.0, "half")
 
 
-def test_the_cross_entropy_by_adam_is_fisher_scoring():
+def test_the_cross_entropy_by_descent_is_fisher_scoring():
+    """Also where the weight makes some directions a thousand times steeper than others."""
     world, view = LogitWorld.grid(), LogitWorld.grid().views["x1"]
     counts = world.sample(300, 3, torch.Generator().manual_seed(0))
-    exact, found = fit(world.features, counts, [several.perfect(world, view, 2.0)])
-    assert found.all()
-    adam = choice.fit(world, counts, view, world.target(view), imm.divergences.forward_kl, 2.0, decay=0.0, steps=800)
-    torch.testing.assert_close(adam, exact, atol=1e-3, rtol=1e-3)
+    for lam in (2.0, 1000.0):
+        exact, found = fit(world.features, counts, [several.perfect(world, view, lam)])
+        assert found.all()
+        descent = choice.fit(world, counts, view, world.target(view), imm.divergences.forward_kl, lam, decay=0.0)
+        torch.testing.assert_close(descent, exact, atol=1e-5, rtol=1e-5)
+
+
+def test_total_variation_is_a_constraint_where_its_weight_is_large():
+    world, view = LogitWorld.grid(), LogitWorld.grid().views["x1"]
+    counts, target, theta = world.sample(100, 3, torch.Generator().manual_seed(0)), world.target(view), None
+    for epsilon in choice.ROUNDINGS:
+        theta = choice.fit(world, counts, view, target, choice.rounded(epsilon), 100.0, start=theta)
+    belief = finite.share(world.pi, view)
+    assert (finite.by_view(belief * world.probability(theta), view) - target[:, 1]).abs().max() < 1e-4
+    smooth = choice.fit(world, counts, view, target, imm.divergences.forward_kl, 100.0)
+    assert (finite.by_view(belief * world.probability(smooth), view) - target[:, 1]).abs().max() > 1e-3
+    p, log_q = target[:2], torch.tensor([[0.4, 0.6], [0.3, 0.7]], dtype=torch.float64).log()
+    torch.testing.assert_close(
+        choice.rounded(1e-9)(p, log_q), imm.divergences.NAMED["total variation"](p, log_q), atol=1e-8, rtol=0
+    )
+
+
+def test_descent_finds_minima_of_each_row():
+    """A narrow valley, a kink, and a run that begins at its minimum."""
+
+    def loss(theta):
+        valley = 100 * (theta[:, 1] - theta[:, 0].square()).square() + (1 - theta[:, 0]).square()
+        kink = (theta[:, 0] - 1).abs() + 2 * (theta[:, 1] - 1).square()
+        return torch.stack([valley[0], kink[1], valley[2]])
+
+    begin = torch.tensor([[-1.2, 1.0], [3.0, -2.0], [1.0, 1.0]], dtype=torch.float64)
+    found = minimise(loss, begin)
+    torch.testing.assert_close(found, torch.ones_like(found), atol=1e-5, rtol=0)
+    assert torch.equal(found[2], begin[2]) and torch.equal(minimise(loss, begin, steps=0), begin)
 
 
 def test_reads_of_a_fit():
