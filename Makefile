@@ -8,6 +8,7 @@ BIN := .venv/bin
 PY := $(BIN)/python
 STAMP := .venv/.installed
 CHAPTER ?=
+NOTE ?=
 LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
@@ -31,8 +32,8 @@ book: $(STAMP) ## render the book to _build/html (no notebook is executed)
 test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered book
 	@bash tests/gate.sh
 
-rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=05 for one)
-	@$(PY) tests/tools/rerun.py $(CHAPTER)
+rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=5 for one; NOTE=1 stores what they took)
+	@$(PY) tests/tools/rerun.py $(CHAPTER) $(if $(NOTE),--note)
 
 pages: $(STAMP) ## write the generated pages from the stored results
 	@$(PY) -m imm_lib.experiments.pages

@@ -4,7 +4,7 @@ Four nouns: where extended contexts come from (``contexts``), the induced model 
 risk's gradient is estimated (``estimators``), and the restricted model that is matched (``targets``).
 """
 
-from imm_lib import data, divergences, plotting, results, worth
+from imm_lib import data, divergences, plotting, premise, results, worth
 from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
@@ -41,6 +41,7 @@ __all__ = [
     "induce",
     "noising_risk",
     "plotting",
+    "premise",
     "results",
     "worth",
 ]

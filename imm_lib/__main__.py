@@ -51,10 +51,13 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [name for name in experiments.registry() if name not in left_out]
 
 
-def _without_out(words: list[str]) -> list[str]:
-    """The words without --out: in which folder a result was first written says nothing of its numbers."""
-    after = [None, *words]
-    return [w for w, before in zip(words, after, strict=False) if before != "--out" and w.partition("=")[0] != "--out"]
+def _lasting(words: list[str]) -> list[str]:
+    """The words that say what was run: not where it was written, nor in how many processes and sittings."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--out", "--jobs"):
+        parser.add_argument(name)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_known_args(words)[1]
 
 
 def _left(remaining: list[experiments.Experiment], scale: str) -> str:
@@ -74,7 +77,7 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         experiments.check_scale(experiment, args.scale)
         _print_table(experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out)))
     else:
-        command = shlex.join(["python", "-m", "imm_lib", *_without_out(words)])
+        command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
         chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
         jobs = getattr(args, "jobs", 1)
         for i, experiment in enumerate(chosen):

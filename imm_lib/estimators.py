@@ -2,7 +2,10 @@
 
 A call ``(query, short)`` returns one scalar to differentiate, the mean risk over the batch in nats; add λ times it to
 the cross-entropy. ``query(short, extended)`` maps (N,) short contexts and (N,) extended contexts to the (N, Y)
-log-probabilities of the full model. After each call ``.risk`` holds the detached risk to watch.
+log-probabilities of the full model. N counts pairs, not the batch: every distinct short context with each of its
+extended contexts (``ExactIMM``) or with k of them (``SampledIMM``). Extended contexts are indices of the points that
+the contexts were built from, so ``query`` looks them up in *all* of these points, whatever the batch is. After each
+call ``.risk`` holds the detached risk to watch.
 
 The estimators that reuse the pass of the cross-entropy instead are in ``surrogates.py``.
 """
@@ -49,6 +52,13 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     return log_q
 
 
+def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -> Tensor:
+    """(B,) or (B, d) short contexts -> (B, Y) log Q̂(y|s), by running the full model in every extended context."""
+    row, extended, log_w = contexts.support(short)
+    log_q = accumulator(_answer(query, short[row], extended, labels))
+    return segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(short))
+
+
 class ExactIMM(nn.Module):
     """The empirical IMM risk (eqs. 7, 9): the full model is run in every extended context of the batch's short ones.
 
@@ -77,13 +87,16 @@ class ExactIMM(nn.Module):
         self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
-        """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""
+        """Mean risk over the batch, in nats.
+
+        Args:
+            query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model.
+            short: (B,) or (B, d) short contexts of the batch.
+        """
         distinct, count = _distinct(short)
-        row, extended, log_w = self.contexts.support(distinct)
         rows = self.target(distinct)
-        log_q = accumulator(_answer(query, distinct[row], extended, rows.shape[1]))
-        log_induced = segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(distinct))
-        mean = (count * self.divergence(rows.to(log_q.dtype), log_induced)).sum() / len(short)
+        log_induced = induced_rows(query, self.contexts, distinct, rows.shape[1])
+        mean = (count * self.divergence(rows.to(log_induced.dtype), log_induced)).sum() / len(short)
         self.risk = mean.detach()
         return mean
 
@@ -136,7 +149,7 @@ class SampledIMM(nn.Module):
         self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
-        """Mean risk over the batch ``short`` (B,) or (B, d), in nats."""
+        """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
         distinct, count = _distinct(short)
         rows = self.target(distinct)
         extended = self.contexts.sample(distinct, self.k, self.generator)

@@ -188,7 +188,7 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
     good, bad = chapter(tmp_path / "01-good.ipynb", "print(6 * 7)"), chapter(tmp_path / "02-bad.ipynb", "1 / 0")
     before = bad.read_bytes()
     monkeypatch.setattr(rerun, "BOOK", tmp_path)
-    assert rerun.main() == "failed: 02-bad.ipynb"
+    assert rerun.main(keep=True) == "failed: 02-bad.ipynb"
     assert bad.read_bytes() == before
     install, cell = nbformat.read(good, as_version=4).cells
     assert install.source == rerun.INSTALL and install.execution_count is None
@@ -198,9 +198,16 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["01-good.ipynb", "02-bad.ipynb", "chapters.json"]
     spent = json.loads((tmp_path / "chapters.json").read_text())
     assert list(spent) == ["01-good"] and spent["01-good"]["peak_memory_bytes"] > 1e7
+    noted = (tmp_path / "chapters.json").read_bytes()
     capsys.readouterr()
-    assert rerun.main("01") is None
-    assert "[1/1, about" in capsys.readouterr().out
+    assert rerun.main("1") is None  # and not also 10 to 19
+    told = capsys.readouterr().out
+    assert "[1/1, about" in told and "all text as before" in told
+    notebook = nbformat.read(good, as_version=4)
+    notebook.cells[1].source = "print(6 * 8)"
+    nbformat.write(notebook, good)
+    assert rerun.main("01-good") is None and "other text in cells 1\n" in capsys.readouterr().out
+    assert (tmp_path / "chapters.json").read_bytes() == noted
     assert rerun.main("77") == "no chapter in book/ starts with '77'"
 
 

@@ -313,7 +313,7 @@ def test_an_interval_needs_repetitions():
 
 
 def test_the_recorded_command_names_no_folder():
-    from imm_lib.__main__ import _without_out
+    from imm_lib.__main__ import _lasting
 
-    words = ["run", "toy", "--out", "/somewhere", "--jobs", "2", "--out=there"]
-    assert _without_out(words) == ["run", "toy", "--jobs", "2"]
+    words = ["run", "toy", "--out", "/somewhere", "--jobs", "2", "--out=there", "--resume", "--seed", "3"]
+    assert _lasting(words) == ["run", "toy", "--seed", "3"]

@@ -40,7 +40,7 @@ def test_one_class_is_too_few():
 
 
 def test_a_shifted_population_surprises_its_target():
-    z = [imm.worth.surprise(p.target(p.train.short), p.train.label).z for p in map(shifted, (0.0, 1.0))]
+    z = [imm.premise.surprise(p.target(p.train.short), p.train.label).z for p in map(shifted, (0.0, 1.0))]
     assert abs(z[0]) < 4 < z[1]
 
 

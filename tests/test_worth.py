@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.worth import Worth, informations, measure, suggest_lambda, surprise
+from imm_lib.premise import lead, surprise
+from imm_lib.worth import Worth, informations, measure, suggest_lambda
 
 
 class World:
@@ -272,3 +273,60 @@ def test_worth_refuses():
     for m in (0, -1.0, math.nan, "10"):
         with pytest.raises(ValueError, match="m must be a positive number"):
             Worth(torch.ones(1), torch.ones(1)).excess_risk(1.0, 10, m)
+
+
+def test_the_lead_of_a_target_is_what_enumeration_finds(monkeypatch):
+    """For grouped and for kernel contexts, and whatever the pairs are cut into."""
+    generator = torch.Generator().manual_seed(0)
+    log_q = torch.randn(7, 3, generator=generator, dtype=torch.float64).log_softmax(1)
+    group, value = torch.tensor([0, 1, 0, 1, 1, 0, 0]), torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    label, table = torch.tensor([0, 1, 2, 2, 1]), torch.rand(2, 3, generator=generator, dtype=torch.float64).softmax(1)
+
+    def mixed(short):
+        share = short[:, :1].sigmoid()
+        return share * table[0] + (1 - share) * table[1]
+
+    cases = [
+        (imm.GroupedContexts(group), torch.tensor([0, 1, 1, 0, 0]), table),
+        (
+            imm.KernelContexts(value, 0.7),
+            value[:5] + 0.1,
+            lambda short: short[:, :1].sigmoid() * table[0] + (1 - short[:, :1].sigmoid()) * table[1],
+        ),
+    ]
+    for contexts, short, target in cases:
+        rows = table[short] if target is table else target(short)
+        induced = contexts.log_weights(short).exp() @ log_q.exp()
+        ours, theirs = (-p[torch.arange(5), label].log() for p in (rows, induced))
+        found = {}
+        for part in (64, 2):
+            monkeypatch.setattr(imm.premise, "PART", part)
+            found[part] = lead(lambda short, extended: log_q[extended], contexts, target, short, label)
+        assert found[2].ahead == pytest.approx(found[64].ahead, abs=1e-12)
+        assert found[2].target == pytest.approx(ours.mean().item()) and found[2].induced == pytest.approx(
+            theirs.mean().item()
+        )
+        assert found[2].error == pytest.approx((theirs - ours).std().item() / 5**0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"short": torch.tensor([0])}, "short must hold at least two pairs"),
+        ({"label": torch.tensor([0])}, "label must be as long as short, 3"),
+        ({"label": torch.tensor([0, 1, 2])}, "label must hold ids in"),
+        ({"contexts": None}, "contexts must be one of the context classes"),
+        ({"target": torch.tensor([[0.5, 0.6]])}, "target"),
+        ({"query": lambda short, extended: torch.zeros(len(short), 3)}, "query"),
+    ],
+)
+def test_a_lead_that_cannot_be_measured(change, message):
+    given = {
+        "query": lambda short, extended: torch.full((len(short), 2), 0.5).log(),
+        "contexts": imm.GroupedContexts(torch.tensor([0, 0])),
+        "target": torch.tensor([[0.4, 0.6]]),
+        "short": torch.zeros(3, dtype=torch.long),
+        "label": torch.tensor([0, 1, 1]),
+    }
+    with pytest.raises((TypeError, ValueError), match=message):
+        lead(**given | change)

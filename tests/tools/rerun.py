@@ -1,9 +1,12 @@
-"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=05``. A chapter that fails keeps its old file.
+"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=5``. A chapter that fails keeps its old file.
 
-What each took, in seconds and bytes, goes to ``book/chapters.json``, for the execution page. Every chapter begins with
-the hidden cell that installs the library where the chapter was opened from the book's launch buttons.
+Says whether the texts that the cells print are those of before. What each took, in seconds and bytes, goes to
+``book/chapters.json``, for the execution page, with ``make rerun NOTE=1`` only: it is another one on every machine.
+Every chapter begins with the hidden cell that installs the library where the chapter was opened from the book's launch
+buttons.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -45,9 +48,31 @@ def prepare(notebook: nbformat.NotebookNode) -> None:
     notebook.cells = cells
 
 
-def execute(path: Path) -> dict:
-    """Run every cell in the notebook's own folder, replace the file in one step; returns the kernel's provenance."""
+def texts(notebook: nbformat.NotebookNode) -> dict[int | None, list[str]]:
+    """What each executed cell wrote, by its number, without those whose outputs are not compared."""
+    return {
+        cell.execution_count: [
+            output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs
+        ]
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])
+    }
+
+
+def compared(before: dict, after: dict) -> str:
+    """Which cells wrote something else than before."""
+    other = [str(number) for number in after if number and after[number] != before.get(number)]
+    return f"other text in cells {', '.join(other)}" if other else "all text as before"
+
+
+def execute(path: Path) -> tuple[dict, str]:
+    """Run every cell in the notebook's own folder, replace the file in one step.
+
+    Returns:
+        The kernel's provenance, and how what the cells wrote compares with before.
+    """
     notebook = nbformat.read(path, as_version=4)
+    before = texts(notebook)
     prepare(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(COST))
     where = {"metadata": {"path": path.parent}}
@@ -68,7 +93,7 @@ def execute(path: Path) -> dict:
         except BaseException:
             Path(partial.name).unlink(missing_ok=True)
             raise
-    return provenance
+    return provenance, compared(before, texts(notebook))
 
 
 def spent_before() -> dict:
@@ -90,11 +115,16 @@ def left(spent: list[float], names: list[str]) -> str:
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
 
-def main(chapter: str = "") -> str | None:
-    """Run the chapters whose file name starts with ``chapter``; returns an error sentence, or None."""
+def main(chapter: str = "", keep: bool = False) -> str | None:
+    """Run one chapter or all; returns an error sentence, or None.
+
+    Args:
+        chapter: how the names of the files start; "5" stands for "05".
+        keep: whether to store what they took.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the gate
     os.environ.pop("MPLBACKEND", None)
-    paths = sorted(BOOK.glob(f"{chapter}*.ipynb"))
+    paths = sorted(BOOK.glob(f"{chapter.zfill(2) if chapter else ''}*.ipynb"))
     if not paths:
         return f"no chapter in book/ starts with {chapter!r}"
     failed, spent = [], []
@@ -103,17 +133,22 @@ def main(chapter: str = "") -> str | None:
         print(f"[{i}/{len(paths)}, {remaining}] {path.name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            provenance = execute(path)
+            provenance, change = execute(path)
         except CellExecutionError as error:
             print("failed; the file is unchanged")
             print(error)
             failed.append(path.name)
         else:
             spent.append(time.perf_counter() - start)
-            print(f"{spent[-1]:.1f} s, {provenance['peak_memory_bytes'] / 2**20:.0f} MiB")
-            note(path.stem, spent[-1], provenance)
+            print(f"{spent[-1]:.1f} s, {provenance['peak_memory_bytes'] / 2**20:.0f} MiB, {change}")
+            if keep:
+                note(path.stem, spent[-1], provenance)
     return f"failed: {', '.join(failed)}" if failed else None
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Re-execute chapters in place.")
+    parser.add_argument("chapter", nargs="?", default="", help="number or beginning of the file name; all by default")
+    parser.add_argument("--note", action="store_true", help="store seconds and bytes for the execution page")
+    given = parser.parse_args()
+    sys.exit(main(given.chapter, given.note))

@@ -1,4 +1,4 @@
-"""What everything costs: the book's execution page, from what ``make rerun`` noted and from the stored results."""
+"""What everything costs: the book's execution page, from what ``make rerun NOTE=1`` noted and the stored results."""
 
 from imm_lib import experiments, results
 
@@ -9,7 +9,7 @@ What it takes to make this book again. Both tables are generated from stored mea
 
 ## Chapters
 
-Seconds of wall time and the largest memory of the kernel, of the last `make rerun`, on one thread of a CPU. The
+Seconds of wall time and the largest memory of the kernel, of the last `make rerun NOTE=1`, on one thread of a CPU. The
 gate executes every chapter again and compares what it prints.
 
 | chapter | seconds | memory, MiB | Python | torch | system |

@@ -15,8 +15,8 @@ from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.side.sources import Problem, draw, source
+from imm_lib.premise import surprise
 from imm_lib.results import mean_interval
-from imm_lib.worth import surprise
 
 
 class Network(nn.Module):

@@ -1,0 +1,128 @@
+"""Before training: does the restricted model know something that the full model's own average does not?
+
+Both checks take held-out restricted pairs (s, y), which need no extended context.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks
+from imm_lib.contexts import Contexts
+from imm_lib.estimators import Query, Target, checked_contexts, induced_rows
+from imm_lib.targets.table import as_target
+
+PART = 64
+"""Pairs whose extended contexts are run at a time."""
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far a target is ahead of an induced model on labelled pairs, in nats per pair.
+
+    Attributes:
+        target: mean of -log P̂(y|s).
+        induced: mean of -log Q̂(y|s).
+        ahead: induced less target: what IMM could teach at most. Not above 0, there is nothing to teach.
+        error: standard error of ``ahead`` over the pairs, as if they were independent.
+    """
+
+    target: float
+    induced: float
+    ahead: float
+    error: float
+
+
+@torch.no_grad()
+def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label: Tensor) -> Lead:
+    """Compare the target with what a trained model's induced model says of held-out pairs.
+
+    Args:
+        query, contexts: as of :class:`imm_lib.ExactIMM`; the model's training points.
+        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+        short: (N,) or (N, d) short contexts of the pairs, none of which the target was fitted on.
+        label: (N,) their labels.
+
+    Raises:
+        TypeError, ValueError: no pairs, fewer than two, labels outside [0, Y) or of another number, or a bad target,
+            contexts or answer of ``query``.
+
+    >>> from imm_lib import GroupedContexts
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # one short context: the induced model says one half
+    >>> contexts, rows = GroupedContexts(torch.tensor([0, 0])), torch.tensor([[0.8, 0.2]])
+    >>> zeros = torch.zeros(4, dtype=torch.long)
+    >>> found = lead(lambda short, extended: log_q[extended], contexts, rows, zeros, zeros)
+    >>> round(found.ahead, 3)  # log 0.8 / 0.5
+    0.47
+    """
+    target, contexts = as_target(target), checked_contexts(contexts)
+    if checks.tensor("short", short).dim() < 1 or len(short) < 2:
+        raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
+    if len(checks.ids("label", label)) != len(short):
+        raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
+    losses = []
+    for s, y in zip(short.split(PART), label.split(PART), strict=True):
+        rows = target(s).double()
+        y = checks.ids("label", y, rows.shape[1]).unsqueeze(1)
+        log_induced = induced_rows(query, contexts, s, rows.shape[1]).double()
+        losses.append(-torch.cat([rows.log().gather(1, y), log_induced.gather(1, y)], 1))
+    loss = torch.cat(losses)
+    ahead = loss[:, 1] - loss[:, 0]
+    own, other = loss.mean(0).tolist()
+    return Lead(own, other, ahead.mean().item(), (ahead.std() / len(ahead) ** 0.5).item())
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """How a target does on labelled pairs, beside how it expects to do; in nats per pair.
+
+    Attributes:
+        loss: mean of -log P̂(y|s); infinite where a label came that P̂ rules out.
+        expected: mean of the entropies of P̂(·|s), the loss if the target were right.
+        z: (loss - expected) in standard errors, also if the target were right.
+    """
+
+    loss: float
+    expected: float
+    z: float
+
+
+def surprise(rows: Tensor, label: Tensor) -> Surprise:
+    """A check before training: is the target right about pairs (s, y) from the population that the model is for?
+
+    Of a right target z has mean 0 and variance 1; it is about normal if many pairs are uncertain, and has a long upper
+    tail where P̂ is nearly sure. A z far above 0 says that the labels surprise it, as those of a shifted population do;
+    far below 0, that it is less certain than it could be. **A small |z| does not say that the target is right**: one
+    that is wrong and as uncertain as it is wrong has z near 0, and one of equal rows always. Look at ``loss`` too: a
+    target that is no better than the shares of the labels has nothing to teach. No model is needed.
+
+    Args:
+        rows: (N, Y) the target's probabilities at the short contexts of N held-out pairs.
+        label: (N,) their labels.
+
+    Raises:
+        TypeError, ValueError: no pairs, rows that are no distributions, or labels outside [0, Y).
+
+    >>> surprise(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([1, 1])).z > 3
+    True
+    """
+    if checks.probabilities("rows", rows).dim() != 2:
+        raise ValueError(f"rows must be (N, Y), got {checks.describe(rows)}")
+    label = checks.ids("label", label, rows.shape[1])
+    if len(label) != len(rows):
+        raise ValueError(f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}")
+    p = rows.double()
+    p = p / p.sum(1, keepdim=True)
+    log_p = torch.where(p > 0, p, 1.0).log()  # a label without probability adds nothing to the expectations
+    entropy = -(p * log_p).sum(1)
+    variance = (p * (-log_p - entropy.unsqueeze(1)).square()).sum(1)
+    loss = -p.gather(1, label.unsqueeze(1)).squeeze(1).log()
+    difference, error = (loss - entropy).mean(), variance.sum().sqrt() / len(p)
+    rounding = 1e-12 * (1 + entropy.mean())
+    if difference.isinf() or (error <= rounding < difference.abs()):
+        z = math.copysign(math.inf, difference)
+    else:
+        z = 0.0 if error <= rounding else (difference / error).item()
+    return Surprise(loss.mean().item(), entropy.mean().item(), z)
