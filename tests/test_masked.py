@@ -412,8 +412,10 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
     experiment = imm.experiments.find("masked-cola")
     config = experiment.scales["ci"]
-    arms = ("base", "MLM + IMM")
+    config, arms = {**config, "premise": {"places": 4, "k": 2}}, ("base", "MLM + IMM")
     numbers = [experiment.run({"task": "CoLA", "arm": arm, "seed": 0}, config, torch.device("cpu")) for arm in arms]
+    assert numbers[0]["premise"]["target"] == numbers[1]["premise"]["target"]  # the same places
+    assert numbers[0]["premise"]["induced"] != numbers[1]["premise"]["induced"]
     assert [len(n["history"]) for n in numbers] == [1, 1] and numbers[1]["weight"] is not None
     (weights,) = (tmp_path / "cache" / "masked").glob("*.safetensors")
     assert weights.stat().st_size > 1000
