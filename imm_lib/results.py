@@ -163,14 +163,25 @@ def load(name: str, where: Path | None = None) -> dict:
 
 
 def provenance(device: torch.device) -> dict:
-    """What a result owes its reader: versions, device, time, and the peak memory of the process in bytes."""
+    """What a result owes its reader: versions, device, machine, time, and the peak memory of the process, bytes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "device": name,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()},
+        "versions": {
+            **{"python": platform.python_version(), "torch": torch.__version__},
+            **{"system": platform.system(), "machine": _machine()},
+        },
         "peak_memory_bytes": _peak_memory(device),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _machine() -> str:
+    """The processor's name where the system tells it, else its kind; and how many cores it lends."""
+    file = Path("/proc/cpuinfo")
+    told = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def _peak_memory(device: torch.device) -> int:

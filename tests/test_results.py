@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_a_run_is_a_valid_result_with_its_provenance(tmp_path):
     assert [entry["numbers"]["square"] for entry in result["units"]] == [4, 9, 16, 25]
     assert result["config"] == {"units": 4} and result["seed"] == 2 and result["device"].startswith("cpu")
     assert result["peak_memory_bytes"] > 0 and result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["machine"].endswith(" cores") and platform.node() not in result["versions"]["machine"]
     text = file.read_text()
     assert str(ROOT) not in text and str(Path.home()) not in text
 

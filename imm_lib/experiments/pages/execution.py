@@ -12,8 +12,8 @@ What it takes to make this book again. Both tables are generated from stored mea
 Seconds of wall time and the largest memory of the kernel, of the last `make rerun NOTE=1`, on one thread of a CPU. The
 gate executes every chapter again and compares what it prints.
 
-| chapter | seconds | memory, MiB | Python | torch | system |
-|---|---|---|---|---|---|
+| chapter | seconds | memory, MiB | Python | torch | system | machine |
+|---|---|---|---|---|---|---|
 """
 
 _RUNS = """
@@ -36,8 +36,9 @@ def duration(seconds: float) -> str:
 
 def _chapter(name: str, spent: dict) -> str:
     versions = spent["versions"]
-    cells = f"{spent['seconds']:.0f}", f"{spent['peak_memory_bytes'] / 2**20:.0f}"
-    return f"| [{name}]({name}.ipynb) | " + " | ".join([*cells, *(versions[k] for k in ("python", "torch", "system"))])
+    cells = [f"{spent['seconds']:.0f}", f"{spent['peak_memory_bytes'] / 2**20:.0f}"]
+    cells += [*(versions[k] for k in ("python", "torch", "system")), versions.get("machine", "not noted")]
+    return f"| [{name}]({name}.ipynb) | " + " | ".join(cells)
 
 
 def stored(name: str) -> dict | None:
