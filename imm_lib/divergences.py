@@ -130,7 +130,8 @@ def balanced(weight: float = 0.5) -> Divergence:
 def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergence:
     """The debiased Sinkhorn divergence OT(P̂, Q̂) - (OT(P̂, P̂) + OT(Q̂, Q̂)) / 2 of entropic optimal transport.
 
-    Unlike the others it knows that some labels are nearer to each other than others. Solved by POT; value and gradient
+    It is 0 at Q̂ = P̂ and positive elsewhere if exp(-cost / epsilon) is positive definite, as it is for distances on a
+    line and their squares (Feydy and others, 2019); other costs are refused. Unlike the others it knows that some labels are nearer to each other than others. Solved by POT; value and gradient
     are those of the dual problem, exact where the iteration has converged.
 
     Args:
@@ -139,7 +140,8 @@ def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergenc
         steps: the most iterations.
 
     Raises:
-        TypeError, ValueError: a cost of another form; when called, of another number of labels.
+        TypeError, ValueError: a cost of another form, or one that is no proper divergence at this epsilon; when called,
+            of another number of labels.
         ImportError: POT is not installed.
     """
     if checks.floating("cost", cost).dim() != 2 or cost.shape[0] != cost.shape[1]:
@@ -147,6 +149,11 @@ def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergenc
     if not torch.isfinite(cost).all() or (cost < 0).any() or (cost != cost.T).any() or (cost.diagonal() != 0).any():
         raise ValueError("cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is not")
     epsilon, steps = checks.number("epsilon", epsilon, 0, open_low=True), checks.count("steps", steps)
+    if (smallest := torch.linalg.eigvalsh((-cost.double() / epsilon).exp())[0].item()) < 1e-12:
+        raise ValueError(
+            "cost must make exp(-cost / epsilon) positive definite, or the divergence is not proper; its smallest "
+            f"eigenvalue is {smallest:.2g} with epsilon = {epsilon:g}"
+        )
     try:
         from ot.batch import solve_batch
     except ImportError as error:

@@ -194,6 +194,8 @@ def test_bad_input():
         sinkhorn(COST)(rows(3), rows(3).log())
     with pytest.raises(ValueError, match="epsilon"):
         sinkhorn(COST, 0.0)
+    with pytest.raises(ValueError, match="positive definite"):
+        sinkhorn(torch.zeros(2, 2))  # labels that cost nothing to change are one label
     with pytest.raises(ValueError, match="weight"):
         balanced(1.5)
     with pytest.raises(ValueError, match="order"):

@@ -163,6 +163,19 @@ def test_total_variation_is_a_constraint_where_its_weight_is_large():
     )
 
 
+@pytest.mark.parametrize("name", [name for name in imm.divergences.NAMED if name != "total variation"])
+def test_every_fit_ends_where_its_gradient_is_nothing(name):
+    """At a weight of a thousand too, and for a target of few pairs, which no parameters may reach."""
+    world, generator = LogitWorld.grid(), torch.Generator().manual_seed(0)
+    counts, view = world.sample(100, 3, generator), world.views["x1"]
+    pairs = finite.by_view(world.sample(30, 3, generator).mT, view).mT + 0.01
+    for matching in ("induced", "full"):
+        given = pairs / pairs.sum(-1, keepdim=True), imm.divergences.NAMED[name], 1000.0, matching
+        theta = choice.fit(world, counts, view, *given).requires_grad_()
+        (slope,) = torch.autograd.grad(choice.objective(world, counts, view, *given)(theta).sum(), theta)
+        assert slope.abs().max() < 1e-3  # of terms of the order of a thousand
+
+
 def test_descent_finds_minima_of_each_row():
     """A narrow valley, a kink, and a run that begins at its minimum."""
 

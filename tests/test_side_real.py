@@ -192,16 +192,24 @@ def test_too_few_examples_are_refused_before_anything_is_fitted():
         tuning.Clinic("wine", 4, 60, seed=0)
 
 
+def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
+    good, bad = (real.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
+    assert good > bad and bad < -2
+    with pytest.raises(ValueError, match="folds"):
+        real.left_out(shifted(0.0), "logistic", 0)
+
+
 def test_shifted_runs_are_read_by_data_and_share():
     def entry(share, seed, loss):
         numbers = {
             "methods": {"baseline": {"loss": 1.0, "accuracy": 0.0}, "IMM, λ = 1": {"loss": loss, "accuracy": 0.0}}
         }
         unit = {"data": "wine", "kind": "logistic", "n": 40, "shift": share, "seed": seed}
-        return {"unit": unit, "numbers": {**numbers, "surprise": 10 * share + seed}}
+        return {"unit": unit, "numbers": {**numbers, "surprise": 10 * share + seed, "lead": share - seed}}
 
     units = [entry(share, seed, 1 + share + seed) for share in (0.0, 0.5) for seed in range(3)]
     found = real.by_shift({"units": units})["wine"]
     assert found.share.tolist() == [[0.0], [0.5]]
     assert found.z.tolist() == [[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]]
+    assert found.lead.tolist() == [[0.0, -1.0, -2.0], [0.5, -0.5, -1.5]]
     torch.testing.assert_close(found.change, torch.tensor([[0.0, 1.0, 2.0], [0.5, 1.5, 2.5]], dtype=torch.float64))

@@ -1,5 +1,7 @@
 """The choice of divergence: what it changes for a logistic regression on a finite world."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ BINS = 10
 """Of the calibration error."""
 
 
-def fit(
+def objective(
     world: LogitWorld,
     counts: Tensor,
     view: Tensor,
@@ -22,9 +24,8 @@ def fit(
     lam: float,
     matching: str = "induced",
     decay: float = 1e-3,
-    start: Tensor | None = None,
-) -> Tensor:
-    """Minimise cross-entropy + λ · divergence with a known π; R fits at once.
+) -> Callable[[Tensor], Tensor]:
+    """(R, d) parameters -> (R,) cross-entropy + λ · divergence + decay, with a known π.
 
     Args:
         world: a finite world.
@@ -35,10 +36,6 @@ def fit(
         lam: λ.
         matching: "induced" for D(P̂ ‖ Q̂), "full" for the mean of D(P̂ ‖ Q) over the points' cells.
         decay: L2 penalty on the parameters, which separable data need.
-        start: (R, d) parameters to begin with; zero by default.
-
-    Returns:
-        (R, d) parameters.
 
     Raises:
         ValueError: an unknown matching.
@@ -57,7 +54,13 @@ def fit(
             term = (counts.sum(-1) * divergence(target[..., view, :], log_q)).sum(1)
         return -(counts * log_q).sum((1, 2)) + lam * term + decay * theta.square().sum(1)
 
-    return minimise(loss, counts.new_zeros(len(counts), world.features.shape[1]) if start is None else start)
+    return loss
+
+
+def fit(world: LogitWorld, counts: Tensor, *rest: object, start: Tensor | None = None, **options: object) -> Tensor:
+    """(R, d) parameters that minimise :func:`objective`, R fits at once, from ``start`` or zero."""
+    begin = counts.new_zeros(len(counts), world.features.shape[1]) if start is None else start
+    return minimise(objective(world, counts, *rest, **options), begin)
 
 
 def rounded(epsilon: float) -> Divergence:
@@ -89,7 +92,10 @@ def accuracy(world: LogitWorld, theta: Tensor) -> Tensor:
 
 
 def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
-    """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those that report."""
+    """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those that report.
+
+    "runs" has the excess risks of those that report at the best λ, to be paired with another unit's.
+    """
     world, half, generator = LogitWorld.grid(), config["runs"] // 2, torch.Generator().manual_seed(unit["seed"])
     counts, view, target = world.sample(config["n"], config["runs"], generator), world.views["x1"], None
     if unit["m"] == "inf":
@@ -99,6 +105,7 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
         target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
     name, found = unit["divergence"], {}
     stages = [rounded(epsilon) for epsilon in ROUNDINGS] if name == "total variation" else [divergences.NAMED[name]]
+    runs = {}
     for lam in config["lam"]:
         theta = None
         for divergence in stages:
@@ -108,12 +115,14 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
             "accuracy": accuracy(world, theta),
             "calibration": calibration_error(world, theta),
         }
+        runs[str(lam)] = reads["excess"][half:].tolist()
         found[str(lam)] = {
             "chooses": reads["excess"][:half].mean().item(),
             **{name: value[half:].mean().item() for name, value in reads.items()},
             **{f"{name}_se": (value[half:].std() / half**0.5).item() for name, value in reads.items()},
         }
-    return {"by_lam": found, "best": min(found, key=lambda lam: found[lam]["chooses"])}
+    best = min(found, key=lambda lam: found[lam]["chooses"])
+    return {"by_lam": found, "best": best, "runs": [round(value, 6) for value in runs[best]]}
 
 
 def _units(config: dict, seed: int) -> list[dict]:
@@ -143,9 +152,9 @@ EXPERIMENTS = [
         scales={
             "full": {
                 **{"runs": 200, "n": 100, "m": ["inf", 200]},
-                "lam": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
+                "lam": [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
             },
-            "ci": {"runs": 20, "n": 100, "m": ["inf", 200], "lam": [1.0]},
+            "ci": {"runs": 20, "n": 100, "m": ["inf", 200], "lam": [0.0, 1.0]},
         },
         units=_units,
         run=_logistic,

@@ -35,7 +35,7 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
 
     value, slope = both(theta)
     eye = torch.eye(theta.shape[1], dtype=theta.dtype).expand(len(theta), -1, -1)
-    inverse = eye.clone()
+    inverse = eye / slope.norm(dim=1).clamp(min=1).view(-1, 1, 1)  # a first step of length 1 at most
     going = slope.abs().amax(1) > tolerance
     for _ in range(steps):
         if not going.any():
@@ -62,7 +62,7 @@ def _search(
     best_value, best_slope, open_ = value, slope, going & (down < 0)
     for _ in range(TRIALS):
         new_value, new_slope = both(theta + size.unsqueeze(1) * direction)
-        lower = new_value <= value + DECREASE * size * down
+        lower = (new_value <= value + DECREASE * size * down) & new_slope.isfinite().all(1)
         flat = (new_slope * direction).sum(1) >= CURVATURE * down
         better = open_ & lower & (new_value <= best_value)
         found = torch.where(better, size, found)

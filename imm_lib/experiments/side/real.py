@@ -15,7 +15,7 @@ from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.side.sources import Problem, draw, source
-from imm_lib.premise import surprise
+from imm_lib.premise import lead, surprise
 from imm_lib.results import mean_interval
 
 
@@ -131,6 +131,27 @@ def evaluate(network: Network, problem: Problem, weight: float = 0.0) -> dict[st
     return {"accuracy": accuracy, "loss": F.nll_loss(log_q, test.label).item()}
 
 
+def left_out(problem: Problem, kind: str, folds: int, steps: int = 200, bandwidth: float = 1.0, seed: int = 0) -> float:
+    """How far the target is ahead of the induced model of a plain training, in standard errors, without other data.
+
+    Each fold of the training examples is left out of a training and lends its restricted pairs to
+    :func:`imm_lib.premise.lead`.
+    """
+    part, ahead, errors = problem.train, 0.0, 0.0
+    fold = torch.arange(len(part.label)) % checks.count("folds", folds)
+    for i in range(folds):
+        others = type(part)(*(values[fold != i] for values in part))
+        network = train(problem._replace(train=others), kind, steps=steps, seed=seed)
+        with torch.no_grad():
+            log_q = network(others.short, others.rest)
+        contexts = KernelContexts(others.short, bandwidth * part.short.shape[1])
+        pairs = part.short[fold == i], part.label[fold == i]
+        found = lead(lambda _, point, log_q=log_q: log_q[point], contexts, problem.target, *pairs)
+        share = len(pairs[1]) / len(fold)
+        ahead, errors = ahead + share * found.ahead, errors + (share * found.error) ** 2
+    return ahead / errors**0.5
+
+
 SCORES = ("loss", "accuracy")
 
 SHARES = [0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9]
@@ -154,7 +175,10 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
         found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(fit("IMM", lam, bandwidth), problem)
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
-    return {"methods": found, "surprise": z}
+    checked = {"surprise": z}
+    if "folds" in config:
+        checked["lead"] = left_out(problem, unit["kind"], config["folds"], config["steps"], seed=unit["seed"])
+    return {"methods": found, **checked}
 
 
 def _units(config: dict, seed: int) -> list[dict]:
@@ -223,6 +247,7 @@ class Shifted(NamedTuple):
 
     share: Tensor  # (M, 1)
     z: Tensor  # (M, R) how much the training labels surprise the target
+    lead: Tensor  # (M, R) of the target over the induced model on left-out training pairs, in standard errors
     change: Tensor  # (M, R) of the test loss by IMM, in nats
 
 
@@ -230,8 +255,8 @@ def by_shift(result: dict) -> dict[str, Shifted]:
     """The runs of a result with shifts, by data set."""
     found = {}
     for (data, _, _, share), runs in cases(result).items():
-        z = torch.tensor([run["surprise"] for run in runs], dtype=torch.float64)
-        found.setdefault(data, []).append((torch.tensor([share]), z, change(runs, "IMM")))
+        z, ahead = (torch.tensor([run[k] for run in runs], dtype=torch.float64) for k in ("surprise", "lead"))
+        found.setdefault(data, []).append((torch.tensor([share]), z, ahead, change(runs, "IMM")))
     return {data: Shifted(*map(torch.stack, zip(*rows, strict=True))) for data, rows in found.items()}
 
 
@@ -306,8 +331,9 @@ EXPERIMENTS = [
                 "imm": [[1.0, 1.0]],
                 "cases": [("breast cancer", "logistic", [40]), ("wine", "logistic", [40])],
                 "shift": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0],
+                "folds": 5,
             },
-            "ci": {**_CI, "cases": [("wine", "logistic", [20])], "shift": [0.0, 1.0]},
+            "ci": {**_CI, "cases": [("wine", "logistic", [20])], "shift": [0.0, 1.0], "folds": 5},
         },
         units=_units,
         run=_compare,
