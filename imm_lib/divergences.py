@@ -131,8 +131,9 @@ def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergenc
     """The debiased Sinkhorn divergence OT(P̂, Q̂) - (OT(P̂, P̂) + OT(Q̂, Q̂)) / 2 of entropic optimal transport.
 
     It is 0 at Q̂ = P̂ and positive elsewhere if exp(-cost / epsilon) is positive definite, as it is for distances on a
-    line and their squares (Feydy and others, 2019); other costs are refused. Unlike the others it knows that some labels are nearer to each other than others. Solved by POT; value and gradient
-    are those of the dual problem, exact where the iteration has converged.
+    line and their squares (Feydy and others, 2019); other costs are refused. Unlike the other divergences it knows that
+    some labels are nearer to each other than others. Solved by POT; value and gradient are those of the dual problem,
+    exact where the iteration has converged.
 
     Args:
         cost: (Y, Y) cost of moving probability from one label to another: not negative, 0 on the diagonal, symmetric.
