@@ -225,7 +225,10 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
     """
     if isinstance(divergence, str):
         if divergence not in NAMED:
-            raise ValueError(f"divergence must be one of {', '.join(NAMED)}, or a function, got {divergence!r}")
+            made = "alpha(order), balanced(weight) or sinkhorn(cost)"
+            raise ValueError(
+                f"divergence must be one of {', '.join(NAMED)}, or a function as of {made}, got {divergence!r}"
+            )
         return NAMED[divergence]
     if not callable(divergence):
         raise TypeError(

@@ -1,6 +1,7 @@
-"""Before training: does the restricted model know something that the full model's own average does not?
+"""Before training with IMM: does the restricted model know something that the full model's own average does not?
 
-Both checks take held-out restricted pairs (s, y), which need no extended context.
+Both checks take held-out restricted pairs (s, y), which need no extended context: ``surprise`` the target alone,
+``lead`` the target and a model that was trained without IMM.
 """
 
 import math
