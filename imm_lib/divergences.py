@@ -225,10 +225,8 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
     """
     if isinstance(divergence, str):
         if divergence not in NAMED:
-            made = "alpha(order), balanced(weight) or sinkhorn(cost)"
-            raise ValueError(
-                f"divergence must be one of {', '.join(NAMED)}, or a function as of {made}, got {divergence!r}"
-            )
+            known = f"{', '.join(NAMED)}, or a function as of alpha(order), balanced(weight) or sinkhorn(cost)"
+            raise ValueError(f"divergence must be one of {known}, got {divergence!r}")
         return NAMED[divergence]
     if not callable(divergence):
         raise TypeError(
