@@ -190,6 +190,15 @@ def test_descent_finds_minima_of_each_row():
     assert torch.equal(found[2], begin[2]) and torch.equal(minimise(loss, begin, steps=0), begin)
 
 
+def test_the_best_weight_is_read_with_its_runs():
+    reads = {"0.0": {"excess": 0.2}, "1.0": {"excess": 0.1}}
+    unit = {"unit": {"m": 200, "matching": "full", "divergence": "balanced"}}
+    found = choice.best({"units": [unit | {"numbers": {"by_lam": reads, "best": "1.0", "runs": [0.1, 0.2]}}]})
+    read = found["200", "full", "balanced"]
+    assert (read["excess"], read["lam"]) == (0.1, 1.0) and read["by_lam"][0]["excess"] == 0.2
+    assert read["runs"].tolist() == pytest.approx([0.1, 0.2])
+
+
 def test_reads_of_a_fit():
     world = LogitWorld.grid()
     theta = torch.stack([world.theta, torch.zeros_like(world.theta)])

@@ -192,6 +192,12 @@ def test_too_few_examples_are_refused_before_anything_is_fitted():
         tuning.Clinic("wine", 4, 60, seed=0)
 
 
+def test_harm_is_counted_by_bins():
+    measure, change = torch.tensor([[0.5, 1.0, 1.5, 3.0]]), torch.tensor([[0.1, -0.3, 0.2, 0.4]])
+    found = real.harm(measure, change, [0, 1, 4])
+    torch.testing.assert_close(found, torch.tensor([[2, 0.5, -0.1, 0.1], [2, 1.0, 0.3, 0.4]]))
+
+
 def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
     good, bad = (real.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
     assert good > bad and bad < -2

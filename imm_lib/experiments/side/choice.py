@@ -135,6 +135,17 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def best(result: dict) -> dict[tuple[str, str, str], dict]:
+    """By m ("inf" or a number), matching and divergence: the reads at the best λ, with "lam", "runs" and "by_lam"."""
+    found = {}
+    for entry in result["units"]:
+        unit, numbers = entry["unit"], entry["numbers"]
+        by_lam = {float(lam): read for lam, read in numbers["by_lam"].items()}
+        rest = {"lam": float(numbers["best"]), "runs": torch.tensor(numbers["runs"]), "by_lam": by_lam}
+        found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[rest["lam"]] | rest
+    return found
+
+
 def _table(result: dict) -> list[list[str]]:
     values = list(next(iter(result["units"][0]["numbers"]["by_lam"].values())))
     rows = [["unit", "best λ", *values]]

@@ -3,6 +3,7 @@
 What the data are is in :mod:`imm_lib.experiments.side.sources`.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -258,6 +259,23 @@ def by_shift(result: dict) -> dict[str, Shifted]:
         z, ahead = (torch.tensor([run[k] for run in runs], dtype=torch.float64) for k in ("surprise", "lead"))
         found.setdefault(data, []).append((torch.tensor([share]), z, ahead, change(runs, "IMM")))
     return {data: Shifted(*map(torch.stack, zip(*rows, strict=True))) for data, rows in found.items()}
+
+
+def harm(measure: Tensor, change: Tensor, edges: list[float]) -> Tensor:
+    """What a measurement says of the change of the loss.
+
+    Args:
+        measure: (M, R).
+        change: (M, R), in nats.
+        edges: (B + 1,) of its bins, each without its lower end.
+
+    Returns:
+        (B, 4) how many runs are in each bin, the share that was harmed, their mean change, and the worst.
+    """
+    rows = [change[(measure > low) & (measure <= high)] for low, high in pairwise(edges)]
+    return torch.stack(
+        [torch.stack([torch.tensor(len(r)).to(r), (r > 0).to(r).mean(), r.mean(), r.max()]) for r in rows]
+    )
 
 
 def mean(runs: list[dict], method: str, score: str = "loss") -> float:
