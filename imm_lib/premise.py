@@ -16,7 +16,7 @@ from imm_lib.estimators import Query, Target, checked_contexts, induced_rows
 from imm_lib.targets.table import as_target
 
 PART = 64
-"""Pairs whose extended contexts are run at a time."""
+"""Short contexts whose extended contexts are run at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Lead:
     """How far a target is ahead of an induced model on labelled pairs, in nats per pair.
 
     Attributes:
-        target: mean of -log P̂(y|s).
+        target: mean of -log P̂(y|s); infinite where a label came that P̂ rules out.
         induced: mean of -log Q̂(y|s).
-        ahead: induced less target: what IMM could teach at most. Not above 0, there is nothing to teach.
-        error: standard error of ``ahead`` over the pairs, as if they were independent.
+        ahead: induced less target, what the induced model lacks. Not above 0, there is nothing to teach.
+        error: standard error of ``ahead`` over the pairs, as if they were independent; infinite if ``ahead`` is.
     """
 
     target: float
@@ -40,15 +40,19 @@ class Lead:
 def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label: Tensor) -> Lead:
     """Compare the target with what a trained model's induced model says of held-out pairs.
 
+    The model is run in every extended context of each distinct short context: with a kernel on n points, n times as
+    many. It should be in evaluation mode.
+
     Args:
         query, contexts: as of :class:`imm_lib.ExactIMM`; the model's training points.
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        short: (N,) or (N, d) short contexts of the pairs, none of which the target was fitted on.
-        label: (N,) their labels.
+        short: (N,) or (N, d) short contexts of the pairs, on which neither the target nor the model was fitted.
+        label: (N,) their labels, on the same device.
 
     Raises:
-        TypeError, ValueError: no pairs, fewer than two, labels outside [0, Y) or of another number, or a bad target,
-            contexts or answer of ``query``.
+        TypeError, ValueError: fewer than two pairs, labels outside [0, Y) or of another number, a short context
+            without a training point (for :class:`imm_lib.GroupedContexts`), or a bad target, contexts or answer of
+            ``query``. On a GPU, values are not looked at.
 
     >>> from imm_lib import GroupedContexts
     >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # one short context: the induced model says one half
@@ -63,16 +67,15 @@ def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
     if len(checks.ids("label", label)) != len(short):
         raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
-    losses = []
-    for s, y in zip(short.split(PART), label.split(PART), strict=True):
-        rows = target(s).double()
-        y = checks.ids("label", y, rows.shape[1]).unsqueeze(1)
-        log_induced = induced_rows(query, contexts, s, rows.shape[1]).double()
-        losses.append(-torch.cat([rows.log().gather(1, y), log_induced.gather(1, y)], 1))
-    loss = torch.cat(losses)
-    ahead = loss[:, 1] - loss[:, 0]
-    own, other = loss.mean(0).tolist()
-    return Lead(own, other, ahead.mean().item(), (ahead.std() / len(ahead) ** 0.5).item())
+    checks.same_device("label", label, "short", short)
+    distinct, inverse = torch.unique(short, dim=None if short.dim() == 1 else 0, return_inverse=True)
+    rows = target(distinct).double()
+    label = checks.ids("label", label, rows.shape[1]).unsqueeze(1)
+    parts = [induced_rows(query, contexts, part, rows.shape[1]) for part in distinct.split(PART)]
+    own, other = (-log_p[inverse].gather(1, label).squeeze(1) for log_p in (rows.log(), torch.cat(parts).double()))
+    ahead = other - own
+    error = ahead.std() / len(ahead) ** 0.5 if ahead.isfinite().all() else ahead.new_tensor(math.inf)
+    return Lead(own.mean().item(), other.mean().item(), ahead.mean().item(), error.item())
 
 
 @dataclass(frozen=True)

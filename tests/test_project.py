@@ -106,7 +106,8 @@ def test_the_layout_in_the_readme_exists():
 
 
 def test_every_public_name_is_on_the_reference_page():
-    listed = re.findall(r"\.\. auto(?:class|function|module):: (?:imm_lib\.)?(\w+)$", read("book/api.md"), re.MULTILINE)
+    page = re.sub(r"\.\. automodule:: \S+\n +:no-index:\n", "", read("book/api.md"))  # a room's introduction
+    listed = re.findall(r"\.\. auto(?:class|function|module):: (?:imm_lib\.)?(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(imm.__all__)
     assert sorted(imm.__all__) == imm.__all__
     assert all((getattr(imm, name).__doc__ or "").strip() for name in imm.__all__)

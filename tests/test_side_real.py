@@ -201,8 +201,9 @@ def test_harm_is_counted_by_bins():
 def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
     good, bad = (real.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
     assert good > bad and bad < -2
-    with pytest.raises(ValueError, match="folds"):
-        real.left_out(shifted(0.0), "logistic", 0)
+    for folds in (0, 1, 31):
+        with pytest.raises(ValueError, match="folds"):
+            real.left_out(shifted(0.0), "logistic", folds)
 
 
 def test_shifted_runs_are_read_by_data_and_share():

@@ -309,6 +309,16 @@ def test_the_lead_of_a_target_is_what_enumeration_finds(monkeypatch):
         assert found[2].error == pytest.approx((theirs - ours).std().item() / 5**0.5)
 
 
+def test_a_label_that_the_target_rules_out_leaves_no_lead():
+    log_q, zeros = torch.full((2, 2), 0.5).log(), torch.zeros(3, dtype=torch.long)
+    certain = torch.tensor([[1.0, 0.0]])
+    query = lambda short, extended: log_q[extended]  # noqa: E731
+    found = lead(query, imm.GroupedContexts(zeros[:2]), certain, zeros, torch.tensor([0, 1, 0]))
+    assert (found.target, found.ahead, found.error) == (math.inf, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="short"):
+        lead(query, imm.GroupedContexts(zeros[:2], num_short=2), certain.expand(2, 2), zeros + 1, zeros)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,8 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
         loss: (R, d) parameters -> (R,) values, each of its own row.
         theta: (R, d) where to begin; float64.
         steps: the most iterations.
-        tolerance: a run ends where its gradient is this small, or where no step lowers it.
+        tolerance: a run ends where its gradient is this small, or where no step along it lowers the value, as rounding
+            will have it near a minimum.
 
     Returns:
         (R, d) parameters.
@@ -34,8 +35,8 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
         return value.detach(), slope
 
     value, slope = both(theta)
-    eye = torch.eye(theta.shape[1], dtype=theta.dtype).expand(len(theta), -1, -1)
-    inverse = eye / slope.norm(dim=1).clamp(min=1).view(-1, 1, 1)  # a first step of length 1 at most
+    eye = torch.eye(theta.shape[1], dtype=theta.dtype, device=theta.device).expand(len(theta), -1, -1)
+    inverse, plain = _first(eye, slope), torch.ones_like(value, dtype=torch.bool)
     going = slope.abs().amax(1) > tolerance
     for _ in range(steps):
         if not going.any():
@@ -47,9 +48,16 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
         keep = going.unsqueeze(1)
         theta, slope = torch.where(keep, theta + moved, theta), torch.where(keep, new_slope, slope)
         value = torch.where(going, new_value, value)
-        going = going & (slope.abs().amax(1) > tolerance)
-        inverse = _updated(inverse, eye, moved, turned)
+        # a row without a step tries once more, along its gradient
+        inverse = torch.where(keep.unsqueeze(2), _updated(inverse, eye, moved, turned), _first(eye, slope))
+        again, plain = ~going & ~plain, ~going
+        going = (going | again) & (slope.abs().amax(1) > tolerance)
     return theta
+
+
+def _first(eye: Tensor, slope: Tensor) -> Tensor:
+    """An inverse Hessian whose step is along the gradient, of length 1 at most."""
+    return eye / slope.norm(dim=1).clamp(min=1).view(-1, 1, 1)
 
 
 def _search(
@@ -64,7 +72,7 @@ def _search(
         new_value, new_slope = both(theta + size.unsqueeze(1) * direction)
         lower = (new_value <= value + DECREASE * size * down) & new_slope.isfinite().all(1)
         flat = (new_slope * direction).sum(1) >= CURVATURE * down
-        better = open_ & lower & (new_value <= best_value)
+        better = open_ & lower & (flat | (new_value <= best_value))
         found = torch.where(better, size, found)
         best_value = torch.where(better, new_value, best_value)
         best_slope = torch.where(better.unsqueeze(1), new_slope, best_slope)
@@ -78,9 +86,9 @@ def _search(
 
 
 def _updated(inverse: Tensor, eye: Tensor, moved: Tensor, turned: Tensor) -> Tensor:
-    """BFGS's inverse Hessian after a step, unchanged where the curvature along it is not positive."""
+    """BFGS's inverse Hessian after a step, unchanged where the curvature along it is not clearly positive."""
     product = (moved * turned).sum(1)
-    good = product > 1e-14
+    good = product > 1e-10 * moved.norm(dim=1) * turned.norm(dim=1)
     rho = torch.where(good, 1 / torch.where(good, product, 1.0), 0.0).view(-1, 1, 1)
     side = eye - rho * moved.unsqueeze(2) * turned.unsqueeze(1)
     return side @ inverse @ side.mT + rho * moved.unsqueeze(2) * moved.unsqueeze(1)

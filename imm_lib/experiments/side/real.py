@@ -137,9 +137,14 @@ def left_out(problem: Problem, kind: str, folds: int, steps: int = 200, bandwidt
 
     Each fold of the training examples is left out of a training and lends its restricted pairs to
     :func:`imm_lib.premise.lead`.
+
+    Raises:
+        TypeError, ValueError: one fold, or so many that one has less than two pairs.
     """
     part, ahead, errors = problem.train, 0.0, 0.0
-    fold = torch.arange(len(part.label)) % checks.count("folds", folds)
+    if not 2 <= checks.count("folds", folds) <= len(part.label) // 2:
+        raise ValueError(f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}")
+    fold = torch.arange(len(part.label)) % folds
     for i in range(folds):
         others = type(part)(*(values[fold != i] for values in part))
         network = train(problem._replace(train=others), kind, steps=steps, seed=seed)
@@ -160,7 +165,10 @@ SHARES = [0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9]
 
 
 def _compare(unit: dict, config: dict, device: torch.device) -> dict:
-    """Every method's test accuracy and loss, the target's alone, and how much the training labels surprise it."""
+    """Every method's test accuracy and loss, the target's alone, and how much the training labels surprise it.
+
+    With "folds" also the target's lead on left-out pairs.
+    """
     problem = draw(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0))
 
     def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
