@@ -472,6 +472,11 @@ def test_the_numbers_of_full_runs_are_those_that_the_stored_choice_found():
     for name in ("masked-cola", "masked-rte", "masked-qnli-small"):
         config = imm.experiments.find(name).scales["full"]
         assert (config["mlm"], config["lam"]) == (found["MLM"], found["MLM + IMM"])
+    found, config = (
+        masked.readings.chosen(imm.results.load("masked-choice-mrpc")),
+        imm.experiments.find("masked-mrpc").scales["full"],
+    )
+    assert config["mlm"] == found["MLM"] and {config["lam"]} == {found["MLM + IMM"], found["MLM + noising"]}
 
 
 def test_places_after_one_word_count_as_one():
