@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,13 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure speed and memory; runs every bench-... experiment")
     for command in (run, show):
         command.add_argument("--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value in the configuration, as JSON or a word (model=bert-base-uncased); needs --out",
+    )
     run.add_argument("--jobs", type=int, default=1, help="units to run at a time, each in its own process")
     for command in (run, bench):
         command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
@@ -49,6 +57,22 @@ def _names(args: argparse.Namespace) -> list[str]:
         return list(experiments.registry())
     print(f"left out without a GPU: {', '.join(left_out)}; name one, or give --device cuda", file=sys.stderr)
     return [name for name in experiments.registry() if name not in left_out]
+
+
+def _changes(args: argparse.Namespace) -> dict:
+    """What --set asks for. A file in book/results is of the declared configuration, so another folder is needed."""
+    if args.set and (args.out is None or args.all):
+        raise ValueError("--set makes another experiment: name one, and give --out FOLDER for its result")
+    changes = {}
+    for word in args.set:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be NAME=VALUE, got {word!r}")
+        try:
+            changes[name] = json.loads(value, parse_constant=str)  # NaN is a word, as numbers are finite
+        except json.JSONDecodeError:
+            changes[name] = value
+    return changes
 
 
 def _lasting(words: list[str]) -> list[str]:
@@ -80,6 +104,8 @@ def _act(args: argparse.Namespace, words: list[str]) -> None:
         command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
         chosen, scale = [experiments.find(name) for name in _names(args)], getattr(args, "scale", "full")
         jobs = getattr(args, "jobs", 1)
+        if args.command == "run" and (changes := _changes(args)):
+            chosen = [experiments.adjusted(chosen[0], scale, changes)]
         for i, experiment in enumerate(chosen):
             if len(chosen) > 1:
                 left = _left(chosen[i:], scale)

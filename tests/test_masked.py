@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import imm_lib as imm
+from imm_lib.__main__ import main
 from imm_lib.data import DataError
 from imm_lib.experiments import masked
 from imm_lib.experiments.masked import Example, Prefixes, Settings, encoder, target, tasks
@@ -170,6 +171,36 @@ def test_a_tokenizer_without_a_mask(model):
 
     with pytest.raises(ValueError, match="must have a mask token"):
         encoder.MaskedLM(model.body, model.head, Causal(), 16)
+
+
+def saved(folder, kind):
+    """An untrained model of ``transformers`` with the masked-LM head of its kind, as a hub's are stored."""
+    import transformers
+
+    known = tasks.load("CoLA", "train")[:200] if tasks.available("CoLA") else sentences(20)
+    tokenizer = masked.tiny([e.first for e in known], width=16).tokenizer
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    special = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **special)
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@needs_glue
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_model_of_transformers_keeps_its_own_head(tmp_path, kind):
+    import transformers
+
+    folder = saved(tmp_path, kind)
+    model = masked.load(folder).eval()
+    whole = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+    batch = model.batch(model.encode(sentences(5)))
+    with torch.no_grad():
+        expected = whole(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(-1)
+        found = model.log_probs(model.features(batch)[batch.mask])
+    torch.testing.assert_close(found, expected[batch.mask])
 
 
 def test_the_missing_extra(monkeypatch):
@@ -427,6 +458,20 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     table = experiment.table({"units": units, "config": config})
     assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
     assert not list((tmp_path / ".partial").glob("*.pt"))
+
+
+@needs_glue
+@pytest.mark.needs_data("wikitext2")
+def test_another_model_is_tuned_by_one_command(tmp_path, monkeypatch):
+    if not tasks.available("CoLA"):
+        pytest.skip("needs the files of CoLA: set IMM_DATA to a folder that holds glue/CoLA")
+    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    folder, out = saved(tmp_path / "model", "Bert"), tmp_path / "mine"
+    words = ["run", "masked-cola", "--scale", "ci", "--set", f"model={folder}", "--out", str(out)]
+    assert main(words) == 0
+    result = imm.results.load("masked-cola-ci", out)
+    assert result["config"]["model"] == folder and len(result["units"]) == len(masked.ARMS)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))  # it has a head: nothing is pretrained
 
 
 def test_held_out_examples_stand_apart_and_files_are_shuffled_alike(monkeypatch):

@@ -259,9 +259,31 @@ def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
     assert log.read_text().split()[:9] == ["0", "1", "2", "3", "0", "1", "1", "2", "3"]
 
 
+def test_another_configuration_goes_to_another_folder(toys):
+    assert main(["run", "toy", "--set", "units=2", "--out", str(toys / "mine")]) == 0
+    result = results.load("toy", toys / "mine")
+    assert result["config"] == {"units": 2} and len(result["units"]) == 2
+    assert result["command"] == "python -m imm_lib run toy --set units=2"
+    assert experiments.find("toy").scales["full"] == {"units": 4} and not (toys / "toy.json").exists()
+
+
+def test_a_changed_value_is_of_its_kind():
+    known = replace(toy(), scales={"full": {"units": 4, "lam": 0.1, "model": "small", "cases": ("a",), "limit": None}})
+    changes = {"lam": 1, "model": "large", "cases": ["b", "c"], "limit": 3}
+    assert experiments.adjusted(known, "full", changes).scales["full"] == {"units": 4, **changes}
+    for name, value in {"lam": "much", "units": True, "model": 3, "cases": "b", "size": 3}.items():
+        with pytest.raises(ValueError, match=name):
+            experiments.adjusted(known, "full", {name: value})
+
+
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
+        (["run", "toy", "--set", "units=2"], "give --out FOLDER"),
+        (["run", "--all", "--set", "units=2", "--out", "mine"], "name one, and give --out"),
+        (["run", "toy", "--set", "units", "--out", "mine"], "--set must be NAME=VALUE, got 'units'"),
+        (["run", "toy", "--set", "size=2", "--out", "mine"], "toy has no 'size': it must be one of units"),
+        (["run", "toy", "--set", "units=NaN", "--out", "mine"], 'units must be like 4, got "NaN"'),
         (["run", "tyo"], "name must be one of toy, got 'tyo'"),
         (["show", "tyo"], "name must be one of toy, got 'tyo'"),
         (["run"], "name one experiment, or give --all"),

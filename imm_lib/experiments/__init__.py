@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,6 +64,33 @@ def check_scale(experiment: Experiment, scale: str) -> None:
     """Raise ValueError, listing the known ones, unless the experiment has that scale."""
     if scale not in experiment.scales:
         raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
+
+
+def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:
+    """The experiment with other values in one scale's configuration.
+
+    Args:
+        experiment: what is adjusted; it is not changed.
+        scale: one of ``experiment.scales``.
+        changes: new values by name. A value has the type of the one that it replaces, or is a real number for a real
+            number, or stands where there was None.
+
+    Raises:
+        ValueError: an unknown scale, a name that the configuration does not have, or a value of another type.
+    """
+    check_scale(experiment, scale)
+    config = experiment.scales[scale]
+    for name, value in changes.items():
+        if name not in config:
+            raise ValueError(f"{experiment.name} has no {name!r}: it must be one of {', '.join(config)}")
+        if config[name] is not None and _kind(value) != _kind(config[name]):
+            raise ValueError(f"{name} must be like {json.dumps(config[name])}, got {json.dumps(value)}")
+    return replace(experiment, scales={**experiment.scales, scale: {**config, **changes}})
+
+
+def _kind(value: object) -> type:
+    """What JSON distinguishes, but for whole numbers among the real ones."""
+    return {int: float, tuple: list}.get(type(value), type(value))
 
 
 def file_name(experiment: Experiment, scale: str) -> str:

@@ -158,7 +158,10 @@ def load(name: str = DEFAULT) -> MaskedLM:
         if package is None:
             raise ImportError(f"the default encoder needs {DEFAULT}: {EXTRA}")
         folder = str(Path(package.submodule_search_locations[0]) / "model")
+        said = transformers.utils.logging.get_verbosity()
+        transformers.utils.logging.set_verbosity_error()  # else it reports the pooler that we leave out
         body = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        transformers.utils.logging.set_verbosity(said)
         return build(body, transformers.AutoTokenizer.from_pretrained(folder))
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if tokenizer.mask_token_id is None:

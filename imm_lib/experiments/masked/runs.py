@@ -34,7 +34,7 @@ def wiki(model: MaskedLM, pieces: int, length: int) -> tuple[Sequences, Tensor]:
             words = []
         else:
             words.append(unknown if word == "<unk>" else word)
-    encoded = model.tokenizer([line for line in lines if line], add_special_tokens=False)["input_ids"]
+    encoded = model.tokenizer([line for line in lines if line], add_special_tokens=False, verbose=False)["input_ids"]
     stream = torch.tensor([piece for line in encoded for piece in line])[:pieces]
     ends = torch.tensor([model.tokenizer.cls_token_id]), torch.tensor([model.tokenizer.sep_token_id])
     parts = [torch.cat([ends[0], part, ends[1]]) for part in stream.split(length - 2)]
