@@ -512,6 +512,22 @@ def test_arms_are_paired_by_seed_and_task():
     assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"]["norms"] == {"task": 1.0}
 
 
+def test_what_tuned_models_know_is_paired_by_seed():
+    known = {("base", 0): 7.0, ("MLM", 0): 6.0, ("MLM", 1): 6.2, ("MLM + IMM", 0): 5.5, ("MLM + IMM", 1): 5.9}
+    units = [
+        {
+            "unit": {"task": "MRPC", "arm": arm, "seed": seed},
+            "numbers": {"premise": {"target": {"mean": 5.0}, "induced": {"mean": x}, "prefix": {"mean": x - seed}}},
+        }
+        for (arm, seed), x in known.items()
+    ]
+    found = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}})
+    assert found["base"]["induced over MLM"] == (pytest.approx(1.0), None)
+    mean, half = found["MLM + IMM"]["induced over MLM"]
+    assert mean == pytest.approx(-0.4) and half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom
+    assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (5.0, 0.0)
+
+
 def test_the_numbers_of_full_runs_are_those_that_the_stored_choice_found():
     found = masked.readings.chosen(imm.results.load("masked-choice"))
     for name in ("masked-cola", "masked-rte", "masked-qnli-small"):
