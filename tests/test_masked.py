@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import math
 
 import pytest
@@ -291,8 +292,26 @@ def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text
     torch.testing.assert_close(bigrams.log_prob(short, label).exp().float(), rows[short, label])
     assert bigrams.weight in target.WEIGHTS
     ids = [ids for ids, _ in model.encode(examples)]
-    large = imm.KneserNeyBigram.fit(torch.cat(ids), model.vocab_size)  # knows the held-out text: it is trusted
-    assert target.fit(ids, large).weight == min(target.WEIGHTS)
+    pairs = [(int(a), int(b)) for s in ids for a, b in itertools.pairwise(s[:-1])]
+    short, label = torch.tensor(pairs).T
+    large = imm.KneserNeyBigram.fit_pairs(short, label, model.vocab_size)
+    assert target.fit(ids, large).weight == min(target.WEIGHTS)  # it knows the held-out text: it is trusted
+    fitted = target.fit(ids, bigrams.large)
+    torch.testing.assert_close(fitted.task.dense(), large.dense())
+    task = [s for i, s in enumerate(ids) if i % 10]
+    part = imm.KneserNeyBigram.fit_pairs(torch.cat([s[:-2] for s in task]), torch.cat([s[1:-1] for s in task]), 9)
+    held_out = [(a, b) for s in ids[::10] for a, b in itertools.pairwise(s[:-1])]
+
+    def mean_log(w):
+        mixed = [w * part(a.view(1))[0, b] + (1 - w) * bigrams.large(a.view(1))[0, b] for a, b in held_out]
+        return torch.stack(mixed).log().mean().item()
+
+    assert fitted.weight == max(target.WEIGHTS, key=mean_log)
+    # no place has the first token, or a sequence's last one: neither is counted as a next word
+    counted = fitted.task.keys % model.vocab_size
+    assert not torch.isin(counted, torch.tensor(model.tokenizer.all_special_ids)).any()
+    with pytest.raises(ValueError, match="held_out must be at least 2"):
+        target.fit(ids, large, held_out=1)
     with pytest.raises(ValueError, match="sequences must be at least 2"):
         target.fit(ids[:1], large)
 

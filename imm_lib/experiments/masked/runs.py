@@ -49,26 +49,35 @@ def _untrained(config: dict) -> MaskedLM:
         return tiny([e.first for name in config["tasks"] for e in tasks.load(name, "train")[:200]], width=16, limit=512)
 
 
+def begin(config: dict, device: torch.device | str = "cpu") -> MaskedLM:
+    """The model before pretraining: a new head is the identity, and its bias the log-shares of WikiText-2's words."""
+    model = _untrained(config).to(device)
+    if isinstance(model.head, Head):
+        _, stream = wiki(model, config["pretrain"]["pieces"], config["pretrain"]["length"])
+        counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
+        model.head.bias.data.copy_((counts / counts.sum()).log())
+    return model
+
+
 def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, list[float]]:
     """The common starting point of all arms, and its course of pretraining: from its file, or trained and written.
 
     A model with a masked-LM head of its own is taken as it is.
     """
-    from safetensors.torch import load_file, save
-
     model = _untrained(config).to(device)
     if not isinstance(model.head, Head):
         return model, []
+    from safetensors.torch import load_file, save
+
     plan = config["pretrain"]
-    name = hashlib.sha256(json.dumps([config["model"], plan], sort_keys=True).encode()).hexdigest()[:12]
+    made = [config["model"], plan, *(config["tasks"] if config["model"] == "tiny" else [])]  # whose words it knows
+    name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     file = data.cache() / "masked" / f"{name}.safetensors"
     course = file.with_suffix(".json")
     if file.is_file() and course.is_file():
         model.load_state_dict(load_file(file))
         return model, json.loads(course.read_text())["loss"]
-    sequences, stream = wiki(model, plan["pieces"], plan["length"])
-    counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
-    model.head.bias.data.copy_((counts / counts.sum()).log())
+    model, (sequences, _) = begin(config, device), wiki(model, plan["pieces"], plan["length"])
     settings = training.Settings(epochs=plan["epochs"], batch=plan["batch"], lr=plan["lr"])
     unfinished = file.with_suffix(".pt")
     losses = training.pretrain(model, sequences, settings, unfinished)
@@ -84,19 +93,21 @@ def target(model: MaskedLM, sequences: Sequences, config: dict) -> Mixture:
     return fit([ids for ids, _ in sequences], KneserNeyBigram.fit(stream, model.vocab_size))
 
 
-def examples(name: str, config: dict) -> dict[str, list[Example]]:
-    """A task's examples, in one random order for all seeds (the files are sorted by source); as many as declared.
+def examples(name: str, config: dict, seed: int = 0) -> dict[str, list[Example]]:
+    """A task's examples, in random order (the files are sorted by source); as many as declared.
 
-    With "held_out" these of the training split stand for the dev split, which remains for what is reported.
+    Every seed draws its own training examples, so that an interval over seeds is also one over them; all have the same
+    dev examples. With "held_out" these of the training split stand for the dev split, which remains for what is
+    reported.
     """
-    found = {split: _shuffled(tasks.load(name, split)) for split in tasks.SPLITS}
+    found = {split: _shuffled(tasks.load(name, split), seed if split == "train" else 0) for split in tasks.SPLITS}
     if "held_out" in config:
         found["dev"] = found["train"][slice(*config["held_out"])]
     return {split: found[split][: config["examples"][name][split]] for split in tasks.SPLITS}
 
 
-def _shuffled(found: list[Example]) -> list[Example]:
-    return [found[i] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()]
+def _shuffled(found: list[Example], seed: int) -> list[Example]:
+    return [found[i] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()]
 
 
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
@@ -107,8 +118,8 @@ def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
 
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     """Before pretraining and after it: what target, induced bigram and full model know of held-out words."""
-    found, parts = {}, examples(unit["task"], config)
-    for when, model in (("before", _untrained(config).to(device)), ("after", start(config, device)[0])):
+    found, parts = {}, examples(unit["task"], config, unit["seed"])
+    for when, model in (("before", begin(config, device)), ("after", start(config, device)[0])):
         sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
         prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
         mixture = target(model, sequences["train"], config).to(device)
@@ -127,22 +138,23 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     With "premise" also what the tuned model's views know of held-out words.
     """
     name = unit["task"]
+    parts = examples(name, config, unit["seed"])  # first, as a mistake in a file is found at once
     model, _ = start(config, device)
-    parts = examples(name, config)
     settings, reading = _settings(config, unit), config.get("premise")
     sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
     mixture = None
     if reading or unit["arm"] not in ("base", "MLM"):
         mixture = target(model, sequences["train"], config).to(device)
-    identity = hashlib.sha256(json.dumps([unit, config, results.code()], sort_keys=True).encode()).hexdigest()[:16]
+    made = json.dumps([unit, config, str(device), results.code()], sort_keys=True)
+    identity = hashlib.sha256(made.encode()).hexdigest()[:16]
     file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
     tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
-    file.unlink(missing_ok=True)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
     found = {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
     if reading:
         prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
         found["premise"] = premise(tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading)
+    file.unlink(missing_ok=True)
     return found
 
 
@@ -154,7 +166,7 @@ _CI = {
 }
 _LEARNED = {"lr": 1e-4, "mlm": 0.01, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
 _QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
-_PAPER = {"lr": 2e-5, "batch": 32, "places": 0, "premise": {"places": 500, "k": 20}}
+_PAPER = {"lr": 2e-5, "batch": 32, "mlm": 1.0, "lam": 0.2, "places": 0, "premise": {"places": 500, "k": 20}}
 _CASES = {
     # task: examples of the premise check
     "CoLA": {"train": 1000, "dev": 1043},

@@ -69,17 +69,22 @@ def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> 
     Args:
         sequences: ids of the task's training text, each with its first and last token.
         large: the bigram of the larger text.
-        held_out: every so-manieth sequence is held out for the choice.
+        held_out: every so-manieth sequence is held out for the choice, at least 2.
 
     Raises:
-        ValueError: fewer than two sequences.
+        ValueError: fewer than two sequences, or ``held_out`` below 2.
     """
     if len(sequences) < 2:
         raise ValueError(f"sequences must be at least 2, got {len(sequences)}")
-    held_out = min(checks.count("held_out", held_out), len(sequences))
-    kept = torch.cat([ids for i, ids in enumerate(sequences) if i % held_out])
-    short = torch.cat([ids[:-2] for ids in sequences[::held_out]])
-    label = torch.cat([ids[1:-1] for ids in sequences[::held_out]])
-    part = KneserNeyBigram.fit(kept, large.vocab_size)
-    weight = max(WEIGHTS, key=lambda w: _mixed(part, large, short, label, w).mean().item())
-    return Mixture(KneserNeyBigram.fit(torch.cat(sequences), large.vocab_size), large, weight)
+    if checks.count("held_out", held_out) == 1:
+        raise ValueError("held_out must be at least 2, else nothing is left to fit, got 1")
+    held_out = min(held_out, len(sequences))
+    part = KneserNeyBigram.fit_pairs(*_pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size)
+    apart = _pairs(sequences[::held_out])
+    weight = max(WEIGHTS, key=lambda w: _mixed(part, large, *apart, w).mean().item())
+    return Mixture(KneserNeyBigram.fit_pairs(*_pairs(sequences), large.vocab_size), large, weight)
+
+
+def _pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The bigrams at the places of a text: none across sequences, and none that ends in a last token."""
+    return torch.cat([ids[:-2] for ids in sequences]), torch.cat([ids[1:-1] for ids in sequences])

@@ -100,20 +100,22 @@ def _halves(examples: list[Example]) -> tuple[list[Example], list[Example]]:
 def read(path: Path, task: Task) -> list[Example]:
     """The examples of one file; raises DataError, see :func:`load`."""
     needed, found = max(*task.sentences, task.label) + 1, []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if task.header:
-            next(rows, None)
-        for row in rows:
-            where = f"{path.name} of {task.folder}, line {rows.line_num}"
-            if len(row) < needed:
-                raise data.DataError(f"{where}: expected at least {needed} columns, got {len(row)}")
-            sentences, label = [row[column].strip() for column in task.sentences], row[task.label]
-            if label not in task.labels:
-                raise data.DataError(f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}")
-            if not all(sentences):
-                raise data.DataError(f"{where}: expected a sentence, got an empty one")
-            found.append(Example(sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise data.DataError(f"{path.name} of {task.folder} must be tab-separated UTF-8: {error}") from None
+    for line, row in rows[task.header :]:
+        where = f"{path.name} of {task.folder}, line {line}"
+        if len(row) < needed:
+            raise data.DataError(f"{where}: expected at least {needed} columns, got {len(row)}")
+        sentences, label = [row[column].strip() for column in task.sentences], row[task.label]
+        if label not in task.labels:
+            raise data.DataError(f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}")
+        if not all(sentences):
+            raise data.DataError(f"{where}: expected a sentence, got an empty one")
+        found.append(Example(sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)))
     if not found:
         raise data.DataError(f"{path.name} of {task.folder} must hold examples, got none")
     return found

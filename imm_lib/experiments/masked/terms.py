@@ -42,7 +42,7 @@ class Causal(nn.Module):
         target: the mixture of bigrams.
         prefixes: of the task's training text.
         k: extended contexts of a word.
-        places: drawn for each step; 0 takes as many as the batch has sequences.
+        places: drawn for each step; 0 takes one of each of the batch's sequences.
         generator: source of the draws.
 
     Raises:
@@ -67,7 +67,12 @@ class Causal(nn.Module):
 
     def forward(self, model: MaskedLM, sequences: Tensor) -> Tensor:
         """(B,) numbers of the batch's sequences -> the mean risk in nats."""
-        known = self.prefixes.of(sequences)
-        drawn = torch.randint(len(known), (self.places or len(sequences),), generator=self.generator)
+        if self.places:
+            known = self.prefixes.of(sequences)
+            drawn = known[torch.randint(len(known), (self.places,), generator=self.generator).to(known.device)]
+        else:
+            first, end = self.prefixes.first[sequences], self.prefixes.first[sequences + 1]
+            share = torch.rand(len(sequences), generator=self.generator, dtype=torch.float64).to(first.device)
+            drawn = first + (share * (end - first)).long()
         with without_dropout(model):
-            return self.estimator(self.prefixes.query(model), self.prefixes.short[known[drawn.to(known.device)]])
+            return self.estimator(self.prefixes.query(model), self.prefixes.short[drawn])

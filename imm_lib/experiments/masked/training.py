@@ -1,6 +1,7 @@
 """Fine-tuning an encoder on a task with masked words and a causal term, and pretraining its head."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -30,9 +31,10 @@ class Settings:
         mlm: weight of the masked-word loss.
         lam: λ.
         k: extended contexts of a word.
-        places: of a step at which the causal term is taken; 0 takes one for each sequence.
+        places: of a step at which the causal term is taken; 0 takes one of each sequence.
         clip: largest norm of the gradient, of the causal term's apart.
-        seed: of the classifier, the order, masks and dropout; equal for all arms.
+        seed: of the classifier, the order, masks and dropout; equal for all arms. (Without masked words a step has one
+            pass less, so that *base* draws other dropout than the others from the second step on.)
     """
 
     arm: str = "base"
@@ -55,6 +57,11 @@ class Settings:
             checks.number(name, getattr(self, name), 0, open_low=True)
         for name in ("mlm", "lam", "places"):
             checks.number(name, getattr(self, name), 0)
+
+
+def digest(examples: list[Example]) -> str:
+    """Of the examples, so that no checkpoint goes on with others."""
+    return hashlib.sha256(repr([tuple(example) for example in examples]).encode()).hexdigest()[:16]
 
 
 def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[list[Tensor | None], float]:
@@ -99,6 +106,8 @@ class Run:
 
     def __init__(self, model: MaskedLM, name: str, train: list[Example], target: nn.Module | None, settings: Settings):
         self.name, self.settings = name, settings
+        start = [list(parameter.shape) for parameter in model.parameters()]
+        self.identity = {"task": name, "settings": dataclasses.asdict(settings), "model": start, "train": digest(train)}
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
@@ -168,7 +177,7 @@ class Run:
     def state(self) -> dict:
         """What a checkpoint holds."""
         return {
-            "settings": dataclasses.asdict(self.settings),
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -178,9 +187,10 @@ class Run:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a checkpoint; raises ValueError for one of other settings."""
-        if state.get("settings") != dataclasses.asdict(self.settings):
-            raise ValueError(f"checkpoint must be of {self.settings}, got {state.get('settings')}")
+        """Go on from a checkpoint; raises ValueError for one of another run."""
+        other = state.get("identity") or {}
+        if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
+            raise ValueError(f"checkpoint must be of the same run, got one of another {', '.join(differing)}")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -265,7 +275,7 @@ def pretrain(
     parts = [part for epoch in order for part in epoch.split(settings.batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, len(parts), pct_start=0.1)
     identity = {**dataclasses.asdict(settings), "sequences": len(sequences)}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         if checkpoint is not None and checkpoint.is_file():
             state = load(checkpoint)
@@ -276,6 +286,7 @@ def pretrain(
                 part.load_state_dict(state[value])
             torch.set_rng_state(state["random"][0])
             generator.set_state(state["random"][1])
+            torch.cuda.set_rng_state_all(state["cuda"])
         model.train()
         for part in parts[len(losses) :]:
             loss = masked_words(model, model.batch([sequences[i] for i in part.tolist()]), generator)
@@ -289,5 +300,6 @@ def pretrain(
                 kept = {"model": model, "optimiser": optimiser, "schedule": schedule}
                 random = [torch.get_rng_state(), generator.get_state()]
                 state = {name: part.state_dict() for name, part in kept.items()}
-                save(checkpoint, {**state, "identity": identity, "losses": losses, "random": random})
+                cuda = torch.cuda.get_rng_state_all()
+                save(checkpoint, {**state, "identity": identity, "losses": losses, "random": random, "cuda": cuda})
     return losses
