@@ -202,6 +202,10 @@ def test_a_model_of_transformers_keeps_its_own_head(tmp_path, kind):
         expected = whole(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(-1)
         found = model.log_probs(model.features(batch)[batch.mask])
     torch.testing.assert_close(found, expected[batch.mask])
+    longest = Example(" ".join(["a"] * (model.limit - 2)), None, 0)  # as long as its positions reach
+    assert torch.isfinite(model.features(model.batch(model.encode([longest])))).all()
+    with pytest.raises(ValueError, match=f"at most {model.limit} word pieces"):
+        model.encode([longest._replace(first=longest.first + " a")])
 
 
 def test_the_missing_extra(monkeypatch):
@@ -257,23 +261,67 @@ def test_places_of_sequences(model, examples):
 
 
 @needs_glue
-@pytest.mark.parametrize("arm", ["MLM + IMM", "MLM + noising", "MLM + unigram"])
-def test_a_causal_term_is_the_risk_by_brute_force(model, examples, bigrams, arm):
-    """With every place drawn often and many contexts, against enumerated extended contexts."""
+def test_segments_do_not_tell_where_a_second_sentence_begins(model):
+    """Pairs of one length that begin alike: their common places look alike, whatever stands behind."""
     model.eval()
-    sequences = model.encode(examples[:4])
+    pairs = [Example("a b", "c d a", 0), Example("a b c", "d a", 0), Example("a b c d", "a", 0)]
+    sequences = model.encode(pairs)
+    assert len({len(ids) for ids, _ in sequences}) == 1 and len({tuple(s.tolist()) for _, s in sequences}) == 3
     prefixes = Prefixes(sequences, model)
+    log_q = prefixes.log_q(model, torch.arange(len(prefixes.label))).view(3, -1, model.vocab_size)
+    for i, alike in enumerate((3, 3, 2, 1)):  # of how many the prefix before place i is the same
+        torch.testing.assert_close(log_q[:alike, i], log_q[:1, i].expand(alike, -1)) if alike > 1 else None
+    _, segment, position = prefixes.masked(int(prefixes.first[1]) - 2)  # within the second sentence it is known
+    assert segment[position - 1 :].tolist() == [1] * (len(segment) - position + 1) and segment[0] == 0
+
+
+@needs_glue
+def test_one_place_of_each_sequence(model, examples, bigrams, monkeypatch):
+    prefixes = Prefixes(model.encode(examples), model)
+    term = Causal("MLM + IMM", bigrams, prefixes, k=2, places=0, generator=torch.Generator().manual_seed(0))
+    numbers, seen = torch.tensor([5, 0, 9]), []
+    # the word before stands for the place here: all places of the text by their own number
+    prefixes.short = torch.arange(len(prefixes.short))
+    monkeypatch.setattr(type(term.estimator), "forward", lambda self, query, short: seen.append(short))
+    for _ in range(200):
+        term(model, numbers)
+    drawn = torch.stack(seen)
+    for column, number in enumerate(numbers.tolist()):
+        assert set(drawn[:, column].tolist()) == set(prefixes.of(torch.tensor([number])).tolist())
+
+
+@needs_glue
+@pytest.mark.parametrize("arm", ["MLM + IMM", "MLM + noising", "MLM + unigram"])
+def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
+    """With every place of a batch drawn often and many contexts of the whole text, against enumerated ones."""
+
+    class Rows(torch.nn.Module):  # a target whose rows differ, so that the arms do
+        vocab_size = model.vocab_size
+        table = (4 * torch.randn(9, 9, generator=torch.Generator().manual_seed(2))).softmax(1)
+
+        def forward(self, short):
+            return self.table[short]
+
+    bigrams = Rows()
+    with torch.no_grad():
+        model.head.map.weight.mul_(6)  # so that prefixes differ too
+    prefixes = Prefixes(model.encode(examples[:12]), model)
     term = Causal(arm, bigrams, prefixes, k=300, places=300, generator=torch.Generator().manual_seed(0))
-    found = term(model, torch.arange(4)).item()
-    log_q = prefixes.log_q(model, torch.arange(len(prefixes.label)))
+    batch = torch.tensor([7, 2, 4])
+    found = term(model.train(), batch).item()  # without dropout all the same
+    assert model.training
+    log_q = prefixes.log_q(model.eval(), torch.arange(len(prefixes.label)))
     row = target.Unigram(bigrams, prefixes.short)(torch.tensor([0]))[0]
     risks = []
-    for word in prefixes.short:
-        own = log_q[prefixes.short == word]
-        p = row if arm == "MLM + unigram" else bigrams(word.view(1))[0]
-        average = own.mean(0) if arm == "MLM + noising" else own.logsumexp(0) - math.log(len(own))
-        risks.append(-(p * average).sum())
-    assert found == pytest.approx(torch.stack(risks).mean().item(), rel=0.02)
+    for word in prefixes.short[prefixes.of(batch)]:
+        own = log_q[prefixes.short == word]  # of all sentences
+        rows = row, bigrams(word.view(1))[0]
+        averages = own.mean(0), own.logsumexp(0) - math.log(len(own))
+        risks.append(torch.stack([-(p * average).sum() for p in rows for average in averages]))
+    arms = ["", "MLM + unigram", "MLM + noising", "MLM + IMM"]
+    known = dict(zip(arms, torch.stack(risks).mean(0).tolist(), strict=True))
+    assert found == pytest.approx(known[arm], rel=0.03)
+    assert all(abs(value - known[arm]) > 0.06 * known[arm] for other, value in known.items() if other != arm), known
 
 
 # the target
@@ -323,13 +371,71 @@ SMALL = Settings(epochs=2, batch=6, lr=1e-3, places=3, k=2)
 
 
 @needs_glue
-def test_masked_words_are_words(model, examples):
-    torch.manual_seed(0)
-    batch = model.batch(model.encode(examples[:8]))
-    loss = masked.masked_words(model.eval(), batch, torch.Generator().manual_seed(1))
-    assert 0 < loss.item() < 2 * math.log(model.vocab_size)
-    one = model.batch(model.encode([Example("a", None, 0)]))  # at least one piece is chosen
-    assert math.isfinite(masked.masked_words(model, one, torch.Generator().manual_seed(3)).item())
+def test_masked_words_are_masked_as_in_bert(model, examples, monkeypatch):
+    """15 % of the words are chosen; of these 80 % are masked, 10 % replaced, 10 % kept; the loss is of the chosen."""
+    batch, seen, asked = model.batch(model.encode(examples)), [], []
+    features, log_probs = model.features, model.log_probs
+    monkeypatch.setattr(model, "features", lambda b: seen.append(b.ids) or features(b))
+    monkeypatch.setattr(model, "log_probs", lambda f: asked.append(f) or log_probs(f))
+    generator, model = torch.Generator().manual_seed(1), model.eval()
+    losses = [masked.masked_words(model, batch, generator).item() for _ in range(300)]
+    special = torch.isin(batch.ids, torch.tensor(model.tokenizer.all_special_ids))
+    ids = torch.stack(seen)
+    assert torch.equal(ids[:, special], batch.ids[special].expand(300, -1))
+    words, chosen = 300 * (~special).sum().item(), sum(len(f) for f in asked)
+    assert chosen / words == pytest.approx(0.15, abs=0.01)
+    masks = ids == model.tokenizer.mask_token_id
+    assert masks.sum().item() / chosen == pytest.approx(0.8, abs=0.03)
+    replaced = (ids != batch.ids) & ~masks  # one in nine times by itself
+    assert replaced.sum().item() / chosen == pytest.approx(0.1 * (1 - 1 / model.vocab_size), abs=0.02)
+    # once, by hand: where the mask alone shows what was chosen
+    at = next(i for i in range(300) if masks[i].sum() == len(asked[i]))
+    answers = log_probs(features(batch._replace(ids=ids[at]))[masks[at]])
+    assert losses[at] == pytest.approx(-answers[range(len(answers)), batch.ids[masks[at]]].mean().item(), rel=1e-5)
+
+
+@needs_glue
+def test_at_least_one_word_is_chosen(model):
+    one = model.batch(model.encode([Example("a", None, 0)]))
+    assert all(
+        math.isfinite(masked.masked_words(model, one, torch.Generator().manual_seed(i)).item()) for i in range(9)
+    )
+
+
+@needs_glue
+@pytest.mark.parametrize("arm", ["base", "MLM", "MLM + IMM"])
+def test_a_step_is_the_clipped_sum_of_its_terms(model, examples, bigrams, arm):
+    """By torch's own clipping of one backward pass each, where both limits bind."""
+    settings = dataclasses.replace(SMALL, arm=arm, clip=0.05, mlm=0.7, lam=0.3)
+    run = masked.training.Run(model, "CoLA", examples, bigrams, settings)
+    run.model.eval()  # no dropout, so that both see the same
+    numbers, batch = torch.arange(6), run.model.batch(run.sequences[:6])
+    masks, draws = (torch.Generator(), torch.Generator())
+    masks.set_state(run.masks.get_state())
+    draws.set_state(run.draws.get_state())
+    own = copy.deepcopy(run.model)
+    own.head.embedding = (own.body.get_input_embeddings(),)
+
+    def clipped(loss):
+        own.zero_grad()
+        loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(own.parameters(), settings.clip) > settings.clip
+        return [None if p.grad is None else p.grad.clone() for p in own.parameters()]
+
+    loss = torch.nn.functional.nll_loss(own.classify(batch), run.label[:6])
+    if arm != "base":
+        loss = loss + 0.7 * masked.masked_words(own, batch, masks)
+    expected = clipped(loss)
+    if arm == "MLM + IMM":
+        term = Causal(arm, bigrams, run.causal.prefixes, settings.k, settings.places, draws)
+        parts = clipped(term(own, numbers))
+        pairs = zip(expected, parts, strict=True)
+        expected = [a if b is None else 0.3 * b if a is None else a + 0.3 * b for a, b in pairs]
+    run.step(numbers)
+    for parameter, grad in zip(run.model.parameters(), expected, strict=True):
+        assert (parameter.grad is None) == (grad is None)
+        if grad is not None:
+            torch.testing.assert_close(parameter.grad, grad)
 
 
 @needs_glue
@@ -357,6 +463,9 @@ def test_a_resumed_run_is_the_whole_one(model, examples, bigrams, arm, tmp_path)
     assert all(entry[f"norm {key}"] > 0 for entry in resumed["history"] for key in keys)
     with pytest.raises(ValueError, match="checkpoint must be of"):
         masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(settings, lr=1e-4), file)
+    for name, train, words in (("RTE", examples, "another task"), ("CoLA", examples[::-1], "another train")):
+        with pytest.raises(ValueError, match=words):
+            masked.fine_tune(model, name, train, examples, bigrams, settings, file)
 
 
 @needs_glue
@@ -365,6 +474,13 @@ def test_all_arms_begin_alike_and_part(model, examples, bigrams):
         arm: masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(SMALL, arm=arm, epochs=1))
         for arm in masked.ARMS
     }
+    begun = []
+    for arm in masked.ARMS:
+        torch.manual_seed(0)
+        begun.append(masked.training.Run(model, "CoLA", examples, bigrams, dataclasses.replace(SMALL, arm=arm)).model)
+    for other in begun[1:]:
+        for a, b in zip(begun[0].parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
     ends = [torch.cat([p.flatten() for p in run["model"].parameters()]) for run in runs.values()]
     assert all(not torch.equal(ends[i], ends[j]) for i in range(5) for j in range(i))
 
@@ -477,6 +593,9 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     table = experiment.table({"units": units, "config": config})
     assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
     assert not list((tmp_path / ".partial").glob("*.pt"))
+    if tasks.available("RTE"):  # another task has another vocabulary, and an encoder of its own
+        other = imm.experiments.find("masked-rte")
+        assert other.run({"task": "RTE", "arm": "base", "seed": 0}, other.scales["ci"], torch.device("cpu"))["scores"]
 
 
 @needs_glue
@@ -497,6 +616,8 @@ def test_held_out_examples_stand_apart_and_files_are_shuffled_alike(monkeypatch)
     lines = {"train": [Example(f"t{i}", None, 0) for i in range(40)], "dev": [Example("d", None, 1)] * 9}
     monkeypatch.setattr(tasks, "load", lambda name, split: lines[split])
     config = {"examples": {"CoLA": {"train": 20, "dev": 5}}}
+    seeds = [masked.runs.examples("CoLA", config, seed) for seed in (0, 1)]
+    assert set(seeds[0]["train"]) != set(seeds[1]["train"]) and seeds[0]["dev"] == seeds[1]["dev"]
     found = masked.runs.examples("CoLA", config)
     apart = masked.runs.examples("CoLA", {**config, "held_out": [20, 40]})
     assert found["train"] == apart["train"] != lines["train"][:20] and found["dev"] == lines["dev"][:5]
