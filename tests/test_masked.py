@@ -592,6 +592,7 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     ]
     table = experiment.table({"units": units, "config": config})
     assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
+    assert table[1][-1] == ""  # no arm "MLM" to be compared with
     assert not list((tmp_path / ".partial").glob("*.pt"))
     if tasks.available("RTE"):  # another task has another vocabulary, and an encoder of its own
         other = imm.experiments.find("masked-rte")
@@ -662,6 +663,10 @@ def test_what_tuned_models_know_is_paired_by_seed():
         for (arm, seed), x in known.items()
     ]
     found = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}})
+    numbers = {"scores": {"score": 0.5, "auc": 0.5}, "history": [{"cpu_s": 1.0, "steps": 1, "norm task": 1.0}]}
+    stored = [{**entry, "numbers": {**numbers, **entry["numbers"]}} for entry in units]
+    table = masked.readings.table({"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}})
+    assert {row[1]: row[-1] for row in table[1:]} == {"base": "1.00", "MLM": "0.00 ± 0.00", "MLM + IMM": "-0.40 ± 1.27"}
     assert found["base"]["induced over MLM"] == (pytest.approx(1.0), None)
     mean, half = found["MLM + IMM"]["induced over MLM"]
     assert mean == pytest.approx(-0.4) and half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom

@@ -1,6 +1,6 @@
 """Fine-tuning a masked language model on GLUE with IMM (Table 2): tasks, encoder, prefixes, target, training."""
 
-from imm_lib.experiments.masked import measures, readings, runs, tasks, toy
+from imm_lib.experiments.masked import measures, readings, runs, target, tasks, toy
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
@@ -27,6 +27,7 @@ __all__ = [
     "pretrain",
     "readings",
     "runs",
+    "target",
     "tasks",
     "tiny",
     "toy",

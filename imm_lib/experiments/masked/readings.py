@@ -62,7 +62,7 @@ def views(result: dict, task: str | None = None) -> dict[str, dict]:
     for arm, own in known.items():
         found[arm] = {key: _interval(list(own[key].values())) for key in kinds}
         for key in kinds[1:]:
-            found[arm][f"{key} over MLM"] = _difference(own[key], known["MLM"][key])
+            found[arm][f"{key} over MLM"] = _difference(own[key], known.get("MLM", {}).get(key, {}))
     return found
 
 
@@ -82,13 +82,17 @@ def _shown(pair: tuple | None) -> str:
 
 
 def table(result: dict) -> list[list[str]]:
-    """Every task and arm."""
-    rows = [["task", "arm", "score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds"]]
+    """Every task and arm; the last column is of the tuned models' induced bigrams, where they were asked."""
+    rows = [
+        ["task", "arm", "score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds", "induced less MLM"]
+    ]
     for task in result["config"]["tasks"]:
         area = paired(result, task, "auc")
+        known = views(result, task) if "premise" in result["config"] else {}
         for arm, f in paired(result, task).items():
             cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")] + [_shown(area[arm]["over MLM"])]
-            rows.append([task, arm, *cells, f"{f['step']:.2f}", str(f["seeds"])])
+            induced = _shown(known[arm]["induced over MLM"]) if known else ""
+            rows.append([task, arm, *cells, f"{f['step']:.2f}", str(f["seeds"]), induced])
     return rows
 
 

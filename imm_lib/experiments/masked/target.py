@@ -63,6 +63,18 @@ def _mixed(task, large, short: Tensor, label: Tensor, weight: float) -> Tensor:
     return torch.stack(logs).logsumexp(0)
 
 
+def pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The bigrams at the places of a text: none across sequences, and none that ends in a last token.
+
+    Args:
+        sequences: ids, each with its first and last token.
+
+    Returns:
+        (N,) words, and (N,) the words that follow them; what ``KneserNeyBigram.fit_pairs`` takes.
+    """
+    return torch.cat([ids[:-2] for ids in sequences]), torch.cat([ids[1:-1] for ids in sequences])
+
+
 def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> Mixture:
     """The mixture whose weight is best on held-out text, fitted again on all of it.
 
@@ -79,12 +91,7 @@ def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> 
     if checks.count("held_out", held_out) == 1:
         raise ValueError("held_out must be at least 2, else nothing is left to fit, got 1")
     held_out = min(held_out, len(sequences))
-    part = KneserNeyBigram.fit_pairs(*_pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size)
-    apart = _pairs(sequences[::held_out])
+    part = KneserNeyBigram.fit_pairs(*pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size)
+    apart = pairs(sequences[::held_out])
     weight = max(WEIGHTS, key=lambda w: _mixed(part, large, *apart, w).mean().item())
-    return Mixture(KneserNeyBigram.fit_pairs(*_pairs(sequences), large.vocab_size), large, weight)
-
-
-def _pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The bigrams at the places of a text: none across sequences, and none that ends in a last token."""
-    return torch.cat([ids[:-2] for ids in sequences]), torch.cat([ids[1:-1] for ids in sequences])
+    return Mixture(KneserNeyBigram.fit_pairs(*pairs(sequences), large.vocab_size), large, weight)
