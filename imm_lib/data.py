@@ -108,31 +108,27 @@ def available(name: str) -> bool:
     return all(any(path.is_file() for path in _places(name, split)) for split in SPLITS)
 
 
-def _retrieve(name: str, part: str, url: str, file_name: str, folder: Path, advice: str) -> Path:
-    """One verified download with a progress bar; raises DataError."""
+def retrieve(what: str, url: str, sha256: str | None, file_name: str, folder: Path, advice: str) -> Path:
+    """One download with a progress bar, verified where its checksum is known; raises DataError with the advice."""
     try:
         import pooch
         import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError
     except ImportError as error:
-        raise DataError(f"downloading {name} needs {error.name}: pip install 'imm_lib[data]', or {advice}") from error
+        raise DataError(f"downloading {what} needs {error.name}: pip install 'imm_lib[data]', or {advice}") from error
     try:
         # pooch downloads to a temporary file, verifies it and only then moves it to its name; some hosts refuse
         # callers without a name of their own
         path = pooch.retrieve(
             url,
-            known_hash=f"sha256:{SOURCES[name].sha256[part]}",
+            known_hash=sha256 and f"sha256:{sha256}",
             fname=file_name,
             path=folder,
             downloader=pooch.HTTPDownloader(progressbar=True, headers={"User-Agent": "imm_lib"}),
         )
     except ValueError as error:
-        raise DataError(
-            f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}"
-        ) from error
+        raise DataError(f"{what} came with a wrong checksum and was not kept: try again, or {advice}") from error
     except OSError as error:
-        raise DataError(
-            f"{name} ({part}) could not be downloaded ({type(error).__name__}): connect, or {advice}"
-        ) from error
+        raise DataError(f"{what} could not be downloaded ({type(error).__name__}): connect, or {advice}") from error
     return Path(path)
 
 
@@ -141,9 +137,11 @@ def _download(name: str, split: str) -> Path:
     source, target = SOURCES[name], cache() / name
     advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
     if source.members is None:
-        return _retrieve(name, split, source.url.format(split=split), source.files[split], target, advice)
+        url, file_name = source.url.format(split=split), source.files[split]
+        return retrieve(f"{name} ({split})", url, source.sha256[split], file_name, target, advice)
     with tempfile.TemporaryDirectory() as folder:
-        archive = _retrieve(name, "archive", source.url, "archive.zip", Path(folder), advice)
+        known = source.sha256["archive"]
+        archive = retrieve(f"{name} (archive)", source.url, known, "archive.zip", Path(folder), advice)
         with zipfile.ZipFile(archive) as files:
             for part, member in source.members.items():
                 results.write_bytes(target / source.files[part], files.read(member))

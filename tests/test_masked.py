@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import math
+import zipfile
 
 import pytest
 import torch
@@ -91,12 +93,60 @@ def test_bad_rows_name_their_line(tmp_path, monkeypatch, content, words):
 def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("IMM_DATA", str(tmp_path))
     monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"CoLA needs glue/CoLA/dev\.tsv"):
-        tasks.load("CoLA", "dev")
+    with pytest.raises(DataError, match=r"MRPC has no public archive.* a folder that holds glue/MRPC/dev\.tsv"):
+        tasks.load("MRPC", "dev")
     with pytest.raises(ValueError, match="task must be one of"):
         tasks.load("SST", "dev")
     with pytest.raises(ValueError, match="split must be one of"):
         tasks.load("CoLA", "test")
+
+
+def test_downloads_are_verified_and_whole(tmp_path, monkeypatch):
+    texts = {"train": "x\t1\t\tGo.\n", "dev": "y\t0\t*\tGone.\n"}
+    known = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
+    monkeypatch.setitem(tasks.TASKS, "CoLA", dataclasses.replace(tasks.TASKS["CoLA"], sha256=known))
+    monkeypatch.setenv("IMM_DATA", str(tmp_path))
+    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    sent = {}
+
+    def retrieve(what, url, sha256, file_name, folder, advice):
+        assert url.endswith("CoLA.zip")
+        with zipfile.ZipFile(folder / file_name, "w") as archive:
+            for name, text in sent.items():
+                archive.writestr(name, text)
+        return folder / file_name
+
+    monkeypatch.setattr(imm.data, "retrieve", retrieve)
+    for files, words in (
+        ({"CoLA/train.tsv": texts["train"], "CoLA/dev.tsv": "y\t1\t\tSpoilt.\n"}, r"CoLA \(dev\) came with a wrong"),
+        ({"CoLA/train.tsv": texts["train"]}, r"CoLA \(archive\) is not what it was.*glue/CoLA/train\.tsv"),
+    ):
+        sent.clear()
+        sent.update(files)
+        with pytest.raises(DataError, match=words):
+            tasks.load("CoLA", "train")
+        assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+    sent.update({f"CoLA/{split}.tsv": text for split, text in texts.items()})
+    assert tasks.load("CoLA", "train") == [Example("Go.", None, 1)]
+    monkeypatch.delattr(imm.data, "retrieve")  # the other split came along
+    assert tasks.load("CoLA", "dev") == [Example("Gone.", None, 0)]
+
+
+@pytest.mark.parametrize("name", ["CoLA", "RTE", "QNLI"])
+def test_copies_here_are_those_of_the_archive(name):
+    folders = [folder / "glue" / tasks.TASKS[name].folder for folder in imm.data.folders()]
+    files = [path for folder in folders for path in folder.glob("*.tsv") if path.stem in tasks.TASKS[name].sha256]
+    if not files:
+        pytest.skip(f"needs the files of {name}: set IMM_DATA to a folder that holds glue/{name}")
+    for path in files:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == tasks.TASKS[name].sha256[path.stem]
+
+
+def test_a_file_in_another_encoding(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, "CoLA", "")
+    (tmp_path / "glue" / "CoLA" / "train.tsv").write_bytes("x\t1\t\tCafé.\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.tsv of CoLA must be tab-separated UTF-8"):
+        tasks.load("CoLA", "train")
 
 
 def test_halves_of_a_dev_file_share_neither_question_nor_sentence(tmp_path, monkeypatch):
@@ -163,6 +213,13 @@ def test_the_head_begins_as_the_identity(model):
 def test_a_sentence_that_is_too_long(model):
     with pytest.raises(ValueError, match=r"at most 16 word pieces, got 22: 'a a a"):
         model.encode([Example("a " * 20, None, 0)])
+
+
+@needs_glue
+@pytest.mark.parametrize("example", [Example(" ", None, 0), Example("a b", "", 1)])
+def test_an_empty_sentence(model, example):
+    with pytest.raises(ValueError, match="must have words in each of its sentences, got Example"):
+        masked.fine_tune(model, "CoLA", [Example("a b", None, 0), example], [example])
 
 
 @needs_glue

@@ -108,8 +108,11 @@ class MaskedLM(nn.Module):
         """The pieces and segments of each example, with the first and the separating tokens.
 
         Raises:
-            ValueError: one that is longer than the model's limit.
+            ValueError: one that is empty, or longer than the model's limit.
         """
+        for example in examples:
+            if not all(part.strip() for part in example[:2] if part is not None):
+                raise ValueError(f"an example must have words in each of its sentences, got {example}")
         firsts, seconds = [e.first for e in examples], [e.second for e in examples]
         pairs = (firsts,) if None in seconds else (firsts, seconds)
         encoded = self.tokenizer(*pairs, return_token_type_ids=True)

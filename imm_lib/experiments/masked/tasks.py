@@ -1,13 +1,16 @@
 """Four GLUE tasks: their tab-separated files, and the scores that GLUE reports of them."""
 
 import csv
-from dataclasses import dataclass
+import hashlib
+import tempfile
+import zipfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from imm_lib import checks, data
+from imm_lib import checks, data, results
 
 SPLITS = ("train", "dev")
 
@@ -31,6 +34,8 @@ class Task:
         score: "mcc", "f1" or "accuracy", what GLUE reports.
         header: whether the first line names the columns.
         halves: the dev file's questions in turn are train and dev, where the training file is not to be had.
+        archive: address of a zip file that holds the splits, where there is one.
+        sha256: of these splits, as far as they are known.
     """
 
     folder: str
@@ -40,14 +45,45 @@ class Task:
     score: str
     header: bool = True
     halves: bool = False
+    archive: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
+_QNLI = Task(
+    "QNLI",
+    (1, 2),
+    3,
+    ("entailment", "not_entailment"),
+    "accuracy",
+    archive="https://dl.fbaipublicfiles.com/glue/data/QNLIv2.zip",
+    sha256={"dev": "ac19409dcb04631eaaa094bdebdcf621086bc352503dfb6a1a648b614986f4fd"},
+)
 TASKS = {
-    "CoLA": Task("CoLA", (3,), 1, ("0", "1"), "mcc", header=False),
+    "CoLA": Task(
+        "CoLA",
+        (3,),
+        1,
+        ("0", "1"),
+        "mcc",
+        header=False,
+        archive="https://dl.fbaipublicfiles.com/glue/data/CoLA.zip",
+        sha256={
+            "train": "cb368ebeb9f27d7ad03720d27ddc95687a311bdb100781a2fe59a5f5b1bc0624",
+            "dev": "8c013e21dc39957cac37378d87bebe225b694a0d5fe13eded66c2856628833fd",
+        },
+    ),
     "MRPC": Task("MRPC", (3, 4), 0, ("0", "1"), "f1"),
-    "RTE": Task("RTE", (1, 2), 3, ("entailment", "not_entailment"), "accuracy"),
-    "QNLI": Task("QNLI", (1, 2), 3, ("entailment", "not_entailment"), "accuracy"),
-    "QNLI-small": Task("QNLI", (1, 2), 3, ("entailment", "not_entailment"), "accuracy", halves=True),
+    "RTE": replace(
+        _QNLI,
+        folder="RTE",
+        archive="https://dl.fbaipublicfiles.com/glue/data/RTE.zip",
+        sha256={
+            "train": "41e3a9b063433392343fad9e962cf2f58b681c78d8f71592f4186f0837246c5c",
+            "dev": "80230dfa1347282e7b532b06a1004a76a710087541189bf874223ddf0e3819fb",
+        },
+    ),
+    "QNLI": _QNLI,
+    "QNLI-small": replace(_QNLI, halves=True),
 }
 
 
@@ -66,8 +102,32 @@ def _places(task: Task, split: str) -> list[Path]:
     return [folder / "glue" / task.folder / f"{'dev' if task.halves else split}.tsv" for folder in data.folders()]
 
 
+def _download(name: str, split: str) -> Path:
+    """The file of a split, in the cache, where all splits of a task arrive verified or none does; raises DataError."""
+    task, target = TASKS[name], data.cache() / "glue" / TASKS[name].folder
+    wanted = target / _places(task, split)[0].name
+    advice = f"set IMM_DATA to a folder that holds glue/{task.folder}/{wanted.name}"
+    if task.archive is None:
+        raise data.DataError(
+            f"{name} has no public archive: rebuild its files from Microsoft's paraphrase corpus, and {advice}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        archive = data.retrieve(f"{name} (archive)", task.archive, None, "archive.zip", Path(folder), advice)
+        try:
+            with zipfile.ZipFile(archive) as files:
+                found = {part: files.read(f"{task.folder}/{part}.tsv") for part in SPLITS}
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise data.DataError(f"{name} (archive) is not what it was: {error}; {advice}") from None
+    for part, known in task.sha256.items():
+        if hashlib.sha256(found[part]).hexdigest() != known:
+            raise data.DataError(f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}")
+    for part, content in found.items():
+        results.write_bytes(target / f"{part}.tsv", content)
+    return wanted
+
+
 def load(name: str, split: str) -> list[Example]:
-    """The examples of a split, from ``IMM_DATA`` or the cache.
+    """The examples of a split, from ``IMM_DATA``, else from the cache, else downloaded with a progress bar.
 
     Args:
         name: of TASKS.
@@ -75,16 +135,13 @@ def load(name: str, split: str) -> list[Example]:
 
     Raises:
         ValueError: an unknown task or split.
-        DataError: no file, a row with too few columns, an empty sentence, or a label that the task does not have; the
-            message names file and line.
+        DataError: a file that cannot be had, a row with too few columns, an empty sentence, or a label that the task
+            does not have; the message names file and line.
     """
     task = _task(name)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    path = next((place for place in _places(task, split) if place.is_file()), None)
-    if path is None:
-        wanted = _places(task, split)[0].relative_to(data.folders()[0])
-        raise data.DataError(f"{name} needs {wanted} (from GLUE's public site): set IMM_DATA to a folder that holds it")
+    path = next((place for place in _places(task, split) if place.is_file()), None) or _download(name, split)
     examples = read(path, task)
     return _halves(examples)[SPLITS.index(split)] if task.halves else examples
 
