@@ -730,11 +730,13 @@ def test_what_tuned_models_know_is_paired_by_seed():
     assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (5.0, 0.0)
 
 
-def test_the_numbers_of_full_runs_are_those_that_the_stored_choice_found():
+def test_the_numbers_of_full_runs_come_from_the_stored_choices():
     found = masked.readings.chosen(imm.results.load("masked-choice"))
     for name in ("masked-cola", "masked-rte", "masked-qnli-small"):
         config = imm.experiments.find(name).scales["full"]
-        assert (config["mlm"], config["lam"]) == (found["MLM"], found["MLM + IMM"])
+        assert config["mlm"] == found["MLM"]
+        # not the chosen λ: at it the term is not felt, as MRPC's run showed (see _FELT); the largest that was tried
+        assert config["lam"] == max(imm.experiments.find("masked-choice").scales["full"]["grid"]["lam"])
     found, config = (
         masked.readings.chosen(imm.results.load("masked-choice-mrpc")),
         imm.experiments.find("masked-mrpc").scales["full"],
