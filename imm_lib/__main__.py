@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another value in the configuration, as JSON or a word (model=bert-base-uncased); needs --out",
+        help="another value in the configuration, a word or JSON (model=bert-base-uncased); needs --out",
     )
     run.add_argument("--jobs", type=int, default=1, help="units to run at a time, each in its own process")
     for command in (run, bench):
@@ -61,15 +61,17 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 def _changes(args: argparse.Namespace) -> dict:
     """What --set asks for. A file in book/results is of the declared configuration, so another folder is needed."""
-    if args.set and (args.out is None or args.all):
-        raise ValueError("--set makes another experiment: name one, and give --out FOLDER for its result")
+    if args.set and (args.all or args.out is None or args.out.resolve() == results.folder().resolve()):
+        raise ValueError(
+            "--set makes another experiment: name one, and give --out FOLDER, another one than the results'"
+        )
     changes = {}
     for word in args.set:
         name, equals, value = word.partition("=")
         if not equals:
             raise ValueError(f"--set must be NAME=VALUE, got {word!r}")
         try:
-            changes[name] = json.loads(value, parse_constant=str)  # NaN is a word, as numbers are finite
+            changes[name] = json.loads(value)
         except json.JSONDecodeError:
             changes[name] = value
     return changes

@@ -1,7 +1,8 @@
 """Text corpora: from a local folder, from the download cache, or from their public homes with checksums.
 
 ``IMM_DATA`` names a folder of local copies (``ptb/ptb.train.txt``, ...), ``IMM_CACHE`` the folder of downloads, by
-default the user's cache. Nothing is written but whole, verified files, and nothing is downloaded but by :func:`load`.
+default the user's cache. Nothing is written but whole files, verified where their checksum is known, and nothing is
+downloaded but by :func:`load` and its like in the experiments.
 """
 
 import hashlib
@@ -109,7 +110,18 @@ def available(name: str) -> bool:
 
 
 def retrieve(what: str, url: str, sha256: str | None, file_name: str, folder: Path, advice: str) -> Path:
-    """One download with a progress bar, verified where its checksum is known; raises DataError with the advice."""
+    """One download with a progress bar, verified where its checksum is known.
+
+    Args:
+        what: it is, for messages.
+        url: its address.
+        sha256: of the file, or None.
+        file_name, folder: where it is put.
+        advice: what else can be done, the end of every message.
+
+    Raises:
+        DataError: a package is missing, there is no connection, or the checksum is wrong.
+    """
     try:
         import pooch
         import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError

@@ -99,6 +99,10 @@ def test_it_serves_as_a_target_and_moves_with_the_estimator():
     assert term.to("meta").target.keys.device.type == "meta"
 
 
+def pairs(short, label):
+    return imm.KneserNeyBigram.fit_pairs(torch.tensor(short), torch.tensor(label), 3)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "pattern"),
     [
@@ -109,6 +113,9 @@ def test_it_serves_as_a_target_and_moves_with_the_estimator():
         (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, -1]), 3), ValueError, "tokens .*-1"),
         (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 0), ValueError, "vocab_size .*0"),
         (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 2.0), TypeError, "vocab_size .*int.*2.0"),
+        (lambda m: pairs([0, 1], [1]), ValueError, r"label .*2.*\(1,\)"),
+        (lambda m: pairs([0], [3]), ValueError, r"label .*\[0, 3\).*3"),
+        (lambda m: pairs([0.0], [1]), TypeError, "short .*integer"),
         (lambda m: m(torch.tensor([3])), ValueError, r"short .*\[0, 3\).*3"),
         (lambda m: m(torch.tensor([0], device="meta")), ValueError, "short is on meta"),
         (lambda m: m.log_prob(torch.tensor([0, 1]), torch.tensor([0])), ValueError, r"label .*2.*\(1,\)"),

@@ -259,7 +259,8 @@ def test_a_model_of_transformers_keeps_its_own_head(tmp_path, kind):
         expected = whole(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(-1)
         found = model.log_probs(model.features(batch)[batch.mask])
     torch.testing.assert_close(found, expected[batch.mask])
-    longest = Example(" ".join(["a"] * (model.limit - 2)), None, 0)  # as long as its positions reach
+    assert model.limit == {"Bert": 512, "Roberta": 512 - 1}[kind]  # RoBERTa's positions begin behind its padding's
+    longest = Example(" ".join(["a"] * (model.limit - 2)), None, 0)
     assert torch.isfinite(model.features(model.batch(model.encode([longest])))).all()
     with pytest.raises(ValueError, match=f"at most {model.limit} word pieces"):
         model.encode([longest._replace(first=longest.first + " a")])
@@ -326,8 +327,9 @@ def test_segments_do_not_tell_where_a_second_sentence_begins(model):
     assert len({len(ids) for ids, _ in sequences}) == 1 and len({tuple(s.tolist()) for _, s in sequences}) == 3
     prefixes = Prefixes(sequences, model)
     log_q = prefixes.log_q(model, torch.arange(len(prefixes.label))).view(3, -1, model.vocab_size)
-    for i, alike in enumerate((3, 3, 2, 1)):  # of how many the prefix before place i is the same
-        torch.testing.assert_close(log_q[:alike, i], log_q[:1, i].expand(alike, -1)) if alike > 1 else None
+    for i in range(3):  # the places whose prefixes are [CLS], [CLS] a, [CLS] a b
+        torch.testing.assert_close(log_q[:, i], log_q[:1, i].expand(3, -1))
+    torch.testing.assert_close(log_q[1, 3], log_q[2, 3])  # [CLS] a b c
     _, segment, position = prefixes.masked(int(prefixes.first[1]) - 2)  # within the second sentence it is known
     assert segment[position - 1 :].tolist() == [1] * (len(segment) - position + 1) and segment[0] == 0
 
@@ -626,13 +628,18 @@ def test_settings_refuse(change):
 # the experiments
 
 
+def only_here(tmp_path, monkeypatch):
+    """Nothing is written but below a folder, and nothing downloaded: skips without local copies of the files."""
+    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    if not (imm.data.available("wikitext2") and all(tasks.available("CoLA", split) for split in tasks.SPLITS)):
+        pytest.skip("needs local copies: set IMM_DATA to a folder that holds wikitext2 and glue/CoLA")
+
+
 @needs_glue
 @pytest.mark.needs_data("wikitext2")
 def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypatch):
-    if not tasks.available("CoLA"):
-        pytest.skip("needs the files of CoLA: set IMM_DATA to a folder that holds glue/CoLA")
-    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
+    only_here(tmp_path, monkeypatch)
     experiment = imm.experiments.find("masked-cola")
     config = experiment.scales["ci"]
     config, arms = {**config, "premise": {"places": 4, "k": 2}}, ("base", "MLM + IMM")
@@ -651,7 +658,8 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
     assert table[1][-1] == ""  # no arm "MLM" to be compared with
     assert not list((tmp_path / ".partial").glob("*.pt"))
-    if tasks.available("RTE"):  # another task has another vocabulary, and an encoder of its own
+    if all(tasks.available("RTE", split) for split in tasks.SPLITS):
+        # another task's encoder has another vocabulary, and a file of its own
         other = imm.experiments.find("masked-rte")
         assert other.run({"task": "RTE", "arm": "base", "seed": 0}, other.scales["ci"], torch.device("cpu"))["scores"]
 
@@ -659,9 +667,7 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
 @needs_glue
 @pytest.mark.needs_data("wikitext2")
 def test_another_model_is_tuned_by_one_command(tmp_path, monkeypatch):
-    if not tasks.available("CoLA"):
-        pytest.skip("needs the files of CoLA: set IMM_DATA to a folder that holds glue/CoLA")
-    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
+    only_here(tmp_path, monkeypatch)
     folder, out = saved(tmp_path / "model", "Bert"), tmp_path / "mine"
     words = ["run", "masked-cola", "--scale", "ci", "--set", f"model={folder}", "--out", str(out)]
     assert main(words) == 0

@@ -267,23 +267,31 @@ def test_another_configuration_goes_to_another_folder(toys):
     assert experiments.find("toy").scales["full"] == {"units": 4} and not (toys / "toy.json").exists()
 
 
+def test_another_configuration_never_replaces_a_stored_result(toys, capsys):
+    assert main(["run", "toy", "--set", "units=2", "--out", str(toys)]) == 2  # where the results are
+    assert "another one than the results'" in capsys.readouterr().err and not (toys / "toy.json").exists()
+
+
 def test_a_changed_value_is_of_its_kind():
     known = replace(toy(), scales={"full": {"units": 4, "lam": 0.1, "model": "small", "cases": ("a",), "limit": None}})
     changes = {"lam": 1, "model": "large", "cases": ["b", "c"], "limit": 3}
     assert experiments.adjusted(known, "full", changes).scales["full"] == {"units": 4, **changes}
-    for name, value in {"lam": "much", "units": True, "model": 3, "cases": "b", "size": 3}.items():
+    for name, value in {"lam": "much", "units": 2.5, "model": 3, "cases": "b", "size": 3}.items():
         with pytest.raises(ValueError, match=name):
             experiments.adjusted(known, "full", {name: value})
+    for value in (True, float("inf"), None):
+        with pytest.raises(ValueError, match=r"lam must be like 0\.1"):
+            experiments.adjusted(known, "full", {"lam": value})
 
 
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        (["run", "toy", "--set", "units=2"], "give --out FOLDER"),
+        (["run", "toy", "--set", "units=2"], "give --out FOLDER, another one"),
         (["run", "--all", "--set", "units=2", "--out", "mine"], "name one, and give --out"),
         (["run", "toy", "--set", "units", "--out", "mine"], "--set must be NAME=VALUE, got 'units'"),
         (["run", "toy", "--set", "size=2", "--out", "mine"], "toy has no 'size': it must be one of units"),
-        (["run", "toy", "--set", "units=NaN", "--out", "mine"], 'units must be like 4, got "NaN"'),
+        (["run", "toy", "--set", "units=NaN", "--out", "mine"], "units must be like 4, got NaN"),
         (["run", "tyo"], "name must be one of toy, got 'tyo'"),
         (["show", "tyo"], "name must be one of toy, got 'tyo'"),
         (["run"], "name one experiment, or give --all"),

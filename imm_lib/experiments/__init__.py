@@ -8,6 +8,7 @@ under its name when all are there.
 import hashlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -72,8 +73,8 @@ def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:
     Args:
         experiment: what is adjusted; it is not changed.
         scale: one of ``experiment.scales``.
-        changes: new values by name. A value has the type of the one that it replaces, or is a real number for a real
-            number, or stands where there was None.
+        changes: new values by name. A value has the type of the one that it replaces, or is a whole number for a real
+            one, or stands where there was None; lists and objects are replaced whole, and not looked into.
 
     Raises:
         ValueError: an unknown scale, a name that the configuration does not have, or a value of another type.
@@ -83,14 +84,11 @@ def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:
     for name, value in changes.items():
         if name not in config:
             raise ValueError(f"{experiment.name} has no {name!r}: it must be one of {', '.join(config)}")
-        if config[name] is not None and _kind(value) != _kind(config[name]):
+        kinds = {float: (float, int), tuple: (list, tuple), type(None): (type(value),)}
+        fits = type(value) in kinds.get(type(config[name]), (type(config[name]),))
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{name} must be like {json.dumps(config[name])}, got {json.dumps(value)}")
     return replace(experiment, scales={**experiment.scales, scale: {**config, **changes}})
-
-
-def _kind(value: object) -> type:
-    """What JSON distinguishes, but for whole numbers among the real ones."""
-    return {int: float, tuple: list}.get(type(value), type(value))
 
 
 def file_name(experiment: Experiment, scale: str) -> str:

@@ -40,8 +40,8 @@ class KneserNeyBigram(KeepsPrecision):
     one, and every word that a small corpus lacks) would have probability 0 everywhere; it counts as half a
     continuation, so that every known word has positive probability. A word that nothing follows has b as its row.
 
-    Build it with :meth:`fit`. Called with (B,) ids it gives (B, V) float32 probabilities, so that it serves as the
-    target of every estimator. Stored are the distinct bigrams only: 12 bytes each, and 24 bytes a word.
+    Build it with :meth:`fit` or :meth:`fit_pairs`. Called with (B,) ids it gives (B, V) float32 probabilities, so that
+    it serves as the target of every estimator. Stored are the distinct bigrams only: 12 bytes each, and 24 a word.
 
     Buffers (not in ``state_dict``, since fitting again is quicker than reading them): ``keys`` (N,) sorted x V + y;
     ``values`` (N,) discounted relative counts; ``starts`` (V + 1,); ``gamma`` (V,); ``backoff`` (V,).
@@ -86,7 +86,7 @@ class KneserNeyBigram(KeepsPrecision):
 
     @classmethod
     def fit_pairs(cls, short: Tensor, label: Tensor, vocab_size: int) -> "KneserNeyBigram":
-        """The same of chosen bigrams, for a text of sentences whose ends say nothing of the next one's beginning.
+        """:meth:`fit` of given bigrams: for a text of sentences, whose ends say nothing of the next one's beginning.
 
         Args:
             short: (N,) ids of the first words, N >= 1.
@@ -95,7 +95,8 @@ class KneserNeyBigram(KeepsPrecision):
 
         Raises:
             TypeError: an argument is not an integer tensor, or ``vocab_size`` not an int.
-            ValueError: no pair, arguments of different lengths, ids outside [0, vocab_size), or vocab_size < 1.
+            ValueError: no pair, arguments of different lengths or devices, ids outside [0, vocab_size), or
+                vocab_size < 1.
 
         >>> text = torch.tensor([0, 1, 2, 0, 1])
         >>> pairs = KneserNeyBigram.fit_pairs(text[:-1], text[1:], vocab_size=3)
@@ -104,8 +105,9 @@ class KneserNeyBigram(KeepsPrecision):
         """
         vocab_size = checks.count("vocab_size", vocab_size)
         short, label = checks.ids("short", short, vocab_size), checks.ids("label", label, vocab_size)
-        if short.shape != label.shape or len(short) == 0:
-            raise ValueError(f"label must be as long as short, at least 1; got {len(label)} and {len(short)}")
+        checks.same_device("label", label, "short", short)
+        if short.shape != label.shape:
+            raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
         keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
         left, right = keys // vocab_size, keys % vocab_size
         d = discounts(counts)

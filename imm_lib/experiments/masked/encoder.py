@@ -163,17 +163,22 @@ def load(name: str = DEFAULT) -> MaskedLM:
         folder = str(Path(package.submodule_search_locations[0]) / "model")
         said = transformers.utils.logging.get_verbosity()
         transformers.utils.logging.set_verbosity_error()  # else it reports the pooler that we leave out
-        body = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
-        transformers.utils.logging.set_verbosity(said)
+        try:
+            body = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        finally:
+            transformers.utils.logging.set_verbosity(said)
         return build(body, transformers.AutoTokenizer.from_pretrained(folder))
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if tokenizer.mask_token_id is None:
         raise ValueError(f"model must have a mask token, got {name!r} without: choose a masked language model")
     whole = transformers.AutoModelForMaskedLM.from_pretrained(name)
     head = getattr(whole, "cls", None) or getattr(whole, "lm_head", None)
-    if head is None:
-        raise ValueError(f"model must keep its masked-LM head as cls or lm_head, as BERT and RoBERTa do; got {name!r}")
-    positions = whole.base_model.embeddings.position_embeddings
+    positions = getattr(getattr(whole.base_model, "embeddings", None), "position_embeddings", None)
+    if head is None or positions is None:
+        raise ValueError(
+            f"model must be built like BERT or RoBERTa, with position embeddings and its masked-LM head as cls or "
+            f"lm_head; got {name!r}, a {type(whole).__name__}"
+        )
     limit = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
     return MaskedLM(whole.base_model, head, tokenizer, limit)
 

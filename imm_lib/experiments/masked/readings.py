@@ -48,7 +48,8 @@ def views(result: dict, task: str | None = None) -> dict[str, dict]:
 
     Returns:
         By arm the cross-entropies "target", "induced" and "prefix", see :func:`imm_lib.experiments.masked.premise`;
-        and "induced over MLM" and "prefix over MLM", the differences to the arm "MLM", paired by seed.
+        and "induced over MLM" and "prefix over MLM", the differences to the arm "MLM", paired by seed. Half-widths are
+        None where there is one seed, differences where there is no such arm.
     """
     task = task or result["config"]["tasks"][0]
     known, kinds = {}, ("target", "induced", "prefix")
@@ -83,12 +84,11 @@ def _shown(pair: tuple | None) -> str:
 
 def table(result: dict) -> list[list[str]]:
     """Every task and arm; the last column is of the tuned models' induced bigrams, where they were asked."""
-    rows = [
-        ["task", "arm", "score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds", "induced less MLM"]
-    ]
+    names = ["score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds", "induced less MLM, nats"]
+    rows = [["task", "arm", *names]]
     for task in result["config"]["tasks"]:
         area = paired(result, task, "auc")
-        known = views(result, task) if "premise" in result["config"] else {}
+        known = views(result, task) if result["config"].get("premise") else {}
         for arm, f in paired(result, task).items():
             cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")] + [_shown(area[arm]["over MLM"])]
             induced = _shown(known[arm]["induced over MLM"]) if known else ""

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from imm_lib.targets import KneserNeyBigram
 Sequences = list[tuple[Tensor, Tensor]]
 
 
-def wiki(model: MaskedLM, pieces: int, length: int) -> tuple[Sequences, Tensor]:
-    """WikiText-2's training text in sequences of ``length`` pieces, and all of its first ``pieces`` as one stream."""
+def stream(model: MaskedLM, pieces: int) -> Tensor:
+    """The first ``pieces`` of WikiText-2's training text, as the model's tokenizer cuts it."""
     corpus = data.load("wikitext2")
     unknown = model.tokenizer.unk_token
     lines, words = [], []
@@ -37,26 +38,28 @@ def wiki(model: MaskedLM, pieces: int, length: int) -> tuple[Sequences, Tensor]:
         else:
             words.append(unknown if word == "<unk>" else word)
     encoded = model.tokenizer([line for line in lines if line], add_special_tokens=False, verbose=False)["input_ids"]
-    stream = torch.tensor([piece for line in encoded for piece in line])[:pieces]
+    return torch.tensor([piece for line in encoded for piece in line])[:pieces]
+
+
+def sequences(model: MaskedLM, text: Tensor, length: int) -> Sequences:
+    """A stream cut into sequences of ``length`` pieces with the first and the last token; the last is shorter."""
     ends = torch.tensor([model.tokenizer.cls_token_id]), torch.tensor([model.tokenizer.sep_token_id])
-    parts = [torch.cat([ends[0], part, ends[1]]) for part in stream.split(length - 2)]
-    return [(ids, torch.zeros_like(ids)) for ids in parts], stream
+    parts = [torch.cat([ends[0], part, ends[1]]) for part in text.split(length - 2)]
+    return [(ids, torch.zeros_like(ids)) for ids in parts]
 
 
-def _untrained(config: dict) -> MaskedLM:
-    if config["model"] != "tiny":
-        return load(config["model"])
+def _untrained(model: str, names: Sequence[str]) -> MaskedLM:
+    if model != "tiny":
+        return load(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tiny([e.first for name in config["tasks"] for e in tasks.load(name, "train")[:200]], width=16, limit=512)
+        return tiny([e.first for name in names for e in tasks.load(name, "train")[:200]], width=16, limit=512)
 
 
-def begin(config: dict, device: torch.device | str = "cpu") -> MaskedLM:
-    """The model before pretraining: a new head is the identity, and its bias the log-shares of WikiText-2's words."""
-    model = _untrained(config).to(device)
+def with_shares(model: MaskedLM, text: Tensor) -> MaskedLM:
+    """The model before pretraining: the bias of a new head is set to the log-shares of a text's pieces, in place."""
     if isinstance(model.head, Head):
-        _, stream = wiki(model, config["pretrain"]["pieces"], config["pretrain"]["length"])
-        counts = torch.bincount(stream, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
+        counts = torch.bincount(text, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
         model.head.bias.data.copy_((counts / counts.sum()).log())
     return model
 
@@ -66,7 +69,7 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
 
     A model with a masked-LM head of its own is taken as it is.
     """
-    model = _untrained(config).to(device)
+    model = _untrained(config["model"], config["tasks"]).to(device)
     if not isinstance(model.head, Head):
         return model, []
     from safetensors.torch import load_file, save
@@ -79,37 +82,36 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
     if file.is_file() and course.is_file():
         model.load_state_dict(load_file(file))
         return model, json.loads(course.read_text())["loss"]
-    model, (sequences, _) = begin(config, device), wiki(model, plan["pieces"], plan["length"])
+    text = stream(model, plan["pieces"])
     settings = training.Settings(epochs=plan["epochs"], batch=plan["batch"], lr=plan["lr"])
     unfinished = file.with_suffix(".pt")
-    losses = training.pretrain(model, sequences, settings, unfinished)
+    cut = sequences(model, text, plan["length"])
+    losses = training.pretrain(with_shares(model, text), cut, settings, unfinished)
     results.write_bytes(course, json.dumps({"loss": losses}).encode())
     results.write_bytes(file, save(model.state_dict()))
     unfinished.unlink(missing_ok=True)
     return model, losses
 
 
-def target(sequences: Sequences, config: dict) -> Mixture:
+def target(encoded: Sequences, config: dict) -> Mixture:
     """The mixture of the task's bigram and that of WikiText-2."""
-    made = {key: config[key] for key in ("model", "tasks", "target_pieces", "pretrain")}
-    return fit([ids for ids, _ in sequences], copy.deepcopy(_large(json.dumps(made, sort_keys=True))))
+    large = _large(config["model"], tuple(config["tasks"]), config["target_pieces"])
+    return fit([ids for ids, _ in encoded], copy.deepcopy(large))  # a copy, as Module.to moves it for good
 
 
 @functools.lru_cache(maxsize=1)
-def _large(made: str) -> KneserNeyBigram:
-    """WikiText-2's bigram: it takes as long as a tenth of a unit, and is the same for all of them."""
-    config = json.loads(made)
-    model = _untrained(config)
-    _, stream = wiki(model, config["target_pieces"], config["pretrain"]["length"])
-    return KneserNeyBigram.fit(stream, model.vocab_size)
+def _large(model: str, names: tuple[str, ...], pieces: int) -> KneserNeyBigram:
+    """WikiText-2's bigram, which takes a tenth of a unit's time, and is the same for all units."""
+    known = _untrained(model, names)
+    return KneserNeyBigram.fit(stream(known, pieces), known.vocab_size)
 
 
 def examples(name: str, config: dict, seed: int = 0) -> dict[str, list[Example]]:
     """A task's examples, in random order (the files are sorted by source); as many as declared.
 
     Every seed draws its own training examples, so that an interval over seeds is also one over them; all have the same
-    dev examples. With "held_out" these of the training split stand for the dev split, which remains for what is
-    reported.
+    dev examples. With "held_out" these of the seed's training split stand for the dev split, which remains for what is
+    reported; another seed may train on them.
     """
     found = {split: _shuffled(tasks.load(name, split), seed if split == "train" else 0) for split in tasks.SPLITS}
     if "held_out" in config:
@@ -130,10 +132,12 @@ def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     """Before pretraining and after it: what target, induced bigram and full model know of held-out words."""
     found, parts = {}, examples(unit["task"], config, unit["seed"])
-    for when, model in (("before", begin(config, device)), ("after", start(config, device)[0])):
-        sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
-        prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
-        mixture = target(sequences["train"], config).to(device)
+    untrained = _untrained(config["model"], config["tasks"])
+    before = with_shares(untrained, stream(untrained, config["pretrain"]["pieces"])).to(device)
+    for when, model in (("before", before), ("after", start(config, device)[0])):
+        encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
+        prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
+        mixture = target(encoded["train"], config).to(device)
         found[when] = premise(model, mixture, prefixes["train"], prefixes["dev"], config["places"], config["k"])
     return {**found, "weight": mixture.weight}
 
@@ -152,10 +156,10 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     parts = examples(name, config, unit["seed"])  # first, as a mistake in a file is found at once
     model, _ = start(config, device)
     settings, reading = _settings(config, unit), config.get("premise")
-    sequences = {split: model.encode(parts[split]) for split in tasks.SPLITS}
+    encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
     mixture = None
     if reading or unit["arm"] not in ("base", "MLM"):
-        mixture = target(sequences["train"], config).to(device)
+        mixture = target(encoded["train"], config).to(device)
     made = json.dumps([unit, config, str(device), results.code()], sort_keys=True)
     identity = hashlib.sha256(made.encode()).hexdigest()[:16]
     file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
@@ -163,7 +167,7 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
     found = {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
     if reading:
-        prefixes = {split: Prefixes(sequences[split], model).to(device) for split in tasks.SPLITS}
+        prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
         found["premise"] = premise(tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading)
     file.unlink(missing_ok=True)
     return found
@@ -177,6 +181,7 @@ _CI = {
 }
 _LEARNED = {"lr": 1e-4, "mlm": 0.01, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
 _QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
+# the weights of the paper, one place of each sentence, and BERT's usual learning rate and batch
 _PAPER = {"lr": 2e-5, "batch": 32, "mlm": 1.0, "lam": 0.2, "places": 0, "premise": {"places": 500, "k": 20}}
 _CASES = {
     # task: examples of the premise check
@@ -186,7 +191,7 @@ _CASES = {
     "QNLI-small": {"train": 1000, "dev": 1000},
 }
 _TRAINED = {**_CASES, "CoLA": {"train": 800, "dev": 1043}, "MRPC": {"train": 240, "dev": 408}}
-"""Examples of a CPU's full scale; MRPC's are pairs of long sentences."""
+"""Examples of a CPU's full scale, as many as five seeds of five arms take in two hours of one core."""
 _FELT = {"lam": 1.0, "places": 8}
 """MRPC's run, with the weights that its choice found, showed that λ = .1 at two places leaves the induced bigram where
 it was; so small a term tests nothing."""

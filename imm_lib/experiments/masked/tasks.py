@@ -4,6 +4,7 @@ import csv
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ class Task:
 
     Attributes:
         folder: of its files, below ``glue/``.
-        columns: which of the file's columns hold the sentences and the label.
+        sentences, label: which of the file's columns hold them.
         labels: names of the labels, in order.
         score: "mcc", "f1" or "accuracy", what GLUE reports.
         header: whether the first line names the columns.
@@ -103,7 +104,10 @@ def _places(task: Task, split: str) -> list[Path]:
 
 
 def _download(name: str, split: str) -> Path:
-    """The file of a split, in the cache, where all splits of a task arrive verified or none does; raises DataError."""
+    """The file of a split, in the cache, where all splits of a task arrive or none; raises DataError.
+
+    They are verified but for QNLI's training split, whose checksum is not known.
+    """
     task, target = TASKS[name], data.cache() / "glue" / TASKS[name].folder
     wanted = target / _places(task, split)[0].name
     advice = f"set IMM_DATA to a folder that holds glue/{task.folder}/{wanted.name}"
@@ -116,7 +120,7 @@ def _download(name: str, split: str) -> Path:
         try:
             with zipfile.ZipFile(archive) as files:
                 found = {part: files.read(f"{task.folder}/{part}.tsv") for part in SPLITS}
-        except (zipfile.BadZipFile, KeyError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
             raise data.DataError(f"{name} (archive) is not what it was: {error}; {advice}") from None
     for part, known in task.sha256.items():
         if hashlib.sha256(found[part]).hexdigest() != known:
@@ -135,8 +139,8 @@ def load(name: str, split: str) -> list[Example]:
 
     Raises:
         ValueError: an unknown task or split.
-        DataError: a file that cannot be had, a row with too few columns, an empty sentence, or a label that the task
-            does not have; the message names file and line.
+        DataError: a file that cannot be had or read; or, with its line, a row with too few columns, an empty sentence,
+            or a label that the task does not have.
     """
     task = _task(name)
     if split not in SPLITS:

@@ -106,8 +106,9 @@ class Run:
 
     def __init__(self, model: MaskedLM, name: str, train: list[Example], target: nn.Module | None, settings: Settings):
         self.name, self.settings = name, settings
-        start = [list(parameter.shape) for parameter in model.parameters()]
-        self.identity = {"task": name, "settings": dataclasses.asdict(settings), "model": start, "train": digest(train)}
+        shapes = [list(parameter.shape) for parameter in model.parameters()]
+        self.identity = {"task": name, "settings": dataclasses.asdict(settings), "shapes": shapes}
+        self.identity["train"] = digest(train)
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
@@ -187,7 +188,7 @@ class Run:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a checkpoint; raises ValueError for one of another run."""
+        """Go on from a checkpoint; raises ValueError for one of another task, settings, examples or size of model."""
         other = state.get("identity") or {}
         if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
             raise ValueError(f"checkpoint must be of the same run, got one of another {', '.join(differing)}")
@@ -230,10 +231,11 @@ def fine_tune(
         train, dev: its examples.
         target: the restricted model.
         settings: see :class:`Settings`.
-        checkpoint: file to write after every epoch and to go on from if it is there.
+        checkpoint: file to write after every epoch and to go on from if it is there; one file for one start and target.
 
     Raises:
-        ValueError: bad settings, an unknown task, an example that is too long, or a checkpoint of another run.
+        ValueError: bad settings, an unknown task, an example that is empty or too long, or a checkpoint of another
+            task, settings, examples or size of model.
         FloatingPointError: a loss became NaN or infinite.
     """
     settings = settings or Settings()
@@ -267,14 +269,15 @@ def pretrain(
         every: how many.
 
     Raises:
-        ValueError: a checkpoint of other settings.
+        ValueError: a checkpoint of other settings or another text.
     """
     generator, losses, every = torch.Generator().manual_seed(settings.seed), [], checks.count("every", every)
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
     order = [torch.randperm(len(sequences), generator=generator) for _ in range(settings.epochs)]
     parts = [part for epoch in order for part in epoch.split(settings.batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, len(parts), pct_start=0.1)
-    identity = {**dataclasses.asdict(settings), "sequences": len(sequences)}
+    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes()).hexdigest()[:16]
+    identity = {**dataclasses.asdict(settings), "text": text}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         if checkpoint is not None and checkpoint.is_file():
