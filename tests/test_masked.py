@@ -703,7 +703,7 @@ def test_every_number_is_chosen_in_the_simplest_arm_that_has_it():
 
 def test_arms_are_paired_by_seed_and_task():
     score = {("base", 0): 0.1, ("base", 1): 0.3, ("MLM", 0): 0.2, ("MLM", 1): 0.4, ("MLM + IMM", 1): 0.5}
-    history = [{"cpu_s": 4.0, "steps": 2, "norm task": 1.0}]
+    history = [{"cpu_s": 4.0, "steps": 2, "norm task": 1.0, "task": 0.4}]
     units = [
         {"unit": {"task": "RTE", "arm": arm, "seed": seed}, "numbers": {"scores": {"score": s}, "history": history}}
         for (arm, seed), s in score.items()
@@ -712,6 +712,7 @@ def test_arms_are_paired_by_seed_and_task():
     found = masked.readings.paired({"units": [*units, other], "config": {"tasks": ["RTE", "CoLA"]}})
     assert found["MLM"]["gain"] == pytest.approx((10.0, 0.0), abs=1e-9)
     assert found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None) and found["MLM + IMM"]["seeds"] == 1
+    assert found["MLM"]["fitted"] == pytest.approx(0.4)
     assert found["base"]["score"][0] == pytest.approx(20.0) and found["base"]["step"] == 2.0
     assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"]["norms"] == {"task": 1.0}
 
@@ -726,7 +727,10 @@ def test_what_tuned_models_know_is_paired_by_seed():
         for (arm, seed), x in known.items()
     ]
     found = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}})
-    numbers = {"scores": {"score": 0.5, "auc": 0.5}, "history": [{"cpu_s": 1.0, "steps": 1, "norm task": 1.0}]}
+    numbers = {
+        "scores": {"score": 0.5, "auc": 0.5},
+        "history": [{"cpu_s": 1.0, "steps": 1, "norm task": 1.0, "task": 0.4}],
+    }
     stored = [{**entry, "numbers": {**numbers, **entry["numbers"]}} for entry in units]
     table = masked.readings.table({"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}})
     assert {row[1]: row[-1] for row in table[1:]} == {"base": "1.00", "MLM": "0.00 ± 0.00", "MLM + IMM": "-0.40 ± 1.27"}

@@ -15,16 +15,18 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
 
     Returns:
         By arm "score", mean and half-width of 95 %; "gain", the same of the difference to "base" and "over MLM" to
-        "MLM", paired by seed; "step", CPU seconds of a step; "norms", the mean norms of the gradients by term; "seeds".
+        "MLM", paired by seed; "fitted", the task's training loss in the last epoch, nats; "step", CPU seconds of a step;
+        "norms", the mean norms of the gradients by term; "seeds".
         Half-widths are None where there is one seed.
     """
     task = task or result["config"]["tasks"][0]
     units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
-    scores, histories, unit = {}, {}, 1 if measure == "nats" else 100
+    scores, histories, fitted, unit = {}, {}, {}, 1 if measure == "nats" else 100
     for entry in units:
         arm, numbers = entry["unit"]["arm"], entry["numbers"]
         scores.setdefault(arm, {})[entry["unit"]["seed"]] = unit * numbers["scores"][measure]
         histories.setdefault(arm, []).extend(numbers["history"])
+        fitted.setdefault(arm, []).append(numbers["history"][-1]["task"])
     found = {}
     for arm, own in scores.items():
         terms = [key for key in histories[arm][0] if key.startswith("norm ")]
@@ -32,6 +34,7 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
             "score": _interval(list(own.values())),
             "gain": _difference(own, scores["base"]),
             "over MLM": _difference(own, scores.get("MLM", {})),
+            "fitted": statistics.fmean(fitted[arm]),
             "step": statistics.fmean(epoch["cpu_s"] / epoch["steps"] for epoch in histories[arm]),
             "norms": {t.removeprefix("norm "): statistics.fmean(e[t] for e in histories[arm]) for t in terms},
             "seeds": len(own),
