@@ -15,9 +15,8 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
 
     Returns:
         By arm "score", mean and half-width of 95 %; "gain", the same of the difference to "base" and "over MLM" to
-        "MLM", paired by seed; "fitted", the task's training loss in the last epoch, nats; "step", CPU seconds of a step;
-        "norms", the mean norms of the gradients by term; "seeds".
-        Half-widths are None where there is one seed.
+        "MLM", paired by seed; "fitted", the task's training loss in the last epoch, nats; "step", CPU seconds of a
+        step; "norms", the mean norms of the gradients by term; "seeds". Half-widths are None where there is one seed.
     """
     task = task or result["config"]["tasks"][0]
     units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
