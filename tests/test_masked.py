@@ -735,6 +735,8 @@ def test_what_tuned_models_know_is_paired_by_seed():
     table = masked.readings.table({"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}})
     assert {row[1]: row[-1] for row in table[1:]} == {"base": "1.00", "MLM": "0.00 ± 0.00", "MLM + IMM": "-0.40 ± 1.27"}
     assert found["base"]["induced over MLM"] == (pytest.approx(1.0), None)
+    other = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}}, over="MLM + IMM")
+    assert other["MLM"]["induced over MLM + IMM"][0] == pytest.approx(0.4) and "induced over MLM" not in other["MLM"]
     mean, half = found["MLM + IMM"]["induced over MLM"]
     assert mean == pytest.approx(-0.4) and half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom
     assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (5.0, 0.0)

@@ -41,17 +41,18 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
     return found
 
 
-def views(result: dict, task: str | None = None) -> dict[str, dict]:
+def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str, dict]:
     """What the tuned models know of held-out words: means over the seeds and half-widths of 95 %, in nats.
 
     Args:
         result: a stored result whose runs took the premise of their tuned models.
         task: of GLUE; by default the first of the result.
+        over: an arm.
 
     Returns:
         By arm the cross-entropies "target", "induced" and "prefix", see :func:`imm_lib.experiments.masked.premise`;
-        and "induced over MLM" and "prefix over MLM", the differences to the arm "MLM", paired by seed. Half-widths are
-        None where there is one seed, differences where there is no such arm.
+        and "induced over ARM" and "prefix over ARM", the differences to that arm, paired by seed. Half-widths are None
+        where there is one seed, differences where there is no such arm.
     """
     task = task or result["config"]["tasks"][0]
     known, kinds = {}, ("target", "induced", "prefix")
@@ -65,7 +66,7 @@ def views(result: dict, task: str | None = None) -> dict[str, dict]:
     for arm, own in known.items():
         found[arm] = {key: _interval(list(own[key].values())) for key in kinds}
         for key in kinds[1:]:
-            found[arm][f"{key} over MLM"] = _difference(own[key], known.get("MLM", {}).get(key, {}))
+            found[arm][f"{key} over {over}"] = _difference(own[key], known.get(over, {}).get(key, {}))
     return found
 
 
