@@ -248,7 +248,7 @@ gain is worth more ([chapter 6](06-logistic-regression.ipynb)).""",
     "Table 1": """The paper's is the best of several restarts, ours is to be the mean of two seeds. [Chapter
 13](13-lstm-language-models.ipynb) has the same methods on a part of the text.""",
     "Table 2": """BERT base needs weights from a model hub and a GPU; it has not been run. [Chapter
-15](15-fine-tuning.ipynb) has the same arms on a smaller encoder and a part of CoLA.""",
+15](15-fine-tuning.ipynb) has the same arms on a smaller encoder and parts of CoLA and MRPC.""",
     "Table 4": """The paper does not print its plane. Ours has the normal (1, 1, 1) and goes through the centre of
 the cube. The errors of the paper's means are read off its bars. Baseline and IMM are near, though
 not always inside; the noising column is not reproduced by any plane that was tried, and [chapter
