@@ -11,6 +11,7 @@ from imm_lib import checks
 from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import Query
 from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.target import pairs
 
 
 class Prefixes(nn.Module):
@@ -40,8 +41,9 @@ class Prefixes(nn.Module):
         # the places of a sequence: every piece but the first and the last
         sizes = torch.tensor([len(ids) - 2 for ids, _ in sequences])
         self.register_buffer("first", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), persistent=False)
-        self.register_buffer("label", torch.cat([ids[1:-1] for ids, _ in sequences]), persistent=False)
-        self.register_buffer("short", torch.cat([ids[:-2] for ids, _ in sequences]), persistent=False)
+        short, label = pairs([ids for ids, _ in sequences])
+        self.register_buffer("short", short, persistent=False)
+        self.register_buffer("label", label, persistent=False)
         self.contexts = GroupedContexts(self.short, model.vocab_size)
 
     def of(self, sequences: Tensor) -> Tensor:
