@@ -1,7 +1,8 @@
 """Induced Model Matching: let a small accurate model of few features help to train a large one.
 
-Four nouns: where extended contexts come from (``contexts``), the induced model and its risk (``induced``), how the
-risk's gradient is estimated (``estimators``), and the restricted model that is matched (``targets``).
+Four nouns: where extended contexts come from (``contexts``), the induced model and its risk
+(``induced``), how the risk's gradient is estimated (``estimators``), and the restricted model that
+is matched (``targets``).
 """
 
 from imm_lib import data, divergences, plotting, premise, results, worth

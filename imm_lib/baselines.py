@@ -1,4 +1,6 @@
-"""What IMM is compared with: noising, reverse distillation and interpolation, with the estimators' signatures."""
+"""What IMM is compared with: noising, reverse distillation and interpolation, with the estimators'
+signatures.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,12 @@ from imm_lib.targets.table import as_target
 
 
 class SampledNoising(SampledIMM):
-    """Noising with soft targets: the target against the full model itself in k sampled extended contexts (eq. 14).
+    """Noising with soft targets: the target against the full model itself in k sampled extended
+    contexts (eq. 14).
 
-    The arguments, call and errors of :class:`imm_lib.SampledIMM`; with k = 1 the two are equal. The estimate is
-    unbiased for the noising risk at every k, and that risk is an upper bound of IMM's (eq. 15).
+    The arguments, call and errors of :class:`imm_lib.SampledIMM`; with k = 1 the two are equal. The
+    estimate is unbiased for the noising risk at every k, and that risk is an upper bound of IMM's
+    (eq. 15).
 
     >>> import torch
     >>> from imm_lib import BeliefContexts
@@ -44,21 +48,26 @@ def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tens
     log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
     rows = target(checks.tensor("short", short))
     if rows.shape != log_q.shape:
-        raise ValueError(f"log_q must be (B, Y) = {tuple(rows.shape)}, got {checks.describe(log_q)}")
+        raise ValueError(
+            f"log_q must be (B, Y) = {tuple(rows.shape)}, got {checks.describe(log_q)}"
+        )
     checks.same_device("log_q", log_q, "target", rows)
     return rows.to(log_q.dtype), log_q
 
 
 class ReverseKD(nn.Module):
-    """Reverse distillation: mean_t H(P̂(·|s_t), Q(·|s_t,e_t)), the target against the full model (eqs. 1, 14).
+    """Reverse distillation: mean_t H(P̂(·|s_t), Q(·|s_t,e_t)), the target against the full model
+    (eqs. 1, 14).
 
-    It is eq. 13 without the correction, and the same objective as noising. Inconsistent unless λ vanishes (Prop. 6.1).
+    It is eq. 13 without the correction, and the same objective as noising. Inconsistent unless λ
+    vanishes (Prop. 6.1).
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
 
     Raises:
-        TypeError, ValueError: when built, for a bad target; when called, for bad log-probabilities or ids.
+        TypeError, ValueError: when built, for a bad target; when called, for bad log-probabilities
+            or ids.
 
     >>> import torch
     >>> ReverseKD(torch.tensor([[0.7, 0.3]]))(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0]))
@@ -80,14 +89,16 @@ class ReverseKD(nn.Module):
 
 
 class Interpolation(nn.Module):
-    """Interpolation at prediction time: log((1 - weight) Q(y|s,e) + weight P̂(y|s)). Nothing is trained.
+    """Interpolation at prediction time: log((1 - weight) Q(y|s,e) + weight P̂(y|s)). Nothing is
+    trained.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         weight: share of the target, in [0, 1].
 
     Raises:
-        TypeError, ValueError: when built, for a bad target or weight; when called, for bad log-probabilities or ids.
+        TypeError, ValueError: when built, for a bad target or weight; when called, for bad
+            log-probabilities or ids.
 
     >>> import torch
     >>> Interpolation(torch.tensor([[0.7, 0.3]]), 0.5)(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0])).exp()

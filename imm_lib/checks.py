@@ -1,7 +1,7 @@
 """Checks of input: each error names the argument, says what came and what was expected.
 
-Shapes and dtypes are checked on every device. Values are looked at only where that cannot make a GPU wait: on CPU
-tensors, outside compiled or vmapped code.
+Shapes and dtypes are checked on every device. Values are looked at only where that cannot make a
+GPU wait: on CPU tensors, outside compiled or vmapped code.
 """
 
 import math
@@ -20,7 +20,9 @@ def describe(value: object) -> str:
 
 
 def visible(x: Tensor) -> bool:
-    """Whether looking at the values of ``x`` costs no device synchronisation and breaks no transform."""
+    """Whether looking at the values of ``x`` costs no device synchronisation and breaks no
+    transform.
+    """
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -51,8 +53,12 @@ def count(name: str, value: Any) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    """``value``, if it is a finite real number in [low, high] (or (low, high]); raises TypeError or ValueError."""
+def number(
+    name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False
+) -> float:
+    """``value``, if it is a finite real number in [low, high] (or (low, high]); raises TypeError or
+    ValueError.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
     found = float(value)
@@ -73,7 +79,8 @@ def generator(value: object) -> torch.Generator | None:
 def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor with values in [0, size).
 
-    Raises TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
+    Raises TypeError for another dtype, ValueError for another shape or (CPU only) an id out of
+    range.
     """
     if tensor(name, value).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
@@ -82,17 +89,22 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     if visible(value):
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):
-            raise ValueError(f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got {low}..{high}")
+            raise ValueError(
+                f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got {low}..{high}"
+            )
     return value.long()
 
 
 def probabilities(name: str, value: Any) -> Tensor:
-    """``value``, if its last dimension holds probability distributions. Looks at the values on every device.
+    """``value``, if its last dimension holds probability distributions. Looks at the values on
+    every device.
 
     For objects, which are built once. Raises TypeError or ValueError.
     """
     if floating(name, value).dim() < 1 or value.numel() == 0:
-        raise ValueError(f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}")
+        raise ValueError(
+            f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}"
+        )
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
     if value.min() < 0:
@@ -100,22 +112,29 @@ def probabilities(name: str, value: Any) -> Tensor:
     tolerance = max(1e-4, 8 * torch.finfo(value.dtype).eps)
     error = (value.double().sum(-1) - 1).abs().max().item()
     if error > tolerance:
-        raise ValueError(f"{name} must sum to 1 over its last dimension, got sums off by up to {error:.3g}")
+        raise ValueError(
+            f"{name} must sum to 1 over its last dimension, got sums off by up to {error:.3g}"
+        )
     return value
 
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
-    """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and nothing above 0.
+    """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
+    nothing above 0.
 
     Raises TypeError or ValueError.
     """
     if floating(name, value).dim() < dim or value.numel() == 0:
-        raise ValueError(f"{name} must be a non-empty tensor of at least {dim} dimensions, got {describe(value)}")
+        raise ValueError(
+            f"{name} must be a non-empty tensor of at least {dim} dimensions, got {describe(value)}"
+        )
     if visible(value):
         top = value.detach().amax().item()
         # a log_softmax may round a few ulp above 0; NaN fails the comparison as well
         if not top <= max(1e-4, torch.finfo(value.dtype).eps):
-            raise ValueError(f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}")
+            raise ValueError(
+                f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
+            )
     return value
 
 

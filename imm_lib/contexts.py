@@ -1,4 +1,5 @@
-"""Where extended contexts come from: the law π(e|s) of the extended context e given the short context s.
+"""Where extended contexts come from: the law π(e|s) of the extended context e given the short
+context s.
 
 Every class answers the same three questions, for a batch of B short contexts:
 
@@ -6,9 +7,10 @@ Every class answers the same three questions, for a batch of B short contexts:
 - ``support(short)``: the same as a flat list of the pairs with π(e|s) > 0.
 - ``sample(short, k, generator)``: (B, k) extended contexts drawn from π(e|s), with replacement.
 
-Extended contexts are named by an index: of one of ``points`` data points (``GroupedContexts``, ``KernelContexts``) or
-of a hidden state (``BeliefContexts``, which has no ``points``). The tensors are non-persistent buffers: ``.to(device)``
-moves them, ``state_dict`` leaves them out, since they are the data.
+Extended contexts are named by an index: of one of ``points`` data points (``GroupedContexts``,
+``KernelContexts``) or of a hidden state (``BeliefContexts``, which has no ``points``). The tensors
+are non-persistent buffers: ``.to(device)`` moves them, ``state_dict`` leaves them out, since they
+are the data.
 """
 
 import math
@@ -35,7 +37,8 @@ class Contexts(Protocol):
 
 
 class GroupedContexts(nn.Module):
-    """Discrete short contexts: e is drawn uniformly from the multiset extend(s) of data points that share s (eq. 10).
+    """Discrete short contexts: e is drawn uniformly from the multiset extend(s) of data points that
+    share s (eq. 10).
 
     Stored as a compressed index of O(n + S) integers; sampling is vectorised over the batch.
 
@@ -77,7 +80,8 @@ class GroupedContexts(nn.Module):
         return len(self.short)
 
     def extend(self, s: int) -> Tensor:
-        """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq. 10.
+        """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq.
+        10.
 
         Raises:
             ValueError: ``s`` is outside [0, num_short).
@@ -92,17 +96,23 @@ class GroupedContexts(nn.Module):
         checks.same_device("short", short, "the data of GroupedContexts", self.order)
         if checks.visible(short) and (self.counts[short] == 0).any():
             unseen = short[self.counts[short] == 0][0].item()
-            raise ValueError(f"short has a context never seen in the data: {unseen}; expected one with data points")
+            raise ValueError(
+                f"short has a context never seen in the data: {unseen}; expected one with data points"
+            )
         return short
 
     def log_weights(self, short: Tensor) -> Tensor:
-        """(B,) ids -> (B, n) float64 log π_n(e|s): -log |extend(s)| on the data points of s, -inf elsewhere."""
+        """(B,) ids -> (B, n) float64 log π_n(e|s): -log |extend(s)| on the data points of s, -inf
+        elsewhere.
+        """
         short = self._known(short)
         same = short.unsqueeze(1) == self.short
         return torch.where(same, -self.counts[short].double().log().unsqueeze(1), -math.inf)
 
     def support(self, short: Tensor) -> Support:
-        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,), ``log_w`` (N,)."""
+        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,),
+        ``log_w`` (N,).
+        """
         short = self._known(short)
         count = self.counts[short]
         row = torch.repeat_interleave(count)
@@ -113,8 +123,9 @@ class GroupedContexts(nn.Module):
         """(B,) ids -> (B, k) data points drawn uniformly with replacement from extend(s).
 
         Raises:
-            ValueError: k < 1 or, on CPU, a short context without data. On a GPU, where a look at the values would
-                wait, such a context yields the index n, so that the caller's indexing fails.
+            ValueError: k < 1 or, on CPU, a short context without data. On a GPU, where a look at
+                the values would wait, such a context yields the index n, so that the caller's
+                indexing fails.
         """
         checks.count("k", k)
         checks.generator(generator)
@@ -122,9 +133,13 @@ class GroupedContexts(nn.Module):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(short.device)
+        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(
+            short.device
+        )
         within = (u * count).long().minimum(count - 1)
-        extended = self.order[(self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)]
+        extended = self.order[
+            (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)
+        ]
         return extended.masked_fill(count == 0, len(self.order))
 
 
@@ -135,7 +150,9 @@ class _DenseContexts(KeepsPrecision):
         raise NotImplementedError
 
     def support(self, short: Tensor) -> Support:
-        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,), ``log_w`` (N,)."""
+        """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,),
+        ``log_w`` (N,).
+        """
         log_w = self.log_weights(short)
         row, extended = (log_w > -math.inf).nonzero(as_tuple=True)
         return row, extended, log_w[row, extended]
@@ -155,10 +172,11 @@ class _DenseContexts(KeepsPrecision):
 
 
 class KernelContexts(_DenseContexts):
-    """Continuous short contexts: a soft nearest-neighbour estimate of π(e|s) with a Laplace kernel (eqs. 21, 22).
+    """Continuous short contexts: a soft nearest-neighbour estimate of π(e|s) with a Laplace kernel
+    (eqs. 21, 22).
 
-    The extended context of data point t has weight exp(-|s - values_t|₁ / bandwidth), normalised over the n points. The
-    paper's α is 1 / bandwidth.
+    The extended context of data point t has weight exp(-|s - values_t|₁ / bandwidth), normalised
+    over the n points. The paper's α is 1 / bandwidth.
 
     Args:
         values: (n,) or (n, d) short contexts of the data points.
@@ -166,7 +184,8 @@ class KernelContexts(_DenseContexts):
 
     Raises:
         TypeError: ``values`` is not a floating-point tensor.
-        ValueError: it is empty, has more than two dimensions or is not finite, or ``bandwidth`` is not positive.
+        ValueError: it is empty, has more than two dimensions or is not finite, or ``bandwidth`` is
+            not positive.
 
     >>> import torch
     >>> contexts = KernelContexts(torch.tensor([0.0, 1.0]), bandwidth=1.0)
@@ -183,9 +202,13 @@ class KernelContexts(_DenseContexts):
         if self.bandwidth < torch.finfo(values.dtype).tiny:
             raise ValueError(f"bandwidth must be a normal {values.dtype} number, got {bandwidth}")
         if values.dim() not in (1, 2) or values.numel() == 0:
-            raise ValueError(f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}")
+            raise ValueError(
+                f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}"
+            )
         if not torch.isfinite(values).all():
-            raise ValueError(f"values must be finite, got NaN or infinite entries in {checks.describe(values)}")
+            raise ValueError(
+                f"values must be finite, got NaN or infinite entries in {checks.describe(values)}"
+            )
         self.register_buffer("values", values, persistent=False)
 
     @property
@@ -201,21 +224,30 @@ class KernelContexts(_DenseContexts):
             ValueError: it is empty or does not have the shape or device of ``values``.
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
-        if short.shape[1:] != self.values.shape[1:] or short.dim() != self.values.dim() or len(short) == 0:
+        if (
+            short.shape[1:] != self.values.shape[1:]
+            or short.dim() != self.values.dim()
+            or len(short) == 0
+        ):
             raise ValueError(
                 f"short must be a non-empty batch like values {tuple(self.values.shape)}, got {checks.describe(short)}"
             )
         if checks.visible(short) and not torch.isfinite(short).all():
-            raise ValueError(f"short must be finite, got NaN or infinite entries in {checks.describe(short)}")
+            raise ValueError(
+                f"short must be finite, got NaN or infinite entries in {checks.describe(short)}"
+            )
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
         query = (short.unsqueeze(1) if short.dim() == 1 else short).to(points.dtype)
         distance = torch.cdist(query, points, p=1)
         # relative to the nearest point, so that a small bandwidth cannot send all n weights to 0
-        return torch.log_softmax((distance.amin(-1, keepdim=True) - distance) / self.bandwidth, dim=-1)
+        return torch.log_softmax(
+            (distance.amin(-1, keepdim=True) - distance) / self.bandwidth, dim=-1
+        )
 
 
 class BeliefContexts(_DenseContexts):
-    """Known π(e|s): row s of ``belief`` is the law of the hidden extended context, a POMDP's belief for instance.
+    """Known π(e|s): row s of ``belief`` is the law of the hidden extended context, a POMDP's belief
+    for instance.
 
     Args:
         belief: (S, E) rows that sum to 1.

@@ -1,8 +1,9 @@
-"""Text corpora: from a local folder, from the download cache, or from their public homes with checksums.
+"""Text corpora: from a local folder, from the download cache, or from their public homes with
+checksums.
 
-``IMM_DATA`` names a folder of local copies (``ptb/ptb.train.txt``, ...), ``IMM_CACHE`` the folder of downloads, by
-default the user's cache. Nothing is written but whole files, verified where their checksum is known, and nothing is
-downloaded but by :func:`load` and its like in the experiments.
+``IMM_DATA`` names a folder of local copies (``ptb/ptb.train.txt``, ...), ``IMM_CACHE`` the folder
+of downloads, by default the user's cache. Nothing is written but whole files, verified where their
+checksum is known, and nothing is downloaded but by :func:`load` and its like in the experiments.
 """
 
 import hashlib
@@ -28,8 +29,9 @@ class DataError(RuntimeError):
 class Source:
     """Where a word-level corpus comes from, and what verifies it.
 
-    ``url`` has a ``{split}``, or leads to a zip archive that holds ``members``. What is downloaded, file or archive, is
-    verified by ``sha256``; a local copy of a split by its entry there, if it has one, and by its number of words.
+    ``url`` has a ``{split}``, or leads to a zip archive that holds ``members``. What is downloaded,
+    file or archive, is verified by ``sha256``; a local copy of a split by its entry there, if it
+    has one, and by its number of words.
     """
 
     files: dict[str, str]
@@ -41,7 +43,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One (n,) int64 token stream per split, newline read as ``<eos>``, no start symbol; ``vocab[id]`` is the word."""
+    """One (n,) int64 token stream per split, newline read as ``<eos>``, no start symbol;
+    ``vocab[id]`` is the word.
+    """
 
     name: str
     train: Tensor
@@ -63,7 +67,8 @@ SOURCES = {
     ),
     "wikitext2": Source(
         files={split: f"wiki.{split}.txt" for split in SPLITS},
-        # copies of the training text differ in the order of its articles; the number of words tells them from others
+        # copies of the training text differ in the order of its articles; the number of words tells
+        # them from others
         sha256={
             "archive": "92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c",
             "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
@@ -91,7 +96,9 @@ def cache() -> Path:
 
 
 def folders() -> list[Path]:
-    """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set, and the cache."""
+    """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set,
+    and the cache.
+    """
     return [Path(folder) for folder in (os.environ.get("IMM_DATA"), cache()) if folder]
 
 
@@ -100,7 +107,8 @@ def _places(name: str, split: str) -> list[Path]:
 
 
 def available(name: str) -> bool:
-    """Whether every split of the data set lies on this machine; looks at the disk alone, never at the network.
+    """Whether every split of the data set lies on this machine; looks at the disk alone, never at
+    the network.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -109,7 +117,9 @@ def available(name: str) -> bool:
     return all(any(path.is_file() for path in _places(name, split)) for split in SPLITS)
 
 
-def retrieve(what: str, url: str, sha256: str | None, file_name: str, folder: Path, advice: str) -> Path:
+def retrieve(
+    what: str, url: str, sha256: str | None, file_name: str, folder: Path, advice: str
+) -> Path:
     """One download with a progress bar, verified where its checksum is known.
 
     Args:
@@ -126,10 +136,12 @@ def retrieve(what: str, url: str, sha256: str | None, file_name: str, folder: Pa
         import pooch
         import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError
     except ImportError as error:
-        raise DataError(f"downloading {what} needs {error.name}: pip install 'imm_lib[data]', or {advice}") from error
+        raise DataError(
+            f"downloading {what} needs {error.name}: pip install 'imm_lib[data]', or {advice}"
+        ) from error
     try:
-        # pooch downloads to a temporary file, verifies it and only then moves it to its name; some hosts refuse
-        # callers without a name of their own
+        # pooch downloads to a temporary file, verifies it and only then moves it to its name; some
+        # hosts refuse callers without a name of their own
         path = pooch.retrieve(
             url,
             known_hash=sha256 and f"sha256:{sha256}",
@@ -138,14 +150,20 @@ def retrieve(what: str, url: str, sha256: str | None, file_name: str, folder: Pa
             downloader=pooch.HTTPDownloader(progressbar=True, headers={"User-Agent": "imm_lib"}),
         )
     except ValueError as error:
-        raise DataError(f"{what} came with a wrong checksum and was not kept: try again, or {advice}") from error
+        raise DataError(
+            f"{what} came with a wrong checksum and was not kept: try again, or {advice}"
+        ) from error
     except OSError as error:
-        raise DataError(f"{what} could not be downloaded ({type(error).__name__}): connect, or {advice}") from error
+        raise DataError(
+            f"{what} could not be downloaded ({type(error).__name__}): connect, or {advice}"
+        ) from error
     return Path(path)
 
 
 def _download(name: str, split: str) -> Path:
-    """The file of a split, or of every split where they come in one archive, in the cache; raises DataError."""
+    """The file of a split, or of every split where they come in one archive, in the cache; raises
+    DataError.
+    """
     source, target = SOURCES[name], cache() / name
     advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
     if source.members is None:
@@ -153,7 +171,9 @@ def _download(name: str, split: str) -> Path:
         return retrieve(f"{name} ({split})", url, source.sha256[split], file_name, target, advice)
     with tempfile.TemporaryDirectory() as folder:
         known = source.sha256["archive"]
-        archive = retrieve(f"{name} (archive)", source.url, known, "archive.zip", Path(folder), advice)
+        archive = retrieve(
+            f"{name} (archive)", source.url, known, "archive.zip", Path(folder), advice
+        )
         with zipfile.ZipFile(archive) as files:
             for part, member in source.members.items():
                 results.write_bytes(target / source.files[part], files.read(member))
@@ -162,7 +182,9 @@ def _download(name: str, split: str) -> Path:
 
 def _read(name: str, split: str) -> list[str]:
     source = _source(name)
-    path = next((place for place in _places(name, split) if place.is_file()), None) or _download(name, split)
+    path = next((place for place in _places(name, split) if place.is_file()), None) or _download(
+        name, split
+    )
     raw = path.read_bytes()
     expected = source.sha256.get(split)
     if expected and hashlib.sha256(raw).hexdigest() != expected:
@@ -175,7 +197,9 @@ def _read(name: str, split: str) -> list[str]:
     words = [word for line in lines for word in [*line.split(), "<eos>"]]
     count = len(words) - len(lines)
     if count != source.words[split]:
-        raise DataError(f"{path.name} of {name} must hold {source.words[split]} words, got {count}: copy it anew")
+        raise DataError(
+            f"{path.name} of {name} must hold {source.words[split]} words, got {count}: copy it anew"
+        )
     return words
 
 
@@ -185,19 +209,22 @@ def load(name: str) -> Corpus:
     The vocabulary is the training split's words in alphabetical order.
 
     Args:
-        name: "ptb" (Penn Treebank in Mikolov's split, 10,000 words) or "wikitext2" (WikiText-2, word level).
+        name: "ptb" (Penn Treebank in Mikolov's split, 10,000 words) or "wikitext2" (WikiText-2,
+            word level).
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
-        DataError: a file is missing and cannot be downloaded, has a wrong checksum or length, or holds a word that the
-            training split does not.
+        DataError: a file is missing and cannot be downloaded, has a wrong checksum or length, or
+            holds a word that the training split does not.
     """
     _source(name)
     texts = {split: _read(name, split) for split in SPLITS}
     vocab = sorted(set(texts["train"]))
     ids = {word: i for i, word in enumerate(vocab)}
     try:
-        streams = {split: torch.tensor([ids[word] for word in words]) for split, words in texts.items()}
+        streams = {
+            split: torch.tensor([ids[word] for word in words]) for split, words in texts.items()
+        }
     except KeyError as error:
         raise DataError(
             f"{name} has a word outside its training split: {error.args[0]!r}; copy the files anew"

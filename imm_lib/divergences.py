@@ -1,9 +1,11 @@
-"""Divergences D(P̂ ‖ Q̂) between rows of a target and of an induced model: what an estimator may match by.
+"""Divergences D(P̂ ‖ Q̂) between rows of a target and of an induced model: what an estimator may
+match by.
 
-Each is a function (..., Y) target probabilities, (..., Y) log-probabilities -> (...), in nats where it has a unit. Hand
-one, or its name, to an estimator as ``divergence=``; the default is the cross-entropy, forward KL up to the target's
-entropy, which has the same gradient. All but :func:`plackett_luce` are 0 at Q̂ = P̂ and positive elsewhere, so that they
-are consistent on *induced* models. Where a target rules out what the model allows, reverse KL is infinite: smooth it.
+Each is a function (..., Y) target probabilities, (..., Y) log-probabilities -> (...), in nats where
+it has a unit. Hand one, or its name, to an estimator as ``divergence=``; the default is the
+cross-entropy, forward KL up to the target's entropy, which has the same gradient. All but
+:func:`plackett_luce` are 0 at Q̂ = P̂ and positive elsewhere, so that they are consistent on
+*induced* models. Where a target rules out what the model allows, reverse KL is infinite: smooth it.
 
 Unchecked, as inner functions: the estimators check what they hand over.
 """
@@ -56,11 +58,14 @@ def jensen_shannon(target: Tensor, log_q: Tensor) -> Tensor:
     """
     q = log_q.exp()
     middle = (target + q) / 2
-    return (_negative_entropy(target) + (q * _finite(log_q)).sum(-1)) / 2 - _negative_entropy(middle)
+    return (_negative_entropy(target) + (q * _finite(log_q)).sum(-1)) / 2 - _negative_entropy(
+        middle
+    )
 
 
 def alpha(order: float) -> Divergence:
-    """The α-divergence (1 - Σ P̂^α Q̂^(1-α)) / (α (1 - α)): forward KL as α -> 1, reverse KL as α -> 0.
+    """The α-divergence (1 - Σ P̂^α Q̂^(1-α)) / (α (1 - α)): forward KL as α -> 1, reverse KL as α
+    -> 0.
 
     Raises:
         TypeError, ValueError: ``order`` is not a finite number.
@@ -107,7 +112,9 @@ def cauchy_schwarz(target: Tensor, log_q: Tensor) -> Tensor:
     0.2473
     """
     q = log_q.exp()
-    return (target.square().sum(-1).log() + q.square().sum(-1).log()) / 2 - (target * q).sum(-1).log()
+    return (target.square().sum(-1).log() + q.square().sum(-1).log()) / 2 - (target * q).sum(
+        -1
+    ).log()
 
 
 def balanced(weight: float = 0.5) -> Divergence:
@@ -128,28 +135,41 @@ def balanced(weight: float = 0.5) -> Divergence:
 
 
 def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergence:
-    """The debiased Sinkhorn divergence OT(P̂, Q̂) - (OT(P̂, P̂) + OT(Q̂, Q̂)) / 2 of entropic optimal transport.
+    """The debiased Sinkhorn divergence OT(P̂, Q̂) - (OT(P̂, P̂) + OT(Q̂, Q̂)) / 2 of entropic
+    optimal transport.
 
-    It is 0 at Q̂ = P̂ and positive elsewhere if exp(-cost / epsilon) is positive definite, as it is for distances on a
-    line and their squares (Feydy and others, 2019); other costs are refused. Unlike the other divergences it knows that
-    some labels are nearer to each other than others. Solved by POT; value and gradient are those of the dual problem,
-    exact where the iteration has converged.
+    It is 0 at Q̂ = P̂ and positive elsewhere if exp(-cost / epsilon) is positive definite, as it is
+    for distances on a line and their squares (Feydy and others, 2019); other costs are refused.
+    Unlike the other divergences it knows that some labels are nearer to each other than others.
+    Solved by POT; value and gradient are those of the dual problem, exact where the iteration has
+    converged.
 
     Args:
-        cost: (Y, Y) cost of moving probability from one label to another: not negative, 0 on the diagonal, symmetric.
+        cost: (Y, Y) cost of moving probability from one label to another: not negative, 0 on the
+        diagonal, symmetric.
         epsilon: weight of the entropy, in the unit of the cost.
         steps: the most iterations.
 
     Raises:
-        TypeError, ValueError: a cost of another form, or one that is no proper divergence at this epsilon; when called,
-            of another number of labels.
+        TypeError, ValueError: a cost of another form, or one that is no proper divergence at this
+            epsilon; when called, of another number of labels.
         ImportError: POT is not installed.
     """
     if checks.floating("cost", cost).dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be (Y, Y), got {checks.describe(cost)}")
-    if not torch.isfinite(cost).all() or (cost < 0).any() or (cost != cost.T).any() or (cost.diagonal() != 0).any():
-        raise ValueError("cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is not")
-    epsilon, steps = checks.number("epsilon", epsilon, 0, open_low=True), checks.count("steps", steps)
+    if (
+        not torch.isfinite(cost).all()
+        or (cost < 0).any()
+        or (cost != cost.T).any()
+        or (cost.diagonal() != 0).any()
+    ):
+        raise ValueError(
+            "cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is not"
+        )
+    epsilon, steps = (
+        checks.number("epsilon", epsilon, 0, open_low=True),
+        checks.count("steps", steps),
+    )
     if (smallest := torch.linalg.eigvalsh((-cost.double() / epsilon).exp())[0].item()) < 1e-12:
         raise ValueError(
             "cost must make exp(-cost / epsilon) positive definite, or the divergence is not proper; its smallest "
@@ -162,8 +182,11 @@ def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergenc
 
     def transport(a: Tensor, b: Tensor) -> Tensor:
         costs = cost.to(a).expand(len(a), -1, -1)
-        found = solve_batch(costs, epsilon, a, b, steps, tol=1e-9, method="log_sinkhorn", grad="detach").potentials
-        # at the solution the dual's value is the primal's, and its gradient by a marginal is that side's potential
+        found = solve_batch(
+            costs, epsilon, a, b, steps, tol=1e-9, method="log_sinkhorn", grad="detach"
+        ).potentials
+        # at the solution the dual's value is the primal's, and its gradient by a marginal is that
+        # side's potential
         u, v = (potential.detach() for potential in found)
         return epsilon * ((a * u).sum(-1) + (b * v).sum(-1))
 
@@ -182,7 +205,8 @@ def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergenc
 
 
 def plackett_luce(target: Tensor, log_q: Tensor) -> Tensor:
-    """The listwise loss: -log probability of the target's order of the labels under Plackett and Luce's model of Q̂.
+    """The listwise loss: -log probability of the target's order of the labels under Plackett and
+    Luce's model of Q̂.
 
     It looks at the order alone: not a proper divergence, as its least value is not at Q̂ = P̂.
 
@@ -236,10 +260,12 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
 
 
 def pull(divergence: Divergence, target: Tensor, log_q: Tensor) -> Tensor:
-    """-∂D/∂log Q̂, (..., Y), without a graph: how strongly each label's log-probability is pulled up.
+    """-∂D/∂log Q̂, (..., Y), without a graph: how strongly each label's log-probability is pulled
+    up.
 
-    It is all that an estimator's backward pass needs to know of a divergence: times the crosstalk, it is minus the
-    derivative by the log-probabilities of one extended context (Appendix C.2). That of the cross-entropy is the target.
+    It is all that an estimator's backward pass needs to know of a divergence: times the crosstalk,
+    it is minus the derivative by the log-probabilities of one extended context (Appendix C.2). That
+    of the cross-entropy is the target.
 
     >>> pull(reverse_kl, torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]).log())
     tensor([-1.4290,  0.0609])

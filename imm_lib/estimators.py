@@ -1,11 +1,13 @@
-"""Estimators that run the full model themselves: the IMM risk, exactly or with sampled extended contexts.
+"""Estimators that run the full model themselves: the IMM risk, exactly or with sampled extended
+contexts.
 
-A call ``(query, short)`` returns one scalar to differentiate, the mean risk over the batch in nats; add λ times it to
-the cross-entropy. ``query(short, extended)`` maps (N,) short contexts and (N,) extended contexts to the (N, Y)
-log-probabilities of the full model. N counts pairs, not the batch: every distinct short context with each of its
-extended contexts (``ExactIMM``) or with k of them (``SampledIMM``). Extended contexts are indices of the points that
-the contexts were built from, so ``query`` looks them up in *all* of these points, whatever the batch is. After each
-call ``.risk`` holds the detached risk to watch.
+A call ``(query, short)`` returns one scalar to differentiate, the mean risk over the batch in nats;
+add λ times it to the cross-entropy. ``query(short, extended)`` maps (N,) short contexts and (N,)
+extended contexts to the (N, Y) log-probabilities of the full model. N counts pairs, not the batch:
+every distinct short context with each of its extended contexts (``ExactIMM``) or with k of them
+(``SampledIMM``). Extended contexts are indices of the points that the contexts were built from, so
+``query`` looks them up in *all* of these points, whatever the batch is. After each call ``.risk``
+holds the detached risk to watch.
 
 The estimators that reuse the pass of the cross-entropy instead are in ``surrogates.py``.
 """
@@ -30,7 +32,9 @@ Target = Tensor | Callable[[Tensor], Tensor]
 def checked_contexts(contexts: Contexts) -> Contexts:
     """``contexts``, if it answers what estimators ask; raises TypeError."""
     if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
-        raise TypeError(f"contexts must be one of the context classes, got {checks.describe(contexts)}")
+        raise TypeError(
+            f"contexts must be one of the context classes, got {checks.describe(contexts)}"
+        )
     return contexts
 
 
@@ -53,23 +57,27 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
 
 
 def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -> Tensor:
-    """(B,) or (B, d) short contexts -> (B, Y) log Q̂(y|s), by running the full model in every extended context."""
+    """(B,) or (B, d) short contexts -> (B, Y) log Q̂(y|s), by running the full model in every
+    extended context.
+    """
     row, extended, log_w = contexts.support(short)
     log_q = accumulator(_answer(query, short[row], extended, labels))
     return segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(short))
 
 
 class ExactIMM(nn.Module):
-    """The empirical IMM risk (eqs. 7, 9): the full model is run in every extended context of the batch's short ones.
+    """The empirical IMM risk (eqs. 7, 9): the full model is run in every extended context of the
+    batch's short ones.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         contexts: one of the context classes.
-        divergence: between target and induced model, a function or a name of :mod:`imm_lib.divergences`.
+        divergence: between target and induced model, a function or a name of
+            :mod:`imm_lib.divergences`.
 
     Raises:
-        TypeError, ValueError: when built, for a bad target or divergence; when called, for a bad batch or answer of
-            ``query``.
+        TypeError, ValueError: when built, for a bad target or divergence; when called, for a bad
+            batch or answer of ``query``.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()      # Q(y|e): two extended contexts, two labels
@@ -81,7 +89,9 @@ class ExactIMM(nn.Module):
 
     risk: Tensor | None
 
-    def __init__(self, target: Target, contexts: Contexts, divergence: Divergence | str = cross_entropy):
+    def __init__(
+        self, target: Target, contexts: Contexts, divergence: Divergence | str = cross_entropy
+    ):
         super().__init__()
         self.divergence = as_divergence(divergence)
         self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
@@ -90,7 +100,8 @@ class ExactIMM(nn.Module):
         """Mean risk over the batch, in nats.
 
         Args:
-            query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model.
+            query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities
+            of the full model.
             short: (B,) or (B, d) short contexts of the batch.
         """
         distinct, count = _distinct(short)
@@ -104,23 +115,26 @@ class ExactIMM(nn.Module):
 class SampledIMM(nn.Module):
     """The IMM risk with k sampled extended contexts per short context (eqs. 11, 12; Algorithm 1).
 
-    Equal short contexts in a batch share their k samples and are weighted by their count: the expectation is unchanged
-    and the cost falls. The risk itself is biased upwards by about Var/(2k), as the logarithm is taken of a mean.
+    Equal short contexts in a batch share their k samples and are weighted by their count: the
+    expectation is unchanged and the cost falls. The risk itself is biased upwards by about
+    Var/(2k), as the logarithm is taken of a mean.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         contexts: one of the context classes.
         k: extended contexts drawn per distinct short context.
-        sequential: run the k contexts one after another, so that the memory for activations does not grow with k, at
-            the price of a second forward pass (Appendix C.2). Dropout masks are replayed if they come
-            from torch's default generators; BatchNorm statistics are updated twice. Its ``query`` is called with
-            one extended context per distinct short context at a time.
+        sequential: run the k contexts one after another, so that the memory for activations does
+            not grow with k, at the price of a second forward pass (Appendix C.2). Dropout masks are
+            replayed if they come from torch's default generators; BatchNorm statistics are updated
+            twice. Its ``query`` is called with one extended context per distinct short context at a
+            time.
         generator: source of the samples; torch's default generator by default.
-        divergence: between target and induced model, a function or a name of :mod:`imm_lib.divergences`.
+        divergence: between target and induced model, a function or a name of
+            :mod:`imm_lib.divergences`.
 
     Raises:
-        TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad batch or answer of
-            ``query``.
+        TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad
+            batch or answer of ``query``.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
@@ -153,13 +167,17 @@ class SampledIMM(nn.Module):
         distinct, count = _distinct(short)
         rows = self.target(distinct)
         extended = self.contexts.sample(distinct, self.k, self.generator)
-        risk = (self._sequential if self.sequential else self._joint)(query, distinct, extended, rows)
+        risk = (self._sequential if self.sequential else self._joint)(
+            query, distinct, extended, rows
+        )
         mean = (count * risk).sum() / len(short)
         self.risk = mean.detach()
         return mean
 
     def _joint(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
-        log_q = _answer(query, short.repeat_interleave(self.k, dim=0), extended.flatten(), rows.shape[1])
+        log_q = _answer(
+            query, short.repeat_interleave(self.k, dim=0), extended.flatten(), rows.shape[1]
+        )
         return self._risk(rows, accumulator(log_q.unflatten(0, (-1, self.k))))
 
     def _risk(self, rows: Tensor, log_q: Tensor) -> Tensor:
@@ -167,5 +185,7 @@ class SampledIMM(nn.Module):
         return self.divergence(rows.to(log_q.dtype), induce(log_q))
 
     def _sequential(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
-        passes = [partial(_answer, query, short, column, rows.shape[1]) for column in extended.unbind(1)]
+        passes = [
+            partial(_answer, query, short, column, rows.shape[1]) for column in extended.unbind(1)
+        ]
         return sequential_risk(rows, passes, self.divergence)

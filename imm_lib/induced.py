@@ -1,7 +1,9 @@
-"""The induced model and its risk: pure functions of log-probabilities, in nats, with no hidden reduction.
+"""The induced model and its risk: pure functions of log-probabilities, in nats, with no hidden
+reduction.
 
-Throughout, k counts extended contexts of one short context and Y counts labels. Half-precision inputs are accumulated
-in float32. Shapes are always checked; values only on CPU tensors, so that a GPU never waits for a check.
+Throughout, k counts extended contexts of one short context and Y counts labels. Half-precision
+inputs are accumulated in float32. Shapes are always checked; values only on CPU tensors, so that a
+GPU never waits for a check.
 """
 
 import math
@@ -17,9 +19,13 @@ def accumulator(log_q: Tensor) -> Tensor:
     return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
 
 
-def _broadcast(name: str, value: Tensor, leading: torch.Size, log_q: Tensor, batch: torch.Size) -> None:
+def _broadcast(
+    name: str, value: Tensor, leading: torch.Size, log_q: Tensor, batch: torch.Size
+) -> None:
     """Raise ValueError unless the leading dimensions fit and ``value`` is not empty."""
-    fits = all(a == b or 1 in (a, b) for a, b in zip(reversed(leading), reversed(batch), strict=False))
+    fits = all(
+        a == b or 1 in (a, b) for a, b in zip(reversed(leading), reversed(batch), strict=False)
+    )
     if not fits or value.numel() == 0:
         raise ValueError(
             f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got {checks.describe(value)}"
@@ -35,11 +41,15 @@ def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
     checks.log_probabilities("log_w", log_w, dim=1)
     checks.same_device("log_w", log_w, "log_q", log_q)
     if log_w.shape[-1] != k:
-        raise ValueError(f"log_w must end in k = {k} as log_q {tuple(log_q.shape)} does, got {checks.describe(log_w)}")
+        raise ValueError(
+            f"log_w must end in k = {k} as log_q {tuple(log_q.shape)} does, got {checks.describe(log_w)}"
+        )
     if checks.visible(log_w):
         error = accumulator(log_w.detach()).logsumexp(-1).abs().max().item()
         if not error <= 1e-3:
-            raise ValueError(f"log_w must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}")
+            raise ValueError(
+                f"log_w must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}"
+            )
     _broadcast("log_w", log_w, log_w.shape[:-1], log_q, log_q.shape[:-2])
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
 
@@ -55,9 +65,14 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
         )
     _broadcast("target", target, target.shape[:-1], log_q, log_q.shape[:-2])
     if checks.visible(target):
-        low, error = target.detach().amin().item(), (target.detach().float().sum(-1) - 1).abs().max().item()
+        low, error = (
+            target.detach().amin().item(),
+            (target.detach().float().sum(-1) - 1).abs().max().item(),
+        )
         if not (low >= 0 and error <= 1e-2):
-            raise ValueError(f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error {error:g}")
+            raise ValueError(
+                f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error {error:g}"
+            )
     return target.to(log_q.dtype)
 
 
@@ -70,7 +85,9 @@ def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
 
 
 def dot(weight: Tensor, log_p: Tensor) -> Tensor:
-    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product in memory."""
+    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product
+    in memory.
+    """
     if checks.visible(log_p):
         total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
         if not total.isnan():
@@ -93,35 +110,44 @@ class _Weighted(torch.autograd.Function):
 
 
 def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
-    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf counts as 0."""
+    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf
+    counts as 0.
+    """
     return _Weighted.apply(log_q, weight)
 
 
 def _log(total: Tensor) -> Tensor:
-    """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can move it."""
+    """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can
+    move it.
+    """
     dead = total == 0
     return total.masked_fill(dead, 1.0).log().masked_fill(dead, -math.inf)
 
 
 def _log_sum_exp(x: Tensor) -> Tensor:
-    """(..., k, Y) -> (..., Y) log sum exp; torch.logsumexp has NaN gradients where all k entries are -inf."""
+    """(..., k, Y) -> (..., Y) log sum exp; torch.logsumexp has NaN gradients where all k entries
+    are -inf.
+    """
     top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
     return _log((x - top).exp().sum(-2)) + top.squeeze(-2)
 
 
 def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
-    """The induced model log Q̂(y|s) = log sum_e w_e Q(y|s,e) (eq. 4; eqs. 6 and 18 with uniform weights).
+    """The induced model log Q̂(y|s) = log sum_e w_e Q(y|s,e) (eq. 4; eqs. 6 and 18 with uniform
+    weights).
 
     Args:
         log_q: (..., k, Y) log-probabilities of the full model in k extended contexts.
-        log_w: (..., k) log-weights log π(e|s), normalised; uniform by default. -inf leaves a context out.
+        log_w: (..., k) log-weights log π(e|s), normalised; uniform by default. -inf leaves a
+            context out.
 
     Returns:
         (..., Y) log-probabilities in nats.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit; on CPU also NaN, positive log_q, or weights that are not normalised.
+        ValueError: shapes or devices do not fit; on CPU also NaN, positive log_q, or weights that
+            are not normalised.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()     # k = 2 extended contexts, Y = 2 labels
@@ -157,10 +183,11 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
 
 
 def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
-    """The risk of noising and of reverse distillation, sum_e w_e H(P̂(·|s), Q(·|s,e)) (eqs. 14, 15), in nats.
+    """The risk of noising and of reverse distillation, sum_e w_e H(P̂(·|s), Q(·|s,e)) (eqs. 14,
+    15), in nats.
 
-    Jensen's inequality makes it an upper bound of :func:`imm_risk`, with the same arguments and errors. The two agree
-    when k = 1 or when Q does not depend on e.
+    Jensen's inequality makes it an upper bound of :func:`imm_risk`, with the same arguments and
+    errors. The two agree when k = 1 or when Q does not depend on e.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
@@ -176,18 +203,21 @@ def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> 
 
 
 def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
-    """The crosstalk C_i(y) = w_i Q_i(y) / sum_j w_j Q_j(y) of Appendix C.2 (eq. 20), without a gradient.
+    """The crosstalk C_i(y) = w_i Q_i(y) / sum_j w_j Q_j(y) of Appendix C.2 (eq. 20), without a
+    gradient.
 
-    It is the posterior of the extended context given the label, and ``-target * crosstalk`` is exactly the gradient of
-    :func:`imm_risk` with respect to ``log_q``: ``-(target * crosstalk * log_q).sum()`` has the risk's gradient and
-    splits into k terms that can be computed one after another.
+    It is the posterior of the extended context given the label, and ``-target * crosstalk`` is
+    exactly the gradient of :func:`imm_risk` with respect to ``log_q``: ``-(target * crosstalk *
+    log_q).sum()`` has the risk's gradient and splits into k terms that can be computed one after
+    another.
 
     Args:
         log_q: (..., k, Y) log-probabilities of the full model.
         log_w: (..., k) normalised log-weights; uniform by default.
 
     Returns:
-        (..., k, Y) weights that sum to 1 over k; 0 for a label that no context gives any probability.
+        (..., k, Y) weights that sum to 1 over k; 0 for a label that no context gives any
+        probability.
 
     Raises:
         TypeError, ValueError: as :func:`induce`.
@@ -204,7 +234,8 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
 
 
 def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """The largest of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) -> (size, Y), detached.
+    """The largest of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) ->
+    (size, Y), detached.
 
     At least the dtype's lowest finite number, so that ``values - segment_max`` is never inf - inf.
     """
@@ -213,10 +244,11 @@ def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """log sum exp of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) -> (size, Y).
+    """log sum exp of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) ->
+    (size, Y).
 
-    The induced model when the extended contexts of each short context lie in a flat list (eq. 6). Differentiable;
-    an empty segment gives -inf.
+    The induced model when the extended contexts of each short context lie in a flat list (eq. 6).
+    Differentiable; an empty segment gives -inf.
     """
     top = segment_max(values, index, size)
     share = (-top).index_select(0, index).add_(values).exp_()

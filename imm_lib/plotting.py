@@ -1,4 +1,6 @@
-"""One look for every picture of the book: a colour and a marker per method, an opaque ground, readable on a phone."""
+"""One look for every picture of the book: a colour and a marker per method, an opaque ground,
+readable on a phone.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Style(NamedTuple):
     linestyle: str
 
 
-#: The same method looks the same in every chapter. Methods differ in marker or line as well as in colour.
+# : The same method looks the same in every chapter. Methods differ in marker or line as well as in
+# colour.
 METHOD_STYLE = {
     "baseline": Style(COLORS["black"], "o", "--"),
     "noising": Style(COLORS["vermillion"], "s", "-"),
@@ -61,8 +64,8 @@ def _matplotlib():
 def use_style() -> None:
     """Set matplotlib's defaults to the book's look, for the rest of the session.
 
-    Lines cycle through colour and marker together; text is at least 10 points; the ground is opaque white, so that
-    a picture reads in the dark theme; an SVG file has the same bytes in every run.
+    Lines cycle through colour and marker together; text is at least 10 points; the ground is opaque
+    white, so that a picture reads in the dark theme; an SVG file has the same bytes in every run.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -100,12 +103,19 @@ def use_style() -> None:
 
 
 def band(
-    ax: Axes, x: Sequence[float], low: Sequence[float], mid: Sequence[float], high: Sequence[float], method: str
+    ax: Axes,
+    x: Sequence[float],
+    low: Sequence[float],
+    mid: Sequence[float],
+    high: Sequence[float],
+    method: str,
 ) -> None:
-    """Draw ``mid`` over ``x`` as a line in the method's style, and the interval from ``low`` to ``high`` as a band.
+    """Draw ``mid`` over ``x`` as a line in the method's style, and the interval from ``low`` to
+    ``high`` as a band.
 
-    The four sequences have one length, (n,). ``method`` is a key of :data:`METHOD_STYLE`; it becomes the line's label.
-    Raises ValueError for another name, or for sequences of different lengths.
+    The four sequences have one length, (n,). ``method`` is a key of :data:`METHOD_STYLE`; it
+    becomes the line's label. Raises ValueError for another name, or for sequences of different
+    lengths.
 
     >>> import matplotlib.figure
     >>> ax = matplotlib.figure.Figure().subplots()
@@ -115,7 +125,9 @@ def band(
     """
     if method not in METHOD_STYLE:
         raise ValueError(f"method must be one of {', '.join(METHOD_STYLE)}; got {method!r}")
-    lengths = {name: len(values) for name, values in (("x", x), ("low", low), ("mid", mid), ("high", high))}
+    lengths = {
+        name: len(values) for name, values in (("x", x), ("low", low), ("mid", mid), ("high", high))
+    }
     if len(set(lengths.values())) > 1:
         raise ValueError(f"x, low, mid and high must have one length, got {lengths}")
     style = METHOD_STYLE[method]
@@ -124,7 +136,8 @@ def band(
 
 
 def size_axis(ax: Axes, sizes: Sequence[float], label: str = "data points n") -> None:
-    """Make x a logarithmic axis of data sizes with ticks at ``sizes`` alone; raises ValueError if there are none.
+    """Make x a logarithmic axis of data sizes with ticks at ``sizes`` alone; raises ValueError if
+    there are none.
 
     >>> import matplotlib.figure
     >>> ax = matplotlib.figure.Figure().subplots()
@@ -141,10 +154,12 @@ def size_axis(ax: Axes, sizes: Sequence[float], label: str = "data points n") ->
 
 
 class Slider:
-    """One figure for each of several values, behind a slider; the last expression of a notebook's cell.
+    """One figure for each of several values, behind a slider; the last expression of a notebook's
+    cell.
 
-    Every frame is drawn beforehand and stored in the page, so that nothing has to run for the reader: no kernel, no
-    server, no script from elsewhere. Where scripts are off the frame at ``start`` stands alone.
+    Every frame is drawn beforehand and stored in the page, so that nothing has to run for the
+    reader: no kernel, no server, no script from elsewhere. Where scripts are off the frame at
+    ``start`` stands alone.
 
     Args:
         draw: value -> the figure to show, which is closed afterwards.
@@ -164,12 +179,20 @@ class Slider:
     """
 
     def __init__(
-        self, draw: Callable[[Any], Figure], values: Sequence, label: str, caption: str, alt: str, start: int = 0
+        self,
+        draw: Callable[[Any], Figure],
+        values: Sequence,
+        label: str,
+        caption: str,
+        alt: str,
+        start: int = 0,
     ):
         if len(values) < 2:
             raise ValueError(f"values must hold at least two, got {len(values)}")
         if not 0 <= start < len(values):
-            raise ValueError(f"start must be an index of values, 0 to {len(values) - 1}, got {start}")
+            raise ValueError(
+                f"start must be an index of values, 0 to {len(values) - 1}, got {start}"
+            )
         if not (caption.strip() and alt.strip()):
             raise ValueError("caption and alt must say what is seen, got an empty one")
         self.labels = [label.format(value) for value in values]
@@ -185,7 +208,9 @@ class Slider:
             words = html.escape(f"{self.alt}, {label}")
             hidden = "" if i == self.start else " hidden"
             source = f"data:image/png;base64,{frame}"
-            pictures += f'<img alt="{words}" data-label="{html.escape(label)}" src="{source}"{hidden}>'
+            pictures += (
+                f'<img alt="{words}" data-label="{html.escape(label)}" src="{source}"{hidden}>'
+            )
         shown = html.escape(self.labels[self.start])
         return (
             f'<figure class="imm-slider">{pictures}<div><input type="range" min="0" max="{len(self.labels) - 1}" '

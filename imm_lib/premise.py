@@ -1,7 +1,8 @@
-"""Before training with IMM: does the restricted model know something that the full model's own average does not?
+"""Before training with IMM: does the restricted model know something that the full model's own
+average does not?
 
-Both checks take held-out restricted pairs (s, y), which need no extended context: ``surprise`` the target alone,
-``lead`` the target and a model that was trained without IMM.
+Both checks take held-out restricted pairs (s, y), which need no extended context: ``surprise`` the
+target alone, ``lead`` the target and a model that was trained without IMM.
 """
 
 import math
@@ -26,8 +27,10 @@ class Lead:
     Attributes:
         target: mean of -log P̂(y|s); infinite where a label came that P̂ rules out.
         induced: mean of -log Q̂(y|s).
-        ahead: induced less target, what the induced model lacks. Not above 0, there is nothing to teach.
-        error: standard error of ``ahead`` over the pairs, as if they were independent; infinite if ``ahead`` is.
+        ahead: induced less target, what the induced model lacks. Not above 0, there is nothing to
+        teach.
+        error: standard error of ``ahead`` over the pairs, as if they were independent; infinite if
+            ``ahead`` is.
     """
 
     target: float
@@ -40,19 +43,20 @@ class Lead:
 def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label: Tensor) -> Lead:
     """Compare the target with what a trained model's induced model says of held-out pairs.
 
-    The model is run in every extended context of each distinct short context: with a kernel on n points, n times as
-    many. It should be in evaluation mode.
+    The model is run in every extended context of each distinct short context: with a kernel on n
+    points, n times as many. It should be in evaluation mode.
 
     Args:
         query, contexts: as of :class:`imm_lib.ExactIMM`; the model's training points.
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        short: (N,) or (N, d) short contexts of the pairs, on which neither the target nor the model was fitted.
+        short: (N,) or (N, d) short contexts of the pairs, on which neither the target nor the model
+        was fitted.
         label: (N,) their labels, on the same device.
 
     Raises:
-        TypeError, ValueError: fewer than two pairs, labels outside [0, Y) or of another number, a short context
-            without a training point (for :class:`imm_lib.GroupedContexts`), or a bad target, contexts or answer of
-            ``query``. On a GPU, values are not looked at.
+        TypeError, ValueError: fewer than two pairs, labels outside [0, Y) or of another number, a
+            short context without a training point (for :class:`imm_lib.GroupedContexts`), or a bad
+            target, contexts or answer of ``query``. On a GPU, values are not looked at.
 
     >>> from imm_lib import GroupedContexts
     >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # one short context: the induced model says one half
@@ -66,15 +70,24 @@ def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label:
     if checks.tensor("short", short).dim() < 1 or len(short) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
     if len(checks.ids("label", label)) != len(short):
-        raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
+        raise ValueError(
+            f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
+        )
     checks.same_device("label", label, "short", short)
-    distinct, inverse = torch.unique(short, dim=None if short.dim() == 1 else 0, return_inverse=True)
+    distinct, inverse = torch.unique(
+        short, dim=None if short.dim() == 1 else 0, return_inverse=True
+    )
     rows = target(distinct).double()
     label = checks.ids("label", label, rows.shape[1]).unsqueeze(1)
     parts = [induced_rows(query, contexts, part, rows.shape[1]) for part in distinct.split(PART)]
-    own, other = (-log_p[inverse].gather(1, label).squeeze(1) for log_p in (rows.log(), torch.cat(parts).double()))
+    own, other = (
+        -log_p[inverse].gather(1, label).squeeze(1)
+        for log_p in (rows.log(), torch.cat(parts).double())
+    )
     ahead = other - own
-    error = ahead.std() / len(ahead) ** 0.5 if ahead.isfinite().all() else ahead.new_tensor(math.inf)
+    error = (
+        ahead.std() / len(ahead) ** 0.5 if ahead.isfinite().all() else ahead.new_tensor(math.inf)
+    )
     return Lead(own.mean().item(), other.mean().item(), ahead.mean().item(), error.item())
 
 
@@ -94,13 +107,15 @@ class Surprise:
 
 
 def surprise(rows: Tensor, label: Tensor) -> Surprise:
-    """A check before training: is the target right about pairs (s, y) from the population that the model is for?
+    """A check before training: is the target right about pairs (s, y) from the population that the
+    model is for?
 
-    Of a right target z has mean 0 and variance 1; it is about normal if many pairs are uncertain, and has a long upper
-    tail where P̂ is nearly sure. A z far above 0 says that the labels surprise it, as those of a shifted population do;
-    far below 0, that it is less certain than it could be. **A small |z| does not say that the target is right**: one
-    that is wrong and as uncertain as it is wrong has z near 0, and one of equal rows always. Look at ``loss`` too: a
-    target that is no better than the shares of the labels has nothing to teach. No model is needed.
+    Of a right target z has mean 0 and variance 1; it is about normal if many pairs are uncertain,
+    and has a long upper tail where P̂ is nearly sure. A z far above 0 says that the labels surprise
+    it, as those of a shifted population do; far below 0, that it is less certain than it could be.
+    **A small |z| does not say that the target is right**: one that is wrong and as uncertain as it
+    is wrong has z near 0, and one of equal rows always. Look at ``loss`` too: a target that is no
+    better than the shares of the labels has nothing to teach. No model is needed.
 
     Args:
         rows: (N, Y) the target's probabilities at the short contexts of N held-out pairs.
@@ -116,10 +131,14 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
         raise ValueError(f"rows must be (N, Y), got {checks.describe(rows)}")
     label = checks.ids("label", label, rows.shape[1])
     if len(label) != len(rows):
-        raise ValueError(f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}")
+        raise ValueError(
+            f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}"
+        )
     p = rows.double()
     p = p / p.sum(1, keepdim=True)
-    log_p = torch.where(p > 0, p, 1.0).log()  # a label without probability adds nothing to the expectations
+    log_p = torch.where(
+        p > 0, p, 1.0
+    ).log()  # a label without probability adds nothing to the expectations
     entropy = -(p * log_p).sum(1)
     variance = (p * (-log_p - entropy.unsqueeze(1)).square()).sum(1)
     loss = -p.gather(1, label.unsqueeze(1)).squeeze(1).log()

@@ -1,4 +1,6 @@
-"""Results of runs: one JSON file per experiment, checked against a schema, written whole or not at all."""
+"""Results of runs: one JSON file per experiment, checked against a schema, written whole or not at
+all.
+"""
 
 import hashlib
 import json
@@ -62,7 +64,9 @@ SCHEMA = {
 
 
 class ResultError(RuntimeError):
-    """A stored result is missing, damaged or of another form; the message names the file and the field."""
+    """A stored result is missing, damaged or of another form; the message names the file and the
+    field.
+    """
 
 
 def folder() -> Path:
@@ -86,11 +90,15 @@ def write_json(file: Path, value: object) -> None:
     Raises:
         ValueError: NaN or an infinite number, for which JSON has no form; nothing is then written.
     """
-    write_bytes(file, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_bytes(
+        file, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    )
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write beside ``file`` and move it there, so that a reader finds the old file or the new one, never a part."""
+    """Write beside ``file`` and move it there, so that a reader finds the old file or the new one,
+    never a part.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -110,7 +118,9 @@ def check(value: Any, where: str = "result") -> dict:
     try:
         import jsonschema
     except ImportError as error:
-        raise ImportError("reading results needs jsonschema: pip install 'imm_lib[experiments]'") from error
+        raise ImportError(
+            "reading results needs jsonschema: pip install 'imm_lib[experiments]'"
+        ) from error
     problem = next(iter(jsonschema.Draft202012Validator(SCHEMA).iter_errors(value)), None)
     if problem is not None:
         field = "/".join(str(part) for part in problem.absolute_path) or "top level"
@@ -130,7 +140,8 @@ def read_json(file: Path) -> object:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ResultError: it is not UTF-8, not JSON, or holds NaN or an infinite number, which JSON has no form for.
+        ResultError: it is not UTF-8, not JSON, or holds NaN or an infinite number, which JSON has
+            no form for.
     """
 
     def refuse(constant: str) -> None:
@@ -146,8 +157,8 @@ def load(name: str, where: Path | None = None) -> dict:
     """A stored result.
 
     Raises:
-        ResultError: there is none (the message has the command that makes it), it is damaged or of another form, or it
-            is the result of another experiment or scale than its name says.
+        ResultError: there is none (the message has the command that makes it), it is damaged or of
+            another form, or it is the result of another experiment or scale than its name says.
     """
     file = path(name, where)
     base, scale = (name.removesuffix("-ci"), "ci") if name.endswith("-ci") else (name, "full")
@@ -163,8 +174,14 @@ def load(name: str, where: Path | None = None) -> dict:
 
 
 def provenance(device: torch.device) -> dict:
-    """What a result owes its reader: versions, device, machine, time, and the peak memory of the process, bytes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    """What a result owes its reader: versions, device, machine, time, and the peak memory of the
+    process, bytes.
+    """
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
     return {
         "device": name,
         "versions": {
@@ -191,25 +208,38 @@ def _peak_memory(device: torch.device) -> int:
         import resource
     except ImportError:  # Windows has no getrusage
         return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in kibibytes elsewhere
-    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # the largest process, where units ran in their own
+    unit = (
+        1 if sys.platform == "darwin" else 1024
+    )  # ru_maxrss is in bytes there and in kibibytes elsewhere
+    who = (
+        resource.RUSAGE_SELF,
+        resource.RUSAGE_CHILDREN,
+    )  # the largest process, where units ran in their own
     return max(resource.getrusage(w).ru_maxrss for w in who) * unit
 
 
 def commit() -> str:
-    """The checkout's commit, with -dirty where files of the library differ from it; "unknown" outside a checkout."""
+    """The checkout's commit, with -dirty where files of the library differ from it; "unknown"
+    outside a checkout.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "imm_lib"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "imm_lib"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
 
 
 def code() -> str:
-    """A digest of the library's source: what --resume compares, so that no result joins units of two programs."""
+    """A digest of the library's source: what --resume compares, so that no result joins units of
+    two programs.
+    """
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -223,7 +253,8 @@ def finite(value: float) -> float | str:
 
 
 def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:
-    """Mean of repetitions and half the width of its 95 % interval by Student's t; paired runs give their differences.
+    """Mean of repetitions and half the width of its 95 % interval by Student's t; paired runs give
+    their differences.
 
     Args:
         values: (R,) numbers, R at least 2.

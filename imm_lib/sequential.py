@@ -1,8 +1,9 @@
 """The sampled IMM risk with the activations of one extended context at a time (Appendix C.2).
 
-The forward pass keeps only the running log-sum of the k contexts. The backward pass runs each context again, with the
-random state it had, and feeds it the cached gradient of the risk with respect to its log-probabilities: that by log Q̂,
--target for the cross-entropy, times the crosstalk. Time: one extra forward pass. Memory: independent of k.
+The forward pass keeps only the running log-sum of the k contexts. The backward pass runs each
+context again, with the random state it had, and feeds it the cached gradient of the risk with
+respect to its log-probabilities: that by log Q̂, -target for the cross-entropy, times the
+crosstalk. Time: one extra forward pass. Memory: independent of k.
 """
 
 import contextlib
@@ -18,19 +19,27 @@ from imm_lib.induced import accumulator, cross_entropy
 
 
 class _Surroundings:
-    """The random state and autocast settings a forward pass depends on, to be replayed around its second run."""
+    """The random state and autocast settings a forward pass depends on, to be replayed around its
+    second run.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.cpu_state = torch.get_rng_state()
         self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self.autocast = (
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+        )
 
     @contextlib.contextmanager
     def replay(self) -> Iterator[None]:
         enabled, dtype = self.autocast
         devices = [self.device] if self.cuda_state is not None else []
-        with torch.random.fork_rng(devices=devices), torch.autocast(self.device.type, dtype, enabled):
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.autocast(self.device.type, dtype, enabled),
+        ):
             torch.set_rng_state(self.cpu_state)
             if self.cuda_state is not None:
                 torch.cuda.set_rng_state(self.cuda_state, self.device)
@@ -56,7 +65,9 @@ def _leaves(output: Tensor) -> dict[int, Tensor]:
 
 
 class _Replay(torch.autograd.Function):
-    """The risk as a function of the leaves behind it; its backward pass runs the k contexts again, one by one."""
+    """The risk as a function of the leaves behind it; its backward pass runs the k contexts again,
+    one by one.
+    """
 
     @staticmethod
     def forward(ctx, risk, weight, log_sum, passes, surroundings, *leaves):
@@ -69,7 +80,8 @@ class _Replay(torch.autograd.Function):
     def backward(ctx, grad_risk):
         weight, log_sum = ctx.saved_tensors
         scale = -weight * grad_risk.unsqueeze(-1)
-        # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0 there too
+        # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0
+        # there too
         log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
         total: list[Tensor | None] = [None] * len(ctx.leaves)
         for run, surroundings in zip(ctx.passes, ctx.surroundings, strict=True):
@@ -79,7 +91,9 @@ class _Replay(torch.autograd.Function):
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
             # the graph may reach back into one that the caller built and will still use
-            grads = torch.autograd.grad(log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True
+            )
             for place, grad in enumerate(grads):
                 if grad is not None:
                     total[place] = grad.clone() if total[place] is None else total[place].add_(grad)
@@ -91,13 +105,15 @@ class _Replay(torch.autograd.Function):
 def sequential_risk(
     target: Tensor, passes: Sequence[Callable[[], Tensor]], divergence: Divergence = cross_entropy
 ) -> Tensor:
-    """:func:`imm_lib.imm_risk` of k extended contexts, each computed by one of ``passes`` and forgotten.
+    """:func:`imm_lib.imm_risk` of k extended contexts, each computed by one of ``passes`` and
+    forgotten.
 
     Args:
         target: (D, Y) probabilities, on the device where the passes run.
-        passes: k functions of no argument, each returning the (D, Y) log-probabilities in one extended context of
-            every short context. Each is called once here and once in the backward pass; what it draws from torch's
-            default generators (dropout) is replayed, what it draws from a generator of its own is not.
+        passes: k functions of no argument, each returning the (D, Y) log-probabilities in one
+            extended context of every short context. Each is called once here and once in the
+            backward pass; what it draws from torch's default generators (dropout) is replayed, what
+            it draws from a generator of its own is not.
         divergence: between target and induced model; see :mod:`imm_lib.divergences`.
 
     Returns:
@@ -118,4 +134,8 @@ def sequential_risk(
     target = target.to(log_sum.dtype)
     log_induced = log_sum - math.log(len(passes))
     risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)
-    return _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values()) if leaves else risk
+    return (
+        _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values())
+        if leaves
+        else risk
+    )

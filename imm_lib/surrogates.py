@@ -1,9 +1,11 @@
-"""Estimators that reuse the pass of the cross-entropy: a surrogate whose gradient estimates the IMM risk's (eq. 13).
+"""Estimators that reuse the pass of the cross-entropy: a surrogate whose gradient estimates the IMM
+risk's (eq. 13).
 
-A call takes the log-probabilities that the full model has just computed for its data points, and their short contexts.
-It returns one scalar to differentiate, a mean over the batch whose value means nothing; add λ times it to the
-cross-entropy. After each call ``.risk`` holds the detached risk, of the table of Q̂ that is kept, in nats: log this.
-The table takes 4 S Y bytes in single precision.
+A call takes the log-probabilities that the full model has just computed for its data points, and
+their short contexts. It returns one scalar to differentiate, a mean over the batch whose value
+means nothing; add λ times it to the cross-entropy. After each call ``.risk`` holds the detached
+risk, of the table of Q̂ that is kept, in nats: log this. The table takes 4 S Y bytes in single
+precision.
 """
 
 import math
@@ -24,7 +26,8 @@ from imm_lib.targets.table import TableTarget, as_target
 def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
     """Refuse a state_dict of another size before anything of it is loaded here.
 
-    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no earlier hook.
+    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no
+    earlier hook.
     """
     for name in ("table", "visited"):
         if prefix + name not in state:
@@ -39,7 +42,9 @@ def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> Non
 def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs of ``batches``, one after another; raises TypeError naming what is not one."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be an iterable of (log_q, short) pairs, got {checks.describe(batches)}")
+        raise TypeError(
+            f"batches must be an iterable of (log_q, short) pairs, got {checks.describe(batches)}"
+        )
     for pair in batches:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"batches must hold (log_q, short) pairs, got {checks.describe(pair)}")
@@ -47,7 +52,9 @@ def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 CACHE = 2**20
-"""Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays in its cache."""
+"""Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
+in its cache.
+"""
 
 
 class _Part(NamedTuple):
@@ -64,18 +71,28 @@ Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
 
 
 class _TableIMM(KeepsPrecision):
-    """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13 against it."""
+    """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13
+    against it.
+    """
 
     table: Tensor
     visited: Tensor
     risk: Tensor | None
 
-    def __init__(self, target: Target, num_short: int, num_labels: int, divergence: Divergence | str = cross_entropy):
+    def __init__(
+        self,
+        target: Target,
+        num_short: int,
+        num_labels: int,
+        divergence: Divergence | str = cross_entropy,
+    ):
         super().__init__()
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
-            raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}")
+            raise ValueError(
+                f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}"
+            )
         # NaN, so that a row used before its first visit shows instead of passing for a probability
         self.register_buffer("table", torch.full(shape, math.nan))
         self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
@@ -86,17 +103,23 @@ class _TableIMM(KeepsPrecision):
         short = checks.ids("short", short, len(self.table))
         log_q = checks.log_probabilities(name, log_q, dim=2)
         if log_q.shape != (len(short), self.table.shape[1]):
-            raise ValueError(f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}")
+            raise ValueError(
+                f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
+            )
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
     def _parts(self, short: Tensor) -> list[_Part]:
-        """The batch in parts of whole short contexts, in the dtype of the table, with the target's checked rows."""
+        """The batch in parts of whole short contexts, in the dtype of the table, with the target's
+        checked rows.
+        """
         distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
         rows = self.target(distinct).to(self.table.dtype)
         if rows.shape[1] != self.table.shape[1]:
-            raise ValueError(f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}")
+            raise ValueError(
+                f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}"
+            )
         count = count.to(rows.dtype).unsqueeze(1)
         room = CACHE // (rows.shape[1] * rows.element_size())
         if rows.device.type != "cpu" or len(short) <= room:
@@ -106,23 +129,30 @@ class _TableIMM(KeepsPrecision):
         for last, end in enumerate(ends, start=1):
             if last == len(ends) or ends[last] - begun > room:
                 points, own = order[begun:end], slice(first, last)
-                parts.append(_Part(points, distinct[own], inverse[points] - first, count[own], rows[own]))
+                parts.append(
+                    _Part(points, distinct[own], inverse[points] - first, count[own], rows[own])
+                )
                 first, begun = last, end
         return parts
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        """(N, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the table."""
+        """(N, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the
+        table.
+        """
         table = self.table.index_select(0, part.short)
         floor = table.clamp(min=torch.finfo(table.dtype).min)
         ratio = log_q.sub(floor.index_select(0, part.inverse)).exp_()
         return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
 
-    def _surrogate(self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction) -> Tensor:
+    def _surrogate(
+        self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction
+    ) -> Tensor:
         """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight Q / Q̂ x pull.
 
-        The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂ at the table.
-        ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the rows of the table.
+        The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂
+        at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
+        rows of the table.
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
@@ -142,11 +172,12 @@ class _TableIMM(KeepsPrecision):
 
 
 class SerializedIMM(_TableIMM):
-    """Serialized IMM: the corrected cross-entropy of eq. 13 with a periodically refreshed Q̂† (Algorithm 2).
+    """Serialized IMM: the corrected cross-entropy of eq. 13 with a periodically refreshed Q̂†
+    (Algorithm 2).
 
-    Between two refreshes the correction Q†/Q̂† is frozen: both sides belong to the model Q† of the last refresh. Each
-    period then minimises a majoriser of the risk (a generalised EM step), which is why the stale ratio is safe and the
-    current Q over a stale table is not.
+    Between two refreshes the correction Q†/Q̂† is frozen: both sides belong to the model Q† of the
+    last refresh. Each period then minimises a majoriser of the risk (a generalised EM step), which
+    is why the stale ratio is safe and the current Q over a stale table is not.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
@@ -154,11 +185,13 @@ class SerializedIMM(_TableIMM):
         num_labels: number Y of labels.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
 
-    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of the last refresh.
+    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
+        the last refresh.
 
     Raises:
-        TypeError, ValueError: when built, for sizes that do not fit the target; when called, for bad log-probabilities,
-            ids or devices, or a short context that no refresh has seen; on load, for a state of another size.
+        TypeError, ValueError: when built, for sizes that do not fit the target; when called, for
+            bad log-probabilities, ids or devices, or a short context that no refresh has seen; on
+            load, for a state of another size.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()       # two data points of one short context
@@ -172,10 +205,12 @@ class SerializedIMM(_TableIMM):
 
     @torch.no_grad()
     def refresh(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Rebuild log Q̂† by one sweep over the data: the mean of Q† over each short context's data points (eq. 6).
+        """Rebuild log Q̂† by one sweep over the data: the mean of Q† over each short context's data
+        points (eq. 6).
 
         Args:
-            batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the whole data set.
+            batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the
+                whole data set.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
@@ -186,15 +221,19 @@ class SerializedIMM(_TableIMM):
             log_q, short = self._batch(log_q, short)
             distinct, inverse = torch.unique(short, return_inverse=True)
             rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
-            # relative to the larger of the old row and the batch's largest entry, nothing overflows or is lost
+            # relative to the larger of the old row and the batch's largest entry, nothing overflows
+            # or is lost
             top = torch.maximum(segment_max(log_q, inverse, len(distinct)), rows)
-            rows.sub_(top).exp_().index_add_(0, inverse, log_q.sub(top.index_select(0, inverse)).exp_())
+            rows.sub_(top).exp_().index_add_(
+                0, inverse, log_q.sub(top.index_select(0, inverse)).exp_()
+            )
             total.index_copy_(0, distinct, rows.log_().add_(top))
             count += torch.bincount(short, minlength=len(count))
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
-        # of the table's size each temporary would count; a row without data becomes -inf - -inf, NaN
+        # of the table's size each temporary would count; a row without data becomes -inf - -inf,
+        # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
 
     def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
@@ -203,37 +242,44 @@ class SerializedIMM(_TableIMM):
         Args:
             log_q: (B, Y) log-probabilities of the current model, to differentiate.
             short: (B,) short contexts.
-            log_q_frozen: (B, Y) log-probabilities of Q†, the model of the last refresh, at the same data points.
+            log_q_frozen: (B, Y) log-probabilities of Q†, the model of the last refresh, at the same
+                data points.
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
         if checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
-            raise ValueError(f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first")
+            raise ValueError(
+                f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first"
+            )
         return self._surrogate(log_q, log_q_frozen, self._parts(short), self._ratio)
 
 
 class MovingAverageIMM(_TableIMM):
-    """The correction of eq. 13 against a running average of Q̂, kept in log space: no refresh sweep, no second model.
+    """The correction of eq. 13 against a running average of Q̂, kept in log space: no refresh
+    sweep, no second model.
 
-    In train mode each call first moves the rows of the batch's short contexts, Q̂ <- (1 - momentum) Q̂ + momentum times
-    the mean of the current Q over the batch, and then differentiates the corrected cross-entropy of the current Q. Data
-    points that share a short context are averaged before the step, and the first visit of a row sets it. In eval mode
-    the table stands still.
+    In train mode each call first moves the rows of the batch's short contexts, Q̂ <- (1 - momentum)
+    Q̂ + momentum times the mean of the current Q over the batch, and then differentiates the
+    corrected cross-entropy of the current Q. Data points that share a short context are averaged
+    before the step, and the first visit of a row sets it. In eval mode the table stands still.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         num_short: number S of short contexts.
         num_labels: number Y of labels.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
-        max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the model.
+        max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
+        model.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
 
-    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met so far.
+    Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
+        so far.
 
     Raises:
-        TypeError, ValueError: when built, for momentum or max_ratio out of range, or sizes that do not fit the target;
-            when called, for bad log-probabilities, ids or devices; on load, for a state of another size.
+        TypeError, ValueError: when built, for momentum or max_ratio out of range, or sizes that do
+            not fit the target; when called, for bad log-probabilities, ids or devices; on load, for
+            a state of another size.
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
@@ -254,10 +300,14 @@ class MovingAverageIMM(_TableIMM):
     ):
         super().__init__(target, num_short, num_labels, divergence)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        self.max_ratio = max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
+        self.max_ratio = (
+            max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
+        )
 
     def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
-        """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,) short contexts."""
+        """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,)
+        short contexts.
+        """
         log_q, short = self._batch(log_q, short)
         if not self.training and checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
@@ -270,10 +320,12 @@ class MovingAverageIMM(_TableIMM):
 
     @torch.no_grad()
     def _update(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        """Move the rows that the part visits; returns Q / Q̂ (N, Y) against the moved rows, and them.
+        """Move the rows that the part visits; returns Q / Q̂ (N, Y) against the moved rows, and
+        them.
 
-        Both sides of the mixture are taken relative to the larger of the old row and the part's largest entry. So the
-        exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200 survive.
+        Both sides of the mixture are taken relative to the larger of the old row and the part's
+        largest entry. So the exponentials are at most 1, their sum is bounded below, and labels as
+        unlikely as e^-200 survive.
         """
         visited = self.visited[part.short]
         share = torch.where(visited, log_q.new_tensor(self.momentum), 1.0).unsqueeze(1)
@@ -283,7 +335,9 @@ class MovingAverageIMM(_TableIMM):
         larger = torch.maximum(segment_max(log_q, part.inverse, len(total)), total)
         ratio = log_q.sub(larger.index_select(0, part.inverse)).exp_()
         total.sub_(larger).exp_().mul_(1 - share)
-        total.addcmul_(torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.members)
+        total.addcmul_(
+            torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.members
+        )
         moved = larger.add_(total.log())
         self.table.index_copy_(0, part.short, moved)
         self.visited[part.short] = True

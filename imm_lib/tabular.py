@@ -1,4 +1,6 @@
-"""Worlds small enough to be exact: a finite joint law, its induced model, the risks and their minimisers."""
+"""Worlds small enough to be exact: a finite joint law, its induced model, the risks and their
+minimisers.
+"""
 
 import torch
 from torch import Tensor
@@ -9,23 +11,28 @@ from imm_lib.induced import cross_entropy, imm_risk, induce, noising_risk
 
 
 class TabularWorld:
-    """A joint law of short context, extended context and label, with everything that eqs. 2 to 5 and 14 define on it.
+    """A joint law of short context, extended context and label, with everything that eqs. 2 to 5
+    and 14 define on it.
 
-    All computations are in float64 and in nats. A full model is a (S, E, Y) tensor of log-probabilities.
+    All computations are in float64 and in nats. A full model is a (S, E, Y) tensor of
+    log-probabilities.
 
     Args:
-        joint: (S, E, Y) probabilities P(s, e, y) that sum to 1; every short context has positive probability.
+        joint: (S, E, Y) probabilities P(s, e, y) that sum to 1; every short context has positive
+            probability.
 
     Attributes:
         pi: (S, E), π(s, e).
         pi_short: (S,), π(s).
         belief: (S, E), π(e|s).
-        conditional: (S, E, Y), the true model P(y|s, e); uniform where π(s, e) = 0, where nothing depends on it.
+        conditional: (S, E, Y), the true model P(y|s, e); uniform where π(s, e) = 0, where nothing
+        depends on it.
         induced: (S, Y), the true induced model P̄(y|s) of eq. 3.
 
     Raises:
         TypeError: ``joint`` is not a floating-point tensor.
-        ValueError: it is not 3-D, not a distribution, or leaves a short context without probability.
+        ValueError: it is not 3-D, not a distribution, or leaves a short context without
+            probability.
 
     >>> world = counterexample()
     >>> world.induced
@@ -43,17 +50,23 @@ class TabularWorld:
         self.pi_short = self.pi.sum(1)
         if (self.pi_short == 0).any():
             empty = (self.pi_short == 0).nonzero()[0].item()
-            raise ValueError(f"joint must give every short context positive probability, got 0 for s = {empty}")
+            raise ValueError(
+                f"joint must give every short context positive probability, got 0 for s = {empty}"
+            )
         self.belief = self.pi / self.pi_short.unsqueeze(1)
         labels = self.joint.shape[2]
         self.conditional = torch.where(
-            self.pi.unsqueeze(2) > 0, self.joint / self.pi.unsqueeze(2), torch.full_like(self.joint, 1 / labels)
+            self.pi.unsqueeze(2) > 0,
+            self.joint / self.pi.unsqueeze(2),
+            torch.full_like(self.joint, 1 / labels),
         )
         self.induced = (self.belief.unsqueeze(2) * self.conditional).sum(1)
 
     def _model(self, log_q: Tensor) -> Tensor:
         if checks.log_probabilities("log_q", log_q, dim=3).shape != self.joint.shape:
-            raise ValueError(f"log_q must be (S, E, Y) = {tuple(self.joint.shape)}, got {checks.describe(log_q)}")
+            raise ValueError(
+                f"log_q must be (S, E, Y) = {tuple(self.joint.shape)}, got {checks.describe(log_q)}"
+            )
         return log_q.double()
 
     def induce(self, log_q: Tensor) -> Tensor:
@@ -69,28 +82,38 @@ class TabularWorld:
         return self.cross_entropy(log_q) - cross_entropy(self.joint, self.conditional.log()).sum()
 
     def imm_risk(self, log_q: Tensor) -> Tensor:
-        """The idealised IMM risk sum π(s) H(P̄(·|s), Q̄(·|s)), eq. 5 up to the entropy of P̄; a scalar."""
+        """The idealised IMM risk sum π(s) H(P̄(·|s), Q̄(·|s)), eq. 5 up to the entropy of P̄; a
+        scalar.
+        """
         return self.pi_short @ imm_risk(self.induced, self._model(log_q), self.belief.log())
 
     def noising_risk(self, log_q: Tensor) -> Tensor:
-        """The noising and reverse-distillation risk sum π(s,e) H(P̄(·|s), Q(·|s,e)) of eq. 14; a scalar."""
+        """The noising and reverse-distillation risk sum π(s,e) H(P̄(·|s), Q(·|s,e)) of eq. 14; a
+        scalar.
+        """
         return self.pi_short @ noising_risk(self.induced, self._model(log_q), self.belief.log())
 
     def g(self, log_q: Tensor) -> Tensor:
-        """g(Q) of eq. 17: the noising risk of Q less that of the true model. Negative somewhere means inconsistency."""
+        """g(Q) of eq. 17: the noising risk of Q less that of the true model. Negative somewhere
+        means inconsistency.
+        """
         return self.noising_risk(log_q) - self.noising_risk(self.conditional.log())
 
     def noising_minimiser(self, lam: float) -> Tensor:
-        """(S, E, Y) probabilities (P + λP̄)/(1 + λ), where cross-entropy plus λ times noising risk is least.
+        """(S, E, Y) probabilities (P + λP̄)/(1 + λ), where cross-entropy plus λ times noising risk
+        is least.
 
-        For each (s, e) the objective is a cross-entropy against that mixture, up to a factor. Raises ValueError for
-        λ < 0.
+        For each (s, e) the objective is a cross-entropy against that mixture, up to a factor.
+        Raises ValueError for λ < 0.
         """
         lam = checks.number("lam", lam, 0)
         return (self.conditional + lam * self.induced.unsqueeze(1)) / (1 + lam)
 
-    def minimise(self, objective: str, lam: float, generator: torch.Generator | None = None) -> Tensor:
-        """(S, E, Y) log-probabilities where cross-entropy plus λ times a risk is least, found by optimisation.
+    def minimise(
+        self, objective: str, lam: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(S, E, Y) log-probabilities where cross-entropy plus λ times a risk is least, found by
+        optimisation.
 
         Args:
             objective: "imm" or "noising".
@@ -104,9 +127,15 @@ class TabularWorld:
         if objective not in risks:
             raise ValueError(f"objective must be one of {sorted(risks)}, got {objective!r}")
         lam = checks.number("lam", lam, 0)
-        logits = torch.randn(self.joint.shape, generator=generator, dtype=torch.float64).requires_grad_()
+        logits = torch.randn(
+            self.joint.shape, generator=generator, dtype=torch.float64
+        ).requires_grad_()
         optimiser = torch.optim.LBFGS(
-            [logits], max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+            [logits],
+            max_iter=2000,
+            tolerance_grad=1e-12,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
         )
 
         def closure() -> Tensor:
@@ -125,7 +154,8 @@ class TabularWorld:
 
 
 def counterexample() -> TabularWorld:
-    """The world of Proposition 6.1's proof (Appendix B.2): two short contexts, two extended ones, two labels.
+    """The world of Proposition 6.1's proof (Appendix B.2): two short contexts, two extended ones,
+    two labels.
 
     >>> world = counterexample()
     >>> flat = torch.full((2, 2, 2), 0.5).log()
@@ -133,5 +163,7 @@ def counterexample() -> TabularWorld:
     -1.098
     """
     # the paper prints P(y, x_-1, x_-2); here the label comes last
-    paper = torch.tensor([[[0.396, 0.003], [0.1, 0.05]], [[0.004, 0.297], [0.1, 0.05]]], dtype=torch.float64)
+    paper = torch.tensor(
+        [[[0.396, 0.003], [0.1, 0.05]], [[0.004, 0.297], [0.1, 0.05]]], dtype=torch.float64
+    )
     return TabularWorld(paper.movedim(0, -1))

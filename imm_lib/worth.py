@@ -1,11 +1,13 @@
-"""How much a restricted model is worth: the asymptotic excess risk of IMM, the best λ, and the data it stands for.
+"""How much a restricted model is worth: the asymptotic excess risk of IMM, the best λ, and the data
+it stands for.
 
-Near a true parameter, with n data points, the estimator that minimises cross-entropy + λ · IMM has the covariance
-(I + λJ)⁻¹ (I + λ² (K + (n/m) J)) (I + λJ)⁻¹ / n. Here I is the Fisher information of the full model, J that of the
-induced model, K is the price of averaging over the data's own extended contexts instead of the true π(e|s), and the
-last term that of a target which is itself a table counted from m restricted samples; a target with fewer parameters
-than a table costs less. Its excess risk, in nats, is half the
-trace of the product with I. In the basis that turns I into the identity and J into a diagonal of *gains* j it is
+Near a true parameter, with n data points, the estimator that minimises cross-entropy + λ · IMM has
+the covariance (I + λJ)⁻¹ (I + λ² (K + (n/m) J)) (I + λJ)⁻¹ / n. Here I is the Fisher information of
+the full model, J that of the induced model, K is the price of averaging over the data's own
+extended contexts instead of the true π(e|s), and the last term that of a target which is itself a
+table counted from m restricted samples; a target with fewer parameters than a table costs less. Its
+excess risk, in nats, is half the trace of the product with I. In the basis that turns I into the
+identity and J into a diagonal of *gains* j it is
 
     1/(2n) Σ_i (1 + λ² (κ_i + (n/m) j_i)) / (1 + λ j_i)²,
 
@@ -34,7 +36,8 @@ class Worth:
     """What the induced model's information is beside the full model's; see the module.
 
     Attributes:
-        gain: (d,) j, information of the induced model in units of the full model's, from the largest down.
+        gain: (d,) j, information of the induced model in units of the full model's, from the
+        largest down.
         price: (d,) κ, what averaging over sampled extended contexts costs in the same directions.
     """
 
@@ -43,39 +46,63 @@ class Worth:
 
     def __post_init__(self):
         for name, value in (("gain", self.gain), ("price", self.price)):
-            if checks.floating(name, value).dim() != 1 or not len(value) or not value.isfinite().all():
-                raise ValueError(f"{name} must be (d,) finite numbers, d at least 1, got {checks.describe(value)}")
+            if (
+                checks.floating(name, value).dim() != 1
+                or not len(value)
+                or not value.isfinite().all()
+            ):
+                raise ValueError(
+                    f"{name} must be (d,) finite numbers, d at least 1, got {checks.describe(value)}"
+                )
         if len(self.gain) != len(self.price):
-            raise ValueError(f"price must be as long as gain, {len(self.gain)}, got {len(self.price)}")
+            raise ValueError(
+                f"price must be as long as gain, {len(self.gain)}, got {len(self.price)}"
+            )
 
     @classmethod
-    def of(cls, full: Tensor, induced: Tensor, context: Tensor | None = None, damping: float = 0.0) -> "Worth":
+    def of(
+        cls, full: Tensor, induced: Tensor, context: Tensor | None = None, damping: float = 0.0
+    ) -> "Worth":
         """From the matrices of :func:`informations`.
 
         Args:
             full: (d, d) I.
             induced: (d, d) J.
             context: (d, d) K; none means that π is known.
-            damping: added to I's diagonal, as a share of its mean; for models with more parameters than the data
-                determine.
+            damping: added to I's diagonal, as a share of its mean; for models with more parameters
+                than the data determine.
 
         Raises:
-            ValueError: matrices that do not fit, are not symmetric or not finite, a negative damping, or an I that is
-                singular.
+            ValueError: matrices that do not fit, are not symmetric or not finite, a negative
+                damping, or an I that is singular.
 
         >>> eye = torch.eye(2, dtype=torch.float64)
         >>> Worth.of(eye, torch.diag(torch.tensor([0.5, 0.0], dtype=torch.float64))).gain.tolist()
         [0.5, 0.0]
         """
-        named = {"full": full, "induced": induced} | ({} if context is None else {"context": context})
+        named = {"full": full, "induced": induced} | (
+            {} if context is None else {"context": context}
+        )
         for name, value in named.items():
-            if checks.floating(name, value).dim() != 2 or value.shape != full.shape or len(value) != value.shape[1]:
-                raise ValueError(f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}")
-            if not value.isfinite().all() or not torch.allclose(value, value.T, rtol=1e-4, atol=1e-6):
-                raise ValueError(f"{name} must be finite and symmetric, got {checks.describe(value)} that is not")
+            if (
+                checks.floating(name, value).dim() != 2
+                or value.shape != full.shape
+                or len(value) != value.shape[1]
+            ):
+                raise ValueError(
+                    f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
+                )
+            if not value.isfinite().all() or not torch.allclose(
+                value, value.T, rtol=1e-4, atol=1e-6
+            ):
+                raise ValueError(
+                    f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
+                )
         damping = checks.number("damping", damping, 0)
         full, induced = full.double(), induced.double()
-        full = full + damping * full.diagonal().mean() * torch.eye(len(full), dtype=full.dtype, device=full.device)
+        full = full + damping * full.diagonal().mean() * torch.eye(
+            len(full), dtype=full.dtype, device=full.device
+        )
         values, vectors = torch.linalg.eigh(full)
         if values[0] <= 1e-10 * values[-1]:
             raise ValueError(
@@ -86,7 +113,11 @@ class Worth:
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
         gain, basis = gain.flip(0).clamp(min=0), (white @ basis).flip(1)
-        price = torch.zeros_like(gain) if context is None else ((context.double() @ basis) * basis).sum(0)
+        price = (
+            torch.zeros_like(gain)
+            if context is None
+            else ((context.double() @ basis) * basis).sum(0)
+        )
         return cls(gain, price.clamp(min=0))
 
     def excess_risk(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
@@ -104,8 +135,11 @@ class Worth:
         lam = checks.number("lam", lam, 0)
         return self._terms(lam, *self._sizes(n, m), known).sum().item() / (2 * n)
 
-    def effective_multiplier(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
-        """How many times the data plain training would need for the same excess risk; below 1 where IMM hurts.
+    def effective_multiplier(
+        self, lam: float, n: float, m: float = math.inf, known: bool = False
+    ) -> float:
+        """How many times the data plain training would need for the same excess risk; below 1 where
+        IMM hurts.
 
         Arguments and errors as :meth:`excess_risk`.
 
@@ -118,7 +152,8 @@ class Worth:
     def optimal_lambda(self, n: float, m: float = math.inf, known: bool = False) -> float:
         """The λ of the least excess risk; infinite where it falls for ever.
 
-        With a known π it is m/n, the weight of maximum likelihood. Arguments and errors as :meth:`excess_risk`.
+        With a known π it is m/n, the weight of maximum likelihood. Arguments and errors as
+        :meth:`excess_risk`.
 
         >>> worth = Worth(torch.tensor([1.0, 0.5]), torch.tensor([0.25, 0.5]))
         >>> round(worth.optimal_lambda(n=100, m=50, known=True), 3)
@@ -129,7 +164,8 @@ class Worth:
         useful = gain > gain.amax().clamp(min=0) * 1e-12
         if not useful.any():
             return 0.0
-        # the derivative's terms (λ cost - gain) / (1 + λ gain)³ change sign one by one: the root lies between
+        # the derivative's terms (λ cost - gain) / (1 + λ gain)³ change sign one by one: the root
+        # lies between
         ends = (gain[useful] / cost[useful]).log()
         if ends.isinf().all():
             return math.inf
@@ -143,7 +179,9 @@ class Worth:
     def _sizes(self, n: float, m: float) -> tuple[float, float]:
         n = checks.number("n", n, 0, open_low=True)
         if m != math.inf and not (isinstance(m, int | float) and m > 0):
-            raise ValueError(f"m must be a positive number, or infinite for a perfect target, got {m!r}")
+            raise ValueError(
+                f"m must be a positive number, or infinite for a perfect target, got {m!r}"
+            )
         return n, m
 
     def _cost(self, n: float, m: float, known: bool) -> Tensor:
@@ -158,7 +196,12 @@ def _jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Ten
     found = []
     for part in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).split(rows):
         grads = torch.autograd.grad(
-            outputs.reshape(-1), parameters, part, retain_graph=True, is_grads_batched=True, allow_unused=True
+            outputs.reshape(-1),
+            parameters,
+            part,
+            retain_graph=True,
+            is_grads_batched=True,
+            allow_unused=True,
         )
         flat = [
             part.new_zeros(len(part), p.numel()) if g is None else g.reshape(len(part), -1)
@@ -177,11 +220,17 @@ def _answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
     log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
     if log_q.dim() != 2 or len(log_q) != len(extended):
-        raise ValueError(f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}")
+        raise ValueError(
+            f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}"
+        )
     if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
-        raise ValueError("query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax")
+        raise ValueError(
+            "query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax"
+        )
     if not log_q.requires_grad:
-        raise ValueError("query(short, extended) must depend on parameters, got an answer without a gradient")
+        raise ValueError(
+            "query(short, extended) must depend on parameters, got an answer without a gradient"
+        )
     return log_q
 
 
@@ -193,34 +242,46 @@ def informations(
     extended: Tensor,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices I, J and K of a model on a sample, by automatic differentiation; (d, d) float64 each.
+    """The matrices I, J and K of a model on a sample, by automatic differentiation; (d, d) float64
+    each.
 
-    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ, where g is the influence of one
-    data point, as an extended context, on the IMM gradient: g(s,e) = Σ_y Q(y|s,e) ∇log Q̂(y|s), summed over the short
-    contexts that a kernel lends the point to. With discrete short contexts K never exceeds J. J and K do not exceed I
-    if ``query`` takes an extended context as the sample has it, with its own short context.
+    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ, where g
+    is the influence of one data point, as an extended context, on the IMM gradient: g(s,e) = Σ_y
+    Q(y|s,e) ∇log Q̂(y|s), summed over the short contexts that a kernel lends the point to. With
+    discrete short contexts K never exceeds J. J and K do not exceed I if ``query`` takes an
+    extended context as the sample has it, with its own short context.
 
     Args:
-        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full model, in evaluation
-            mode: dropout would make every call another.
-        parameters: what the model is differentiated by; d numbers in all, of which a few hundred are practical.
+        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full
+            model, in evaluation mode: dropout would make every call another.
+        parameters: what the model is differentiated by; d numbers in all, of which a few hundred
+        are practical.
         contexts: one of the context classes.
         short: (N,) or (N, c) short contexts of a sample.
-        extended: (N,) its extended contexts, as the contexts name them: of data points, their numbers.
+        extended: (N,) its extended contexts, as the contexts name them: of data points, their
+        numbers.
         weight: (N,) weights of its points that sum to 1; equal by default.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, no parameters, or answers of
-            ``query`` that are no log-probabilities or do not depend on them.
+        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, no
+            parameters, or answers of ``query`` that are no log-probabilities or do not depend on
+            them.
     """
     if isinstance(parameters, nn.Module | Tensor):
         raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
     parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
     if not parameters:
-        raise ValueError("parameters must hold at least one tensor that requires a gradient, got none")
+        raise ValueError(
+            "parameters must hold at least one tensor that requires a gradient, got none"
+        )
     contexts = checked_contexts(contexts)
-    if len(checks.tensor("short", short)) != len(checks.tensor("extended", extended)) or len(short) == 0:
-        raise ValueError(f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}")
+    if (
+        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
+        or len(short) == 0
+    ):
+        raise ValueError(
+            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
+        )
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
     if checks.probabilities("weight", weight).shape != (len(short),):
@@ -229,13 +290,19 @@ def informations(
 
     log_q = _answer(query, short, extended)
     q = log_q.detach().double().exp()
-    distinct, inverse = torch.unique(short, dim=None if short.dim() == 1 else 0, return_inverse=True)
+    distinct, inverse = torch.unique(
+        short, dim=None if short.dim() == 1 else 0, return_inverse=True
+    )
     row, support, log_w = contexts.support(distinct)
     log_all = _answer(query, distinct[row], support)
-    log_induced = segment_logsumexp(log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct))
+    log_induced = segment_logsumexp(
+        log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct)
+    )
     score = _jacobian(log_induced, parameters)
     mass = weight.new_zeros(len(distinct)).index_add_(0, inverse, weight)
-    if (points := getattr(contexts, "points", None)) is None:  # a hidden state is drawn anew with every short context
+    if (
+        points := getattr(contexts, "points", None)
+    ) is None:  # a hidden state is drawn anew with every short context
         influence, share = torch.einsum("ny,nyi->ni", q, score[inverse]), weight
     else:
         each = torch.einsum("ny,nyi->ni", log_all.detach().double().exp(), score[row])
@@ -258,7 +325,8 @@ def measure(
     weight: Tensor | None = None,
     damping: float = 0.0,
 ) -> Worth:
-    """What IMM is worth to a model on a sample: :meth:`Worth.of` the :func:`informations`, whose arguments these are.
+    """What IMM is worth to a model on a sample: :meth:`Worth.of` the :func:`informations`, whose
+    arguments these are.
 
     >>> from imm_lib import GroupedContexts
     >>> theta = torch.zeros(2, requires_grad=True)                 # a logit per extended context, of two
@@ -280,21 +348,25 @@ def suggest_lambda(
     damping: float = 1e-3,
     largest: float = 30.0,
 ) -> float:
-    """λ without a search: the best one for a model that has been trained once, with λ = 1 or any other.
+    """λ without a search: the best one for a model that has been trained once, with λ = 1 or any
+    other.
 
-    The n points of the sample are taken for the training data, π(e|s) for counted from them. Train again from the start
-    with what it returns. The book's chapter on choosing λ compares it with other rules. It warns where short contexts
-    have fewer than FEW extended contexts on average (1 / Σ π(e|s)²), since the formula is blind to that.
+    The n points of the sample are taken for the training data, π(e|s) for counted from them. Train
+    again from the start with what it returns. The book's chapter on choosing λ compares it with
+    other rules. It warns where short contexts have fewer than FEW extended contexts on average (1 /
+    Σ π(e|s)²), since the formula is blind to that.
 
     Args:
-        query, parameters, contexts, short, extended: as of :func:`informations`, at the trained parameters. Of a
-            network its last layer's parameters will do.
-        m: restricted samples that the target was estimated from, if it is known; infinite for a perfect target.
+        query, parameters, contexts, short, extended: as of :func:`informations`, at the trained
+            parameters. Of a network its last layer's parameters will do.
+        m: restricted samples that the target was estimated from, if it is known; infinite for a
+        perfect target.
         damping: as of :meth:`Worth.of`.
         largest: upper limit of the result.
 
     Raises:
-        TypeError, ValueError: as of :func:`informations` and :meth:`Worth.of`, or ``largest`` out of range.
+        TypeError, ValueError: as of :func:`informations` and :meth:`Worth.of`, or ``largest`` out
+            of range.
 
     >>> from imm_lib import GroupedContexts
     >>> theta = torch.zeros(4, requires_grad=True)
@@ -305,7 +377,9 @@ def suggest_lambda(
     """
     largest = checks.number("largest", largest, 0, open_low=True)
     row, _, log_w = checked_contexts(contexts).support(short)
-    squares = torch.zeros(len(short), dtype=torch.float64).index_add_(0, row.cpu(), (2 * log_w.double().cpu()).exp())
+    squares = torch.zeros(len(short), dtype=torch.float64).index_add_(
+        0, row.cpu(), (2 * log_w.double().cpu()).exp()
+    )
     if (neighbours := (1 / squares).mean().item()) < FEW:
         warnings.warn(
             f"contexts give a short context only {neighbours:.1f} extended contexts on average: what an average over "

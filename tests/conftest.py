@@ -1,4 +1,6 @@
-"""What every test shares: reproducible property tests, and a clear skip where a data set is not on this machine."""
+"""What every test shares: reproducible property tests, and a clear skip where a data set is not on
+this machine.
+"""
 
 import pytest
 from hypothesis import settings
@@ -10,5 +12,7 @@ settings.load_profile("gate")
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if reason := absent([name for marker in item.iter_markers("needs_data") for name in marker.args]):
+        if reason := absent(
+            [name for marker in item.iter_markers("needs_data") for name in marker.args]
+        ):
             item.add_marker(pytest.mark.skip(reason=reason))

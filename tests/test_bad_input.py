@@ -42,68 +42,196 @@ ONE = torch.ones((), requires_grad=True)
 NAN, INF = float("nan"), float("inf")
 CASES = {
     # contexts
-    "grouped: empty": (lambda: imm.GroupedContexts(torch.tensor([], dtype=torch.long)), ValueError, "short .*(0,)"),
-    "grouped: float ids": (lambda: imm.GroupedContexts(torch.tensor([0.0])), TypeError, "short .*integer.*float32"),
-    "grouped: bool ids": (lambda: imm.GroupedContexts(torch.tensor([True])), TypeError, "short .*integer.*bool"),
-    "grouped: a list": (lambda: imm.GroupedContexts([0, 1]), TypeError, "short .*Tensor.*\\[0, 1\\]"),
-    "grouped: negative id": (lambda: imm.GroupedContexts(torch.tensor([0, -1])), ValueError, "short .*-1"),
-    "grouped: 2-D": (lambda: imm.GroupedContexts(torch.zeros(2, 2).long()), ValueError, "short .*1-D.*(2, 2)"),
-    "grouped: id too large": (lambda: imm.GroupedContexts(DATA, 2), ValueError, "short .*\\[0, 2\\).*2"),
+    "grouped: empty": (
+        lambda: imm.GroupedContexts(torch.tensor([], dtype=torch.long)),
+        ValueError,
+        "short .*(0,)",
+    ),
+    "grouped: float ids": (
+        lambda: imm.GroupedContexts(torch.tensor([0.0])),
+        TypeError,
+        "short .*integer.*float32",
+    ),
+    "grouped: bool ids": (
+        lambda: imm.GroupedContexts(torch.tensor([True])),
+        TypeError,
+        "short .*integer.*bool",
+    ),
+    "grouped: a list": (
+        lambda: imm.GroupedContexts([0, 1]),
+        TypeError,
+        "short .*Tensor.*\\[0, 1\\]",
+    ),
+    "grouped: negative id": (
+        lambda: imm.GroupedContexts(torch.tensor([0, -1])),
+        ValueError,
+        "short .*-1",
+    ),
+    "grouped: 2-D": (
+        lambda: imm.GroupedContexts(torch.zeros(2, 2).long()),
+        ValueError,
+        "short .*1-D.*(2, 2)",
+    ),
+    "grouped: id too large": (
+        lambda: imm.GroupedContexts(DATA, 2),
+        ValueError,
+        "short .*\\[0, 2\\).*2",
+    ),
     "grouped: num_short 0": (lambda: imm.GroupedContexts(DATA, 0), ValueError, "num_short .*0"),
     "extend: too large": (lambda: GROUPED.extend(4), ValueError, "s must be in \\[0, 4\\), got 4"),
     "extend: negative": (lambda: GROUPED.extend(-1), ValueError, "s must be in .*-1"),
-    "exact: contexts": (lambda: imm.ExactIMM(TARGET, DATA), TypeError, "contexts .*context classes.*int64"),
-    "sample: never seen": (lambda: GROUPED.sample(torch.tensor([0, 3]), 2), ValueError, "short .*never seen.*3"),
-    "weights: never seen": (lambda: GROUPED.log_weights(torch.tensor([3])), ValueError, "short .*never seen.*3"),
-    "support: never seen": (lambda: GROUPED.support(torch.tensor([3])), ValueError, "short .*never seen.*3"),
-    "sample: out of range": (lambda: GROUPED.sample(torch.tensor([4]), 2), ValueError, "short .*\\[0, 4\\).*4"),
+    "exact: contexts": (
+        lambda: imm.ExactIMM(TARGET, DATA),
+        TypeError,
+        "contexts .*context classes.*int64",
+    ),
+    "sample: never seen": (
+        lambda: GROUPED.sample(torch.tensor([0, 3]), 2),
+        ValueError,
+        "short .*never seen.*3",
+    ),
+    "weights: never seen": (
+        lambda: GROUPED.log_weights(torch.tensor([3])),
+        ValueError,
+        "short .*never seen.*3",
+    ),
+    "support: never seen": (
+        lambda: GROUPED.support(torch.tensor([3])),
+        ValueError,
+        "short .*never seen.*3",
+    ),
+    "sample: out of range": (
+        lambda: GROUPED.sample(torch.tensor([4]), 2),
+        ValueError,
+        "short .*\\[0, 4\\).*4",
+    ),
     "sample: k 0": (lambda: GROUPED.sample(DATA, 0), ValueError, "k .*at least 1.*0"),
     "sample: k float": (lambda: KERNEL.sample(torch.zeros(1), 2.0), TypeError, "k .*int.*2.0"),
     "sample: k bool": (lambda: GROUPED.sample(DATA, True), TypeError, "k .*int.*True"),
-    "sample: other device": (lambda: GROUPED.sample(DATA.to("meta"), 2), ValueError, "short is on meta"),
-    "kernel: bandwidth 0": (lambda: imm.KernelContexts(torch.zeros(3), 0.0), ValueError, "bandwidth .*0"),
-    "kernel: bandwidth < 0": (lambda: imm.KernelContexts(torch.zeros(3), -1), ValueError, "bandwidth .*-1"),
+    "sample: other device": (
+        lambda: GROUPED.sample(DATA.to("meta"), 2),
+        ValueError,
+        "short is on meta",
+    ),
+    "kernel: bandwidth 0": (
+        lambda: imm.KernelContexts(torch.zeros(3), 0.0),
+        ValueError,
+        "bandwidth .*0",
+    ),
+    "kernel: bandwidth < 0": (
+        lambda: imm.KernelContexts(torch.zeros(3), -1),
+        ValueError,
+        "bandwidth .*-1",
+    ),
     "kernel: bandwidth subnormal": (
         lambda: imm.KernelContexts(torch.zeros(3), 1e-320),
         ValueError,
         "bandwidth .*1e-320",
     ),
-    "kernel: bandwidth nan": (lambda: imm.KernelContexts(torch.zeros(3), NAN), ValueError, "bandwidth .*nan"),
-    "kernel: bandwidth text": (lambda: imm.KernelContexts(torch.zeros(3), "1"), TypeError, "bandwidth .*'1'"),
+    "kernel: bandwidth nan": (
+        lambda: imm.KernelContexts(torch.zeros(3), NAN),
+        ValueError,
+        "bandwidth .*nan",
+    ),
+    "kernel: bandwidth text": (
+        lambda: imm.KernelContexts(torch.zeros(3), "1"),
+        TypeError,
+        "bandwidth .*'1'",
+    ),
     "kernel: empty": (lambda: imm.KernelContexts(torch.zeros(0)), ValueError, "values .*(0,)"),
     "kernel: integers": (lambda: imm.KernelContexts(DATA), TypeError, "values .*floating.*int64"),
     "kernel: nan": (lambda: imm.KernelContexts(torch.tensor([NAN])), ValueError, "values .*finite"),
-    "kernel: 3-D": (lambda: imm.KernelContexts(torch.zeros(1, 1, 1)), ValueError, "values .*(1, 1, 1)"),
-    "kernel: query shape": (lambda: KERNEL.log_weights(torch.zeros(2, 2)), ValueError, "short .*(2,).*(2, 2)"),
-    "kernel: query nan": (lambda: KERNEL.log_weights(torch.tensor([NAN])), ValueError, "short .*finite"),
-    "belief: sums": (lambda: imm.BeliefContexts(torch.full((2, 2), 0.4)), ValueError, "belief .*sum to 1.*0.2"),
-    "belief: negative": (lambda: imm.BeliefContexts(torch.tensor([[1.5, -0.5]])), ValueError, "belief .*-0.5"),
-    "belief: nan": (lambda: imm.BeliefContexts(torch.tensor([[NAN, 1.0]])), ValueError, "belief .*finite"),
-    "belief: 1-D": (lambda: imm.BeliefContexts(torch.tensor([1.0])), ValueError, "belief .*(S, E).*(1,)"),
+    "kernel: 3-D": (
+        lambda: imm.KernelContexts(torch.zeros(1, 1, 1)),
+        ValueError,
+        "values .*(1, 1, 1)",
+    ),
+    "kernel: query shape": (
+        lambda: KERNEL.log_weights(torch.zeros(2, 2)),
+        ValueError,
+        "short .*(2,).*(2, 2)",
+    ),
+    "kernel: query nan": (
+        lambda: KERNEL.log_weights(torch.tensor([NAN])),
+        ValueError,
+        "short .*finite",
+    ),
+    "belief: sums": (
+        lambda: imm.BeliefContexts(torch.full((2, 2), 0.4)),
+        ValueError,
+        "belief .*sum to 1.*0.2",
+    ),
+    "belief: negative": (
+        lambda: imm.BeliefContexts(torch.tensor([[1.5, -0.5]])),
+        ValueError,
+        "belief .*-0.5",
+    ),
+    "belief: nan": (
+        lambda: imm.BeliefContexts(torch.tensor([[NAN, 1.0]])),
+        ValueError,
+        "belief .*finite",
+    ),
+    "belief: 1-D": (
+        lambda: imm.BeliefContexts(torch.tensor([1.0])),
+        ValueError,
+        "belief .*(S, E).*(1,)",
+    ),
     "belief: id": (
         lambda: imm.BeliefContexts(torch.ones(2, 1)).log_weights(torch.tensor([2])),
         ValueError,
         "short .*\\[0, 2\\).*2",
     ),
-    "sample: generator": (lambda: GROUPED.sample(DATA[:2], 2, generator=3), TypeError, "generator .*Generator.*3"),
-    "kernel sample: generator": (lambda: KERNEL.sample(torch.zeros(1), 2, 3), TypeError, "generator .*Generator.*3"),
+    "sample: generator": (
+        lambda: GROUPED.sample(DATA[:2], 2, generator=3),
+        TypeError,
+        "generator .*Generator.*3",
+    ),
+    "kernel sample: generator": (
+        lambda: KERNEL.sample(torch.zeros(1), 2, 3),
+        TypeError,
+        "generator .*Generator.*3",
+    ),
     # pure functions
     "induce: above 0": (lambda: imm.induce(LOG_Q + 9), ValueError, "log_q .*at most 0"),
     "induce: nan": (lambda: imm.induce(off(LOG_Q, NAN)), ValueError, "log_q .*nan"),
     "induce: 1-D": (lambda: imm.induce(LOG_Q[0]), ValueError, "log_q .*2 dim.*(3,)"),
     "induce: empty": (lambda: imm.induce(LOG_Q[:0]), ValueError, "log_q .*non-empty.*(0, 3)"),
-    "induce: integers": (lambda: imm.induce(torch.zeros(2, 2).long()), TypeError, "log_q .*floating.*int64"),
+    "induce: integers": (
+        lambda: imm.induce(torch.zeros(2, 2).long()),
+        TypeError,
+        "log_q .*floating.*int64",
+    ),
     "induce: an array": (lambda: imm.induce(LOG_Q.numpy()), TypeError, "log_q .*Tensor.*ndarray"),
-    "induce: weights' k": (lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(3)), ValueError, "log_w .*k = 4.*(3,)"),
-    "induce: weights unnormalised": (lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(4)), ValueError, "log_w .*normalised"),
+    "induce: weights' k": (
+        lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(3)),
+        ValueError,
+        "log_w .*k = 4.*(3,)",
+    ),
+    "induce: weights unnormalised": (
+        lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(4)),
+        ValueError,
+        "log_w .*normalised",
+    ),
     "induce: weights' device": (
         lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(4).to("meta")),
         ValueError,
         "log_w is on meta.*log_q is on cpu",
     ),
-    "risk: labels": (lambda: imm.imm_risk(TARGET[0, :2], LOG_Q), ValueError, "target .*Y = 3.*(2,)"),
-    "risk: target sums": (lambda: imm.imm_risk(2 * TARGET[0], LOG_Q), ValueError, "target .*sum to 1"),
-    "risk: target nan": (lambda: imm.imm_risk(off(TARGET[0], NAN), LOG_Q), ValueError, "target .*nan"),
+    "risk: labels": (
+        lambda: imm.imm_risk(TARGET[0, :2], LOG_Q),
+        ValueError,
+        "target .*Y = 3.*(2,)",
+    ),
+    "risk: target sums": (
+        lambda: imm.imm_risk(2 * TARGET[0], LOG_Q),
+        ValueError,
+        "target .*sum to 1",
+    ),
+    "risk: target nan": (
+        lambda: imm.imm_risk(off(TARGET[0], NAN), LOG_Q),
+        ValueError,
+        "target .*nan",
+    ),
     "risk: target negative": (
         lambda: imm.noising_risk(torch.tensor([1.5, -0.5, 0.0]), LOG_Q),
         ValueError,
@@ -115,7 +243,11 @@ CASES = {
     "target: nan": (lambda: imm.ReverseKD(off(TARGET, NAN)), ValueError, "target .*finite"),
     "target: negative": (lambda: imm.ReverseKD(TARGET - 1), ValueError, "target .*negative"),
     "target: 1-D": (lambda: imm.ReverseKD(TARGET[0]), ValueError, "target .*(S, Y).*(3,)"),
-    "target: integers": (lambda: imm.ReverseKD(torch.ones(2, 1).long()), TypeError, "target .*floating.*int64"),
+    "target: integers": (
+        lambda: imm.ReverseKD(torch.ones(2, 1).long()),
+        TypeError,
+        "target .*floating.*int64",
+    ),
     "target: text": (lambda: imm.ReverseKD("bigram"), TypeError, "target .*callable.*'bigram'"),
     "target: callable's shape": (
         lambda: imm.ReverseKD(lambda s: TARGET[0])(LOG_Q, DATA),
@@ -132,7 +264,11 @@ CASES = {
     "sampled: k float": (lambda: sampled(k=1.5), TypeError, "k .*int.*1.5"),
     "sampled: generator": (lambda: sampled(generator=3), TypeError, "generator .*Generator.*3"),
     "sampled: empty batch": (lambda: sampled()(NET, DATA[:0]), ValueError, "short .*non-empty"),
-    "sampled: never seen": (lambda: sampled()(NET, torch.tensor([3])), ValueError, "short .*never seen.*3"),
+    "sampled: never seen": (
+        lambda: sampled()(NET, torch.tensor([3])),
+        ValueError,
+        "short .*never seen.*3",
+    ),
     "sampled: labels": (
         lambda: sampled()(PairModel(4, 4, 5), DATA),
         ValueError,
@@ -154,7 +290,11 @@ CASES = {
         "query\\(short, extended\\) .*at most 0",
     ),
     "noising: k 0": (lambda: imm.SampledNoising(TARGET, GROUPED, 0), ValueError, "k .*at least 1"),
-    "table: target's size": (lambda: imm.SerializedIMM(TARGET, 5, 3), ValueError, "target .*(5, 3).*(4, 3)"),
+    "table: target's size": (
+        lambda: imm.SerializedIMM(TARGET, 5, 3),
+        ValueError,
+        "target .*(5, 3).*(4, 3)",
+    ),
     "table: num_labels": (lambda: imm.MovingAverageIMM(TARGET, 4, 0), ValueError, "num_labels .*0"),
     "serialized: before refresh": (
         lambda: imm.SerializedIMM(TARGET, 4, 3).double()(LOG_Q, DATA, LOG_Q),
@@ -166,11 +306,27 @@ CASES = {
         ValueError,
         "short .*no refresh.*3",
     ),
-    "serialized: frozen shape": (lambda: serialized()(LOG_Q, DATA, LOG_Q[:2]), ValueError, "log_q_frozen .*(4, 3)"),
-    "serialized: labels": (lambda: serialized()(LOG_Q[:, :2], DATA, LOG_Q), ValueError, "log_q .*(4, 3).*(4, 2)"),
-    "serialized: rows": (lambda: serialized()(LOG_Q, DATA[:2], LOG_Q), ValueError, "log_q .*(2, 3).*(4, 3)"),
+    "serialized: frozen shape": (
+        lambda: serialized()(LOG_Q, DATA, LOG_Q[:2]),
+        ValueError,
+        "log_q_frozen .*(4, 3)",
+    ),
+    "serialized: labels": (
+        lambda: serialized()(LOG_Q[:, :2], DATA, LOG_Q),
+        ValueError,
+        "log_q .*(4, 3).*(4, 2)",
+    ),
+    "serialized: rows": (
+        lambda: serialized()(LOG_Q, DATA[:2], LOG_Q),
+        ValueError,
+        "log_q .*(2, 3).*(4, 3)",
+    ),
     "serialized: empty refresh": (lambda: serialized().refresh([]), ValueError, "batches .*none"),
-    "serialized: refresh with nothing": (lambda: serialized().refresh(None), TypeError, "batches .*pairs.*None"),
+    "serialized: refresh with nothing": (
+        lambda: serialized().refresh(None),
+        TypeError,
+        "batches .*pairs.*None",
+    ),
     "serialized: refresh with one pair": (
         lambda: serialized().refresh((LOG_Q, DATA)),
         TypeError,
@@ -181,8 +337,16 @@ CASES = {
         TypeError,
         "state_dict\\['table'\\] .*Tensor.*None",
     ),
-    "moving: momentum 0": (lambda: imm.MovingAverageIMM(TARGET, 4, 3, 0.0), ValueError, "momentum .*\\(0, 1\\].*0"),
-    "moving: momentum 2": (lambda: imm.MovingAverageIMM(TARGET, 4, 3, 2), ValueError, "momentum .*\\(0, 1\\].*2"),
+    "moving: momentum 0": (
+        lambda: imm.MovingAverageIMM(TARGET, 4, 3, 0.0),
+        ValueError,
+        "momentum .*\\(0, 1\\].*0",
+    ),
+    "moving: momentum 2": (
+        lambda: imm.MovingAverageIMM(TARGET, 4, 3, 2),
+        ValueError,
+        "momentum .*\\(0, 1\\].*2",
+    ),
     "moving: max_ratio": (
         lambda: imm.MovingAverageIMM(TARGET, 4, 3, max_ratio=0.5),
         ValueError,
@@ -196,27 +360,69 @@ CASES = {
         ValueError,
         "log_q is on meta but the table is on cpu",
     ),
-    "moving: eval before a visit": (lambda: moving().eval()(LOG_Q, DATA), ValueError, "short .*never visited.*0"),
+    "moving: eval before a visit": (
+        lambda: moving().eval()(LOG_Q, DATA),
+        ValueError,
+        "short .*never visited.*0",
+    ),
     "moving: callable's labels": (
-        lambda: imm.MovingAverageIMM(lambda s: TARGET[s], 4, 2).double()(LOG_Q[:, :2].log_softmax(1), DATA),
+        lambda: imm.MovingAverageIMM(lambda s: TARGET[s], 4, 2).double()(
+            LOG_Q[:, :2].log_softmax(1), DATA
+        ),
         ValueError,
         "target .*num_labels = 2",
     ),
     # baselines and clipping
-    "reverse-KD: labels": (lambda: imm.ReverseKD(TARGET)(LOG_Q[:, :2], DATA), ValueError, "log_q .*(4, 3).*(4, 2)"),
-    "reverse-KD: short": (lambda: imm.ReverseKD(TARGET)(LOG_Q, [0, 1, 0, 2]), TypeError, "short .*Tensor"),
-    "interpolation: weight": (lambda: imm.Interpolation(TARGET, 1.2), ValueError, "weight .*\\[0, 1\\].*1.2"),
-    "clip: lambda < 0": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], lam=-1), ValueError, "lam .*-1"),
-    "clip: lambda nan": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], lam=NAN), ValueError, "lam .*nan"),
-    "clip: norm": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], max_norm=0), ValueError, "max_norm .*0"),
+    "reverse-KD: labels": (
+        lambda: imm.ReverseKD(TARGET)(LOG_Q[:, :2], DATA),
+        ValueError,
+        "log_q .*(4, 3).*(4, 2)",
+    ),
+    "reverse-KD: short": (
+        lambda: imm.ReverseKD(TARGET)(LOG_Q, [0, 1, 0, 2]),
+        TypeError,
+        "short .*Tensor",
+    ),
+    "interpolation: weight": (
+        lambda: imm.Interpolation(TARGET, 1.2),
+        ValueError,
+        "weight .*\\[0, 1\\].*1.2",
+    ),
+    "clip: lambda < 0": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], lam=-1),
+        ValueError,
+        "lam .*-1",
+    ),
+    "clip: lambda nan": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], lam=NAN),
+        ValueError,
+        "lam .*nan",
+    ),
+    "clip: norm": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE], max_norm=0),
+        ValueError,
+        "max_norm .*0",
+    ),
     "clip: not a scalar": (
         lambda: imm.clipped_backward(ONE * 1, torch.ones(2), [ONE]),
         ValueError,
         "imm_loss .*scalar.*(2,)",
     ),
-    "clip: no graph": (lambda: imm.clipped_backward(ONE * 1, torch.ones(()), [ONE]), ValueError, "imm_loss .*graph"),
-    "clip: a bare tensor": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, ONE), TypeError, "parameters .*iterable"),
-    "clip: not a leaf": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE * 1]), ValueError, "parameters .*leaf"),
+    "clip: no graph": (
+        lambda: imm.clipped_backward(ONE * 1, torch.ones(()), [ONE]),
+        ValueError,
+        "imm_loss .*graph",
+    ),
+    "clip: a bare tensor": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, ONE),
+        TypeError,
+        "parameters .*iterable",
+    ),
+    "clip: not a leaf": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, [ONE * 1]),
+        ValueError,
+        "parameters .*leaf",
+    ),
     "risk: leading dimensions": (
         lambda: imm.imm_risk(TARGET[:3], LOG_Q.expand(4, 4, 3)),
         ValueError,
@@ -228,26 +434,52 @@ CASES = {
         "log_w .*leading dimensions",
     ),
     "risk: empty target": (lambda: imm.imm_risk(TARGET[:0], LOG_Q), ValueError, "target .*(0, 3)"),
-    "clip: no parameters": (lambda: imm.clipped_backward(ONE * 1, ONE * 1, []), ValueError, "parameters .*none"),
+    "clip: no parameters": (
+        lambda: imm.clipped_backward(ONE * 1, ONE * 1, []),
+        ValueError,
+        "parameters .*none",
+    ),
     # tabular worlds
-    "world: 2-D": (lambda: imm.TabularWorld(torch.ones(1, 1)), ValueError, "joint .*(S, E, Y).*(1, 1)"),
+    "world: 2-D": (
+        lambda: imm.TabularWorld(torch.ones(1, 1)),
+        ValueError,
+        "joint .*(S, E, Y).*(1, 1)",
+    ),
     "world: sums": (lambda: imm.TabularWorld(torch.ones(2, 2, 2)), ValueError, "joint .*sum to 1"),
-    "world: negative": (lambda: imm.TabularWorld(torch.tensor([[[1.5, -0.5]]])), ValueError, "joint .*negative"),
+    "world: negative": (
+        lambda: imm.TabularWorld(torch.tensor([[[1.5, -0.5]]])),
+        ValueError,
+        "joint .*negative",
+    ),
     "world: empty context": (
         lambda: imm.TabularWorld(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])),
         ValueError,
         "joint .*s = 1",
     ),
-    "world: model's shape": (lambda: imm.counterexample().kl(LOG_Q[None]), ValueError, "log_q .*(2, 2, 2).*(1, 4, 3)"),
-    "world: lambda": (lambda: imm.counterexample().noising_minimiser(-0.1), ValueError, "lam .*-0.1"),
-    "world: objective": (lambda: imm.counterexample().minimise("kd", 1), ValueError, "objective .*imm.*'kd'"),
+    "world: model's shape": (
+        lambda: imm.counterexample().kl(LOG_Q[None]),
+        ValueError,
+        "log_q .*(2, 2, 2).*(1, 4, 3)",
+    ),
+    "world: lambda": (
+        lambda: imm.counterexample().noising_minimiser(-0.1),
+        ValueError,
+        "lam .*-0.1",
+    ),
+    "world: objective": (
+        lambda: imm.counterexample().minimise("kd", 1),
+        ValueError,
+        "objective .*imm.*'kd'",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(name):
     call, error, pattern = CASES[name]
-    pattern = re.sub(r"(?<!\\)\((.*?)(?<!\\)\)", r"\\(\1\\)", pattern)  # plain brackets are shapes, not groups
+    pattern = re.sub(
+        r"(?<!\\)\((.*?)(?<!\\)\)", r"\\(\1\\)", pattern
+    )  # plain brackets are shapes, not groups
     with pytest.raises(error, match=pattern) as caught:
         call()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 240
@@ -262,7 +494,9 @@ def test_a_state_of_another_size_is_refused_whole(build, name, size):
     before = {key: value.clone() for key, value in state.items()}
     state["table"].fill_(-1.0)
     state[name] = torch.zeros(size, dtype=state[name].dtype)
-    with pytest.raises(ValueError, match=rf"state_dict\['{name}'\] must be .* got {re.escape(str(size))}"):
+    with pytest.raises(
+        ValueError, match=rf"state_dict\['{name}'\] must be .* got {re.escape(str(size))}"
+    ):
         term.load_state_dict(state)
     for key, value in term.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[key].nan_to_num())
@@ -289,9 +523,13 @@ def test_bad_clipping_leaves_the_gradients_alone():
 
 
 def test_gpu_like_tensors_are_not_looked_at():
-    """On a device whose values cannot be read for free, only shapes are checked; meta tensors have no values at all."""
+    """On a device whose values cannot be read for free, only shapes are checked; meta tensors have
+    no values at all.
+    """
     log_q = torch.zeros(2, 3, 4, device="meta") + 9
     assert imm.induce(log_q).shape == (2, 4)
-    assert imm.imm_risk(torch.ones(4, device="meta"), log_q, torch.ones(2, 3, device="meta")).shape == (2,)
+    assert imm.imm_risk(
+        torch.ones(4, device="meta"), log_q, torch.ones(2, 3, device="meta")
+    ).shape == (2,)
     with pytest.raises(ValueError, match="target must end in Y = 4"):
         imm.imm_risk(torch.ones(5, device="meta"), log_q)

@@ -1,4 +1,6 @@
-"""Noising, reverse distillation, interpolation and separate clipping, each against a line of arithmetic."""
+"""Noising, reverse distillation, interpolation and separate clipping, each against a line of
+arithmetic.
+"""
 
 import pytest
 import torch
@@ -19,22 +21,30 @@ def test_reverse_kd_is_the_mean_cross_entropy():
 
 
 def test_noising_over_all_contexts_is_reverse_kd():
-    """The identity of section 6: in expectation, noising compares the target with Q at every data point."""
+    """The identity of section 6: in expectation, noising compares the target with Q at every data
+    point.
+    """
     net, contexts = PairModel(3, 8, 4), imm.GroupedContexts(SHORT)
     log_q = net(SHORT, torch.arange(8))
-    noising = torch.stack([imm.noising_risk(TARGET[s], log_q[contexts.extend(int(s))]) for s in SHORT]).mean()
+    noising = torch.stack(
+        [imm.noising_risk(TARGET[s], log_q[contexts.extend(int(s))]) for s in SHORT]
+    ).mean()
     torch.testing.assert_close(noising, imm.ReverseKD(TARGET)(log_q, SHORT))
     term = imm.SampledNoising(TARGET, contexts, k=5, generator=generator())
     with torch.no_grad():
         draws = torch.stack([term(lambda s, e: log_q[e], SHORT) for _ in range(2000)])
-    assert draws.mean().item() == pytest.approx(noising.item(), abs=4 * (draws.std() / 2000**0.5).item())
+    assert draws.mean().item() == pytest.approx(
+        noising.item(), abs=4 * (draws.std() / 2000**0.5).item()
+    )
 
 
 def test_noising_bounds_imm_from_above():
     net, contexts = PairModel(3, 8, 4), imm.GroupedContexts(SHORT)
     for seed in range(10):
         risk = imm.SampledIMM(TARGET, contexts, 4, generator=generator(seed))(net, SHORT)
-        assert risk <= imm.SampledNoising(TARGET, contexts, 4, generator=generator(seed))(net, SHORT)
+        assert risk <= imm.SampledNoising(TARGET, contexts, 4, generator=generator(seed))(
+            net, SHORT
+        )
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -59,8 +69,13 @@ def test_clipped_backward(lam, limits):
         grads = gradients(losses()[which], net)
         norm = torch.cat([g.flatten() for g in grads]).norm()
         norms.append(norm)
-        total = [t + weight * min(1.0, (limit / norm).item()) * g for t, g in zip(total, grads, strict=True)]
-    expected = [t + (1.0 if p is net.head else 0.0) for t, p in zip(total, net.parameters(), strict=True)]
+        total = [
+            t + weight * min(1.0, (limit / norm).item()) * g
+            for t, g in zip(total, grads, strict=True)
+        ]
+    expected = [
+        t + (1.0 if p is net.head else 0.0) for t, p in zip(total, net.parameters(), strict=True)
+    ]
     got = imm.clipped_backward(*losses(), net.parameters(), lam, limits[0], limits[1])
     torch.testing.assert_close(torch.stack(got), torch.stack(norms))
     for parameter, gradient in zip(net.parameters(), expected, strict=True):

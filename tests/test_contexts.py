@@ -1,4 +1,6 @@
-"""Extended contexts: exact weights against enumeration, samples against the weights they are drawn from."""
+"""Extended contexts: exact weights against enumeration, samples against the weights they are drawn
+from.
+"""
 
 import math
 
@@ -14,7 +16,10 @@ import imm_lib as imm
 SHORT = torch.tensor([2, 0, 2, 2, 4, 0])
 CONTEXTS = {
     "grouped": (imm.GroupedContexts(SHORT), torch.tensor([0, 2, 4, 2])),
-    "kernel": (imm.KernelContexts(torch.rand(6, generator=generator(3)), 0.3), torch.tensor([0.1, 0.5, 0.5])),
+    "kernel": (
+        imm.KernelContexts(torch.rand(6, generator=generator(3)), 0.3),
+        torch.tensor([0.1, 0.5, 0.5]),
+    ),
     "kernel-2d": (
         imm.KernelContexts(torch.rand(6, 2, generator=generator(3))),
         torch.rand(3, 2, generator=generator()),
@@ -93,7 +98,11 @@ def test_grouped_against_a_dictionary(short):
 
 def test_kernel_is_the_papers():
     values = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
-    weights = imm.KernelContexts(values, bandwidth=0.5).log_weights(torch.tensor([0.3], dtype=torch.float64)).exp()[0]
+    weights = (
+        imm.KernelContexts(values, bandwidth=0.5)
+        .log_weights(torch.tensor([0.3], dtype=torch.float64))
+        .exp()[0]
+    )
     raw = [math.exp(-2.0 * abs(v - 0.3)) for v in values.tolist()]
     assert weights.tolist() == pytest.approx([r / sum(raw) for r in raw])
 

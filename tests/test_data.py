@@ -1,4 +1,6 @@
-"""Loading corpora: local copies, the cache, verified downloads, and one sentence when something is wrong."""
+"""Loading corpora: local copies, the cache, verified downloads, and one sentence when something is
+wrong.
+"""
 
 import hashlib
 import io
@@ -17,7 +19,9 @@ TEXT = {"train": "a b <unk>\nb c\n", "valid": "c a\n", "test": "a\n\nb"}
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A corpus of a few words in place of the known ones, and empty folders; no address leads anywhere."""
+    """A corpus of a few words in place of the known ones, and empty folders; no address leads
+    anywhere.
+    """
     source = data.Source(
         files={split: f"tiny.{split}.txt" for split in TEXT},
         sha256={split: hashlib.sha256(text.encode()).hexdigest() for split, text in TEXT.items()},
@@ -62,7 +66,9 @@ def test_downloads_are_verified_and_whole(tiny, monkeypatch):
 
     monkeypatch.setattr(pooch, "HTTPDownloader", Downloader)
     Downloader.texts = TEXT | {"valid": "spoilt\n"}
-    with pytest.raises(data.DataError, match=r"tiny \(valid\) came with a wrong checksum.*IMM_DATA"):
+    with pytest.raises(
+        data.DataError, match=r"tiny \(valid\) came with a wrong checksum.*IMM_DATA"
+    ):
         data.load("tiny")
     assert sorted(p.name for p in (tiny / "cache").rglob("*") if p.is_file()) == ["tiny.train.txt"]
     Downloader.texts = TEXT
@@ -73,7 +79,9 @@ def test_downloads_are_verified_and_whole(tiny, monkeypatch):
 @pytest.mark.parametrize("package", ["pooch", "tqdm"])
 def test_a_download_says_which_package_it_misses(tiny, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(data.DataError, match=rf"needs {package}: pip install 'imm_lib\[data\]', or set IMM_DATA"):
+    with pytest.raises(
+        data.DataError, match=rf"needs {package}: pip install 'imm_lib\[data\]', or set IMM_DATA"
+    ):
         data.load("tiny")
     assert not any(p.is_file() for p in (tiny / "cache").rglob("*"))
 
@@ -83,7 +91,10 @@ def test_no_network(tiny, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(pooch.core, "stream_download", refuse)
-    with pytest.raises(data.DataError, match=r"tiny \(train\) could not be downloaded \(ConnectionError\).*IMM_DATA"):
+    with pytest.raises(
+        data.DataError,
+        match=r"tiny \(train\) could not be downloaded \(ConnectionError\).*IMM_DATA",
+    ):
         data.load("tiny")
     assert not any(p.is_file() for p in (tiny / "cache").rglob("*"))
 
@@ -124,12 +135,16 @@ def test_an_archive_is_unpacked_whole(tiny, monkeypatch):
         members={split: f"tiny/{split}.tokens" for split in TEXT},
     )
     monkeypatch.setitem(data.SOURCES, "tiny", source)
-    with pytest.raises(data.DataError, match=r"tiny \(archive\) came with a wrong checksum.*IMM_DATA"):
+    with pytest.raises(
+        data.DataError, match=r"tiny \(archive\) came with a wrong checksum.*IMM_DATA"
+    ):
         data.load("tiny")
     assert not any(p.is_file() for p in (tiny / "cache").rglob("*"))
     source.sha256["archive"] = hashlib.sha256(packed.getvalue()).hexdigest()
     assert data.load("tiny").valid.tolist() == [4, 2, 0]
-    assert sorted(p.name for p in (tiny / "cache").rglob("*") if p.is_file()) == sorted(source.files.values())
+    assert sorted(p.name for p in (tiny / "cache").rglob("*") if p.is_file()) == sorted(
+        source.files.values()
+    )
 
 
 def test_without_a_checksum_words_are_counted_and_known(tiny):
@@ -153,4 +168,6 @@ def test_unknown_names():
 def test_wikitext2():
     corpus = imm.data.load("wikitext2")
     assert len(corpus.vocab) == 33_278
-    assert [(part == corpus.vocab.index("<eos>")).sum().item() for part in (corpus.valid, corpus.test)] == [3760, 4358]
+    assert [
+        (part == corpus.vocab.index("<eos>")).sum().item() for part in (corpus.valid, corpus.test)
+    ] == [3760, 4358]

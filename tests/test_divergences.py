@@ -1,4 +1,6 @@
-"""Divergences on induced models: laws, limits, gradients through every estimator, and what is consistent."""
+"""Divergences on induced models: laws, limits, gradients through every estimator, and what is
+consistent.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def rows(*shape, seed=0, sharpness=1.5):
 @pytest.mark.parametrize("name", PROPER)
 def test_zero_at_equality_and_positive_elsewhere(name):
     p, q = rows(50, 4), rows(50, 4, seed=1)
-    torch.testing.assert_close(PROPER[name](p, p.log()), torch.zeros(50, dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        PROPER[name](p, p.log()), torch.zeros(50, dtype=torch.float64), atol=1e-7, rtol=0
+    )
     assert (PROPER[name](p, q.log()) > 1e-4).all()
 
 
@@ -33,7 +37,10 @@ def test_relations(weights, seed):
     p = torch.tensor(weights, dtype=torch.float64)
     p, q = p / p.sum(), rows(len(weights), seed=seed)
     forward, reverse = divergences.forward_kl(p, q.log()), divergences.reverse_kl(p, q.log())
-    tv, hellinger = divergences.total_variation(p, q.log()), divergences.squared_hellinger(p, q.log())
+    tv, hellinger = (
+        divergences.total_variation(p, q.log()),
+        divergences.squared_hellinger(p, q.log()),
+    )
     js = divergences.jensen_shannon(p, q.log())
     assert hellinger - 1e-12 <= tv <= (hellinger * (2 - hellinger)).clamp(min=0).sqrt() + 1e-9
     assert forward >= 2 * tv**2 - 1e-12  # Pinsker
@@ -59,12 +66,18 @@ def test_the_pull_times_the_crosstalk_is_autograds_gradient(name):
     target, log_q = rows(3, 4), rows(3, 5, 4, seed=1).log().requires_grad_()
     (expected,) = torch.autograd.grad(ALL[name](target, imm.induce(log_q)).sum(), log_q)
     weight = pull(ALL[name], target, imm.induce(log_q.detach()))
-    torch.testing.assert_close(-weight.unsqueeze(1) * imm.crosstalk(log_q), expected, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(
+        -weight.unsqueeze(1) * imm.crosstalk(log_q), expected, atol=1e-7, rtol=1e-6
+    )
 
 
 def test_sinkhorns_gradient_by_finite_differences():
     target, log_q = rows(4), rows(4, seed=1).log()
-    found, numeric, step = pull(ALL["sinkhorn"], target, log_q), torch.empty(4, dtype=torch.float64), 1e-5
+    found, numeric, step = (
+        pull(ALL["sinkhorn"], target, log_q),
+        torch.empty(4, dtype=torch.float64),
+        1e-5,
+    )
     for label in range(4):
         ends = []
         for sign in (1, -1):
@@ -83,7 +96,9 @@ def test_sinkhorn_knows_what_is_near():
     assert divergence(here, far.log()) > 2 * divergence(here, near.log())
     symmetric = divergences.total_variation
     torch.testing.assert_close(symmetric(here, far.log()), symmetric(here, near.log()))
-    assert divergence(here, far.log()) == pytest.approx((here - far).cumsum(0)[:-1].abs().sum().item(), rel=0.05)
+    assert divergence(here, far.log()) == pytest.approx(
+        (here - far).cumsum(0)[:-1].abs().sum().item(), rel=0.05
+    )
 
 
 def test_plackett_luce_is_the_probability_of_the_order():
@@ -120,7 +135,9 @@ def test_sequential_is_joint(name):
     found = []
     for sequential in (False, True):
         draws = torch.Generator().manual_seed(0)
-        estimator = imm.SampledIMM(model.target, model.contexts, 5, sequential, draws, divergence=ALL[name])
+        estimator = imm.SampledIMM(
+            model.target, model.contexts, 5, sequential, draws, divergence=ALL[name]
+        )
         loss = 1.7 * estimator(model.query, model.short)
         found.append((estimator.risk, model.gradient(loss)))
     torch.testing.assert_close(found[0], found[1])
@@ -133,7 +150,9 @@ def test_serialized_and_moving_average_have_the_exact_gradient_at_an_exact_table
     log_q = model.query(model.short, model.extended)
     serialized = imm.SerializedIMM(model.target, 2, 4, divergence=ALL[name]).double()
     serialized.refresh([(log_q.detach(), model.short)])
-    torch.testing.assert_close(model.gradient(serialized(log_q, model.short, log_q.detach())), expected)
+    torch.testing.assert_close(
+        model.gradient(serialized(log_q, model.short, log_q.detach())), expected
+    )
     torch.testing.assert_close(serialized.risk, risk)
     average = imm.MovingAverageIMM(model.target, 2, 4, momentum=1.0, divergence=ALL[name]).double()
     log_q = model.query(model.short, model.extended)
@@ -143,7 +162,9 @@ def test_serialized_and_moving_average_have_the_exact_gradient_at_an_exact_table
 
 @pytest.mark.parametrize("name", PROPER)
 def test_consistent_on_induced_models_and_not_on_the_model_itself(name):
-    """At the true model the gradient of D(P̄ ‖ Q̄) vanishes, that of the mean of D(P̄ ‖ Q) does not."""
+    """At the true model the gradient of D(P̄ ‖ Q̄) vanishes, that of the mean of D(P̄ ‖ Q) does
+    not.
+    """
     model = Model()
     p_bar = model.logits.detach().exp().mean(1)
     model.target = p_bar
@@ -175,7 +196,9 @@ def test_bad_input():
         lambda d: imm.MovingAverageIMM(model.target, 2, 4, divergence=d),
         as_divergence,
     ):
-        with pytest.raises(ValueError, match=r"divergence must be one of .*Jensen-Shannon.*got 'kl'"):
+        with pytest.raises(
+            ValueError, match=r"divergence must be one of .*Jensen-Shannon.*got 'kl'"
+        ):
             build("kl")
         with pytest.raises(TypeError, match="divergence must be a name or a function"):
             build(3)

@@ -1,4 +1,6 @@
-"""The estimators against brute force, against each other, and through saving, moving and refreshing."""
+"""The estimators against brute force, against each other, and through saving, moving and
+refreshing.
+"""
 
 import copy
 import math
@@ -8,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from worlds import PairModel, assert_same, brute_risk, generator, gradients, random_log_q, random_probabilities
+from worlds import (
+    PairModel,
+    assert_same,
+    brute_risk,
+    generator,
+    gradients,
+    random_log_q,
+    random_probabilities,
+)
 
 import imm_lib as imm
 
@@ -32,7 +42,9 @@ def brute_mean_risk(net: PairModel, batch: torch.Tensor, contexts: nn.Module) ->
     return total / len(batch)
 
 
-@pytest.mark.parametrize("contexts", [imm.GroupedContexts(DATA), imm.BeliefContexts(random_probabilities(S, N))])
+@pytest.mark.parametrize(
+    "contexts", [imm.GroupedContexts(DATA), imm.BeliefContexts(random_probabilities(S, N))]
+)
 def test_exact_is_the_enumeration(contexts):
     net, exact = model(), imm.ExactIMM(TARGET, contexts)
     value = exact(net, BATCH)
@@ -68,14 +80,18 @@ def test_two_dimensional_short_contexts_share_samples_too():
         seen.append(short)
         return torch.zeros(len(short), 2, dtype=torch.float64).log_softmax(1)
 
-    imm.SampledIMM(lambda s: torch.full((len(s), 2), 0.5), imm.KernelContexts(points), k=3)(query, points)
+    imm.SampledIMM(lambda s: torch.full((len(s), 2), 0.5), imm.KernelContexts(points), k=3)(
+        query, points
+    )
     assert seen[0].shape == (6, 2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
 @pytest.mark.parametrize("upstream", [1.0, -2.5])
 def test_sequential_equals_joint_and_crosstalk(k, upstream):
-    """Autograd, the explicit crosstalk of Appendix C.2 and the sequential estimator: one gradient, to 1e-12."""
+    """Autograd, the explicit crosstalk of Appendix C.2 and the sequential estimator: one gradient,
+    to 1e-12.
+    """
     net, contexts = model(), imm.GroupedContexts(DATA)
     joint = imm.SampledIMM(TARGET, contexts, k, generator=generator(4))
     sequential = imm.SampledIMM(TARGET, contexts, k, sequential=True, generator=generator(4))
@@ -125,7 +141,9 @@ def test_sequential_under_autocast_and_in_half_precision():
         return net(features[extended]).log_softmax(-1)
 
     def value(sequential):
-        term = imm.SampledIMM(TARGET.float(), imm.GroupedContexts(DATA), 3, sequential, generator(1))
+        term = imm.SampledIMM(
+            TARGET.float(), imm.GroupedContexts(DATA), 3, sequential, generator(1)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             return term(query, BATCH)
 
@@ -170,7 +188,9 @@ def test_a_label_that_no_context_allows_has_no_gradient():
 
 
 def test_sharing_samples_is_unbiased_for_the_batch():
-    """Sampled at k: the mean over draws is the expectation computed by enumerating all draws of k = 2."""
+    """Sampled at k: the mean over draws is the expectation computed by enumerating all draws of k =
+    2.
+    """
     net, contexts = model(), imm.GroupedContexts(DATA)
     with torch.no_grad():
         expected = 0.0
@@ -178,7 +198,9 @@ def test_sharing_samples_is_unbiased_for_the_batch():
             extend = contexts.extend(s.item())
             pairs = torch.cartesian_prod(extend, extend)
             log_q = net(s.expand(pairs.numel()), pairs.flatten()).unflatten(0, (-1, 2))
-            expected += imm.imm_risk(TARGET[s].expand(len(pairs), Y), log_q).mean().item() / len(BATCH)
+            expected += imm.imm_risk(TARGET[s].expand(len(pairs), Y), log_q).mean().item() / len(
+                BATCH
+            )
         term = imm.SampledIMM(TARGET, contexts, k=2, generator=generator(9))
         draws = torch.stack([term(net, BATCH) for _ in range(3000)])
     error = (draws.std() / math.sqrt(len(draws))).item()
@@ -211,7 +233,9 @@ def test_serialized_has_the_exact_gradient_right_after_a_refresh():
 @given(st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_serialized_minimises_a_majoriser(seed):
-    """With the frozen ratio, risk(Q) <= risk(Q†) + surrogate(Q) - surrogate(Q†): a generalised EM step."""
+    """With the frozen ratio, risk(Q) <= risk(Q†) + surrogate(Q) - surrogate(Q†): a generalised EM
+    step.
+    """
     serialized = imm.SerializedIMM(TARGET, S, Y).double()
     frozen, moved = random_log_q(N, Y, seed=seed), random_log_q(N, Y, seed=seed + 1)
     serialized.refresh([(frozen, DATA)])
@@ -230,7 +254,9 @@ def test_refresh_is_all_or_nothing():
     for bad in ([], [(log_q, DATA), (log_q + 1, DATA)], [(log_q, DATA + 1)]):
         with pytest.raises(ValueError):
             serialized.refresh(bad)
-        assert all(torch.equal(before[name], value) for name, value in serialized.state_dict().items())
+        assert all(
+            torch.equal(before[name], value) for name, value in serialized.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize("momentum", [0.01, 0.3, 1.0])
@@ -246,7 +272,9 @@ def test_moving_average_against_a_loop_in_probabilities(momentum):
             table[s] = mean if s not in table else (1 - momentum) * table[s] + momentum * mean
         rows = torch.stack([table[s] for s in short.tolist()])
         gradient = -TARGET[short] * log_q.detach().exp() / rows / len(short)
-        torch.testing.assert_close(torch.autograd.grad(surrogate, log_q)[0], gradient, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            torch.autograd.grad(surrogate, log_q)[0], gradient, rtol=1e-12, atol=1e-12
+        )
         risk = -(TARGET[short] * rows.log()).sum(1).mean()
         torch.testing.assert_close(term.risk, risk, rtol=1e-12, atol=1e-12)
     assert term.visited.tolist() == [s in table for s in range(S)]
@@ -327,7 +355,9 @@ def test_a_model_cast_to_half_precision_keeps_its_tables(dtype):
     parent = nn.ModuleDict(
         {
             "term": imm.MovingAverageIMM(TARGET.float(), S, Y, momentum=0.002),
-            "sampled": imm.SampledIMM(TARGET.float(), imm.BeliefContexts(random_probabilities(S, N).float()), 2),
+            "sampled": imm.SampledIMM(
+                TARGET.float(), imm.BeliefContexts(random_probabilities(S, N).float()), 2
+            ),
             "bigram": imm.KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1]), 3),
         }
     )
@@ -354,13 +384,17 @@ def test_a_bad_target_leaves_the_generator_alone():
     source = generator(1)
     before = source.get_state()
     with pytest.raises(ValueError):
-        imm.SampledIMM(TARGET[:1], imm.GroupedContexts(DATA), 2, generator=source)(model(), torch.tensor([1]))
+        imm.SampledIMM(TARGET[:1], imm.GroupedContexts(DATA), 2, generator=source)(
+            model(), torch.tensor([1])
+        )
     assert torch.equal(before, source.get_state())
 
 
 @pytest.mark.parametrize("kind", ["serialized", "average", "clipped", "eval"])
 def test_parts_of_a_batch_are_the_batch(monkeypatch, kind):
-    """On a CPU a batch is worked on in parts of whole short contexts: as small as one, or all at once."""
+    """On a CPU a batch is worked on in parts of whole short contexts: as small as one, or all at
+    once.
+    """
     from imm_lib import surrogates
 
     generator = torch.Generator().manual_seed(0)
@@ -377,7 +411,9 @@ def test_parts_of_a_batch_are_the_batch(monkeypatch, kind):
             estimator.refresh([(first.log_softmax(-1), short)])
             loss = estimator(log_q, short, first.log_softmax(-1))
         else:
-            estimator = imm.MovingAverageIMM(target, 6, 5, 0.3, 1.5 if kind == "clipped" else math.inf)
+            estimator = imm.MovingAverageIMM(
+                target, 6, 5, 0.3, 1.5 if kind == "clipped" else math.inf
+            )
             estimator(first.log_softmax(-1), short)
             loss = estimator.train(kind != "eval")(log_q, short)
         found.append((loss, torch.autograd.grad(loss, logits)[0], estimator.table, estimator.risk))

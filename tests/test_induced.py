@@ -46,7 +46,9 @@ def test_laws(shape):
     risk = imm.imm_risk(target, log_q, log_w)
     assert (risk <= imm.noising_risk(target, log_q, log_w) + 1e-12).all()
     assert (risk >= -(target * target.log()).sum(-1) - 1e-12).all()
-    torch.testing.assert_close(imm.crosstalk(log_q, log_w).sum(-2), torch.ones(batch, labels, dtype=torch.float64))
+    torch.testing.assert_close(
+        imm.crosstalk(log_q, log_w).sum(-2), torch.ones(batch, labels, dtype=torch.float64)
+    )
 
 
 def test_default_weights_are_uniform_and_leading_dimensions_broadcast():
@@ -71,7 +73,9 @@ def test_unlikely_labels_survive_in_log_space():
 
 
 def test_impossible_labels_and_contexts_left_out_cost_nothing():
-    log_q = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]], dtype=torch.float64, requires_grad=True)
+    log_q = torch.tensor(
+        [[0.0, -math.inf], [0.0, -math.inf]], dtype=torch.float64, requires_grad=True
+    )
     target = torch.tensor([1.0, 0.0], dtype=torch.float64)
     for risk in (imm.imm_risk, imm.noising_risk):
         value = risk(target, log_q)
@@ -101,7 +105,8 @@ def test_gradients_against_finite_differences():
     for risk in (imm.imm_risk, imm.noising_risk):
         # through log_softmax, so that perturbed inputs stay log-probabilities
         assert torch.autograd.gradcheck(
-            lambda x, risk=risk: risk(target, x.log_softmax(-1)), random_log_q(2, 4, 3).requires_grad_()
+            lambda x, risk=risk: risk(target, x.log_softmax(-1)),
+            random_log_q(2, 4, 3).requires_grad_(),
         )
 
 
@@ -120,13 +125,18 @@ def test_half_precision_is_accumulated_in_float32(dtype):
 def test_float32_stays_close_to_float64():
     log_q, target = random_log_q(20, 8, 30), random_probabilities(20, 30)
     torch.testing.assert_close(
-        imm.imm_risk(target.float(), log_q.float()).double(), imm.imm_risk(target, log_q), rtol=1e-5, atol=1e-5
+        imm.imm_risk(target.float(), log_q.float()).double(),
+        imm.imm_risk(target, log_q),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_works_under_vmap_and_compile_like_transforms():
     log_q, target = random_log_q(3, 4, 5), random_probabilities(3, 5)
-    torch.testing.assert_close(torch.func.vmap(imm.imm_risk)(target, log_q), imm.imm_risk(target, log_q))
+    torch.testing.assert_close(
+        torch.func.vmap(imm.imm_risk)(target, log_q), imm.imm_risk(target, log_q)
+    )
     jacobian = torch.func.jacrev(lambda x: imm.induce(x.log_softmax(-1)))(log_q)
     assert jacobian.shape == (3, 5, 3, 4, 5)
 
@@ -138,11 +148,17 @@ def test_segments_against_a_loop(n, size, labels, seed):
     index = torch.randint(size, (n,), generator=torch.Generator().manual_seed(seed))
     result = segment_logsumexp(values, index, size)
     for s in range(size):
-        expected = values[index == s].logsumexp(0) if (index == s).any() else torch.full((labels + 1,), -math.inf)
+        expected = (
+            values[index == s].logsumexp(0)
+            if (index == s).any()
+            else torch.full((labels + 1,), -math.inf)
+        )
         torch.testing.assert_close(result[s], expected.double())
     present = index.unique()
     (gradient,) = torch.autograd.grad(result[present].sum(), values)
-    (twin,) = torch.autograd.grad(sum(values[index == s].logsumexp(0).sum() for s in present), values)
+    (twin,) = torch.autograd.grad(
+        sum(values[index == s].logsumexp(0).sum() for s in present), values
+    )
     torch.testing.assert_close(gradient, twin)
 
 

@@ -1,4 +1,6 @@
-"""The Kneser-Ney bigram against a dictionary twin, its laws, its degenerate corpora, and the paper's numbers."""
+"""The Kneser-Ney bigram against a dictionary twin, its laws, its degenerate corpora, and the
+paper's numbers.
+"""
 
 import math
 from collections import Counter
@@ -19,7 +21,10 @@ def twin(tokens: list[int], vocab_size: int) -> list[list[float]]:
     """Modified Kneser-Ney with dictionaries and loops; rows of probabilities."""
     counts = Counter(pairwise(tokens))
     d = discounts(torch.tensor(list(counts.values())))
-    total, before = Counter(tokens[:-1]), {y: {x for x, z in counts if z == y} for y in range(vocab_size)}
+    total, before = (
+        Counter(tokens[:-1]),
+        {y: {x for x, z in counts if z == y} for y in range(vocab_size)},
+    )
     continuations = [len(before[y]) or 0.5 for y in range(vocab_size)]
     backoff = [c / math.fsum(continuations) for c in continuations]
     rows = []
@@ -43,9 +48,13 @@ def test_against_the_twin(tokens):
     assert (table > 0).all()
     torch.testing.assert_close(table.sum(1), torch.ones(7))
     short, label = torch.cartesian_prod(torch.arange(7), torch.arange(7)).T
-    torch.testing.assert_close(model.log_prob(short, label).exp().view(7, 7).float(), table, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        model.log_prob(short, label).exp().view(7, 7).float(), table, rtol=1e-5, atol=1e-7
+    )
     by_pair = -sum(math.log(table[x, y].item()) for x, y in pairwise(tokens))
-    assert model.perplexity(torch.tensor(tokens)) == pytest.approx(math.exp(by_pair / (len(tokens) - 1)), rel=1e-5)
+    assert model.perplexity(torch.tensor(tokens)) == pytest.approx(
+        math.exp(by_pair / (len(tokens) - 1)), rel=1e-5
+    )
 
 
 def test_repeated_rows_and_order():
@@ -70,7 +79,9 @@ def test_discounts_by_hand():
 
 
 def test_conventions_differ_only_in_orphans():
-    train = torch.tensor([3, 0, 1, 2, 0, 1, 0, 2, 2, 1] * 8)[:-7]  # 3 recurs, so it has a left neighbour
+    train = torch.tensor([3, 0, 1, 2, 0, 1, 0, 2, 2, 1] * 8)[
+        :-7
+    ]  # 3 recurs, so it has a left neighbour
     model = imm.KneserNeyBigram.fit(train, 4)
     assert not model.orphans.any()
     text = torch.tensor([0, 1, 2] * 12)
@@ -86,13 +97,19 @@ def test_conventions_differ_only_in_orphans():
     assert model.perplexity(text) == pytest.approx(math.exp(loss.mean()))
     assert model.perplexity(text, "zero-loss") == pytest.approx(math.exp(loss[kept].sum() / n))
     assert model.perplexity(text, "drop") == pytest.approx(math.exp(loss[kept].sum() / (n - 1)))
-    assert model.perplexity(text, "paper") == pytest.approx(math.exp(loss[:35][kept[:35]].sum() / 35))
+    assert model.perplexity(text, "paper") == pytest.approx(
+        math.exp(loss[:35][kept[:35]].sum() / 35)
+    )
 
 
 def test_it_serves_as_a_target_and_moves_with_the_estimator():
     tokens = torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1])
     term = imm.MovingAverageIMM(imm.KneserNeyBigram.fit(tokens, 3), 3, 3)
-    log_q = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).log_softmax(1).requires_grad_()
+    log_q = (
+        torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+        .log_softmax(1)
+        .requires_grad_()
+    )
     term(log_q, tokens[:-1]).backward()
     assert log_q.grad.abs().sum() > 0
     assert set(term.state_dict()) == {"table", "visited"}
@@ -106,22 +123,54 @@ def pairs(short, label):
 @pytest.mark.parametrize(
     ("call", "error", "pattern"),
     [
-        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([], dtype=torch.long), 3), ValueError, "tokens .*non-empty"),
-        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([1]), 3), ValueError, "tokens .*at least 2"),
-        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0.0, 1.0]), 3), TypeError, "tokens .*integer.*float32"),
-        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 3]), 3), ValueError, r"tokens .*\[0, 3\).*3"),
+        (
+            lambda m: imm.KneserNeyBigram.fit(torch.tensor([], dtype=torch.long), 3),
+            ValueError,
+            "tokens .*non-empty",
+        ),
+        (
+            lambda m: imm.KneserNeyBigram.fit(torch.tensor([1]), 3),
+            ValueError,
+            "tokens .*at least 2",
+        ),
+        (
+            lambda m: imm.KneserNeyBigram.fit(torch.tensor([0.0, 1.0]), 3),
+            TypeError,
+            "tokens .*integer.*float32",
+        ),
+        (
+            lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 3]), 3),
+            ValueError,
+            r"tokens .*\[0, 3\).*3",
+        ),
         (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, -1]), 3), ValueError, "tokens .*-1"),
         (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 0), ValueError, "vocab_size .*0"),
-        (lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 2.0), TypeError, "vocab_size .*int.*2.0"),
+        (
+            lambda m: imm.KneserNeyBigram.fit(torch.tensor([0, 1]), 2.0),
+            TypeError,
+            "vocab_size .*int.*2.0",
+        ),
         (lambda m: pairs([0, 1], [1]), ValueError, r"label .*2.*\(1,\)"),
         (lambda m: pairs([0], [3]), ValueError, r"label .*\[0, 3\).*3"),
         (lambda m: pairs([0.0], [1]), TypeError, "short .*integer"),
         (lambda m: m(torch.tensor([3])), ValueError, r"short .*\[0, 3\).*3"),
         (lambda m: m(torch.tensor([0], device="meta")), ValueError, "short is on meta"),
-        (lambda m: m.log_prob(torch.tensor([0, 1]), torch.tensor([0])), ValueError, r"label .*2.*\(1,\)"),
-        (lambda m: m.perplexity(torch.tensor([0, 1]), "ignore"), ValueError, "zero .*safe.*'ignore'"),
+        (
+            lambda m: m.log_prob(torch.tensor([0, 1]), torch.tensor([0])),
+            ValueError,
+            r"label .*2.*\(1,\)",
+        ),
+        (
+            lambda m: m.perplexity(torch.tensor([0, 1]), "ignore"),
+            ValueError,
+            "zero .*safe.*'ignore'",
+        ),
         (lambda m: m.perplexity(torch.tensor([0])), ValueError, "tokens .*at least 2.*1"),
-        (lambda m: m.perplexity(torch.tensor([0] * 35), "paper"), ValueError, "tokens .*at least 36.*35"),
+        (
+            lambda m: m.perplexity(torch.tensor([0] * 35), "paper"),
+            ValueError,
+            "tokens .*at least 36.*35",
+        ),
     ],
 )
 def test_bad_input(call, error, pattern):
@@ -133,7 +182,12 @@ def test_bad_input(call, error, pattern):
 @pytest.mark.needs_data("ptb")
 def test_the_papers_numbers():
     corpus = imm.data.load("ptb")
-    assert [len(corpus.train), len(corpus.valid), len(corpus.test), len(corpus.vocab)] == [929589, 73760, 82430, 10000]
+    assert [len(corpus.train), len(corpus.valid), len(corpus.test), len(corpus.vocab)] == [
+        929589,
+        73760,
+        82430,
+        10000,
+    ]
     model = imm.KneserNeyBigram.fit(corpus.train, 10_000)
     assert model.discounts == pytest.approx((0.7077, 1.0838, 1.4432), abs=5e-5)
     for split, printed in (("train", 92.19), ("valid", 199.28), ("test", 185.71)):
@@ -153,5 +207,7 @@ def test_a_sixteenth_of_the_text_has_many_orphans():
     hit = model.orphans[corpus.valid[1:]]
     assert round(100 * hit.float().mean().item()) == 6
     assert -model.log_prob(corpus.valid[:-1], corpus.valid[1:])[hit].min() > 10
-    safe, drop, free = (model.perplexity(corpus.valid, zero) for zero in ("safe", "drop", "zero-loss"))
+    safe, drop, free = (
+        model.perplexity(corpus.valid, zero) for zero in ("safe", "drop", "zero-loss")
+    )
     assert 1.4 < safe / drop < 1.5 and free < drop

@@ -1,4 +1,6 @@
-"""The language experiments: texts, models, histories, terms, training and its checkpoints, gradients."""
+"""The language experiments: texts, models, histories, terms, training and its checkpoints,
+gradients.
+"""
 
 import copy
 import dataclasses
@@ -49,7 +51,9 @@ def text(size, seed=0):
     rows = torch.rand(V, V, V, generator=generator).pow(4)
     tokens = [0, 1]
     for _ in range(size - 2):
-        tokens.append(torch.multinomial(rows[tokens[-2], tokens[-1]], 1, generator=generator).item())
+        tokens.append(
+            torch.multinomial(rows[tokens[-2], tokens[-1]], 1, generator=generator).item()
+        )
     return torch.tensor(tokens)
 
 
@@ -71,7 +75,9 @@ def lstm(dropout=0.0, tied=False, width=8):
 
 def transformer(dropout=0.0, tied=False, width=8):
     torch.manual_seed(1)
-    model = Transformer(V, width, dropout=dropout, tied=tied, heads=2, window=5, longest=12).double()
+    model = Transformer(
+        V, width, dropout=dropout, tied=tied, heads=2, window=5, longest=12
+    ).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -86,7 +92,11 @@ SMALL = Settings(width=8, dropout=0.2, batch=4, unroll=5, epochs=3, lr=0.5)
 def test_part_keeps_lines_and_maps_rare_words(texts):
     vocab = ["<eos>", "<unk>", "x", "y", "z"]
     corpus = Corpus(
-        "c", torch.tensor([2, 3, 0, 2, 4, 0, 3, 0]), torch.tensor([4, 0, 2, 0]), torch.tensor([3, 0]), vocab
+        "c",
+        torch.tensor([2, 3, 0, 2, 4, 0, 3, 0]),
+        torch.tensor([4, 0, 2, 0]),
+        torch.tensor([3, 0]),
+        vocab,
     )
     small = part(corpus, lines=2, held_out=1)
     assert small.vocab == ["<eos>", "<unk>", "x"]
@@ -97,7 +107,9 @@ def test_part_keeps_lines_and_maps_rare_words(texts):
 
 def test_part_goes_on_with_the_first_line():
     vocab = ["<eos>", "<unk>", "x", "y"]
-    corpus = Corpus("c", torch.tensor([2, 0, 3, 0, 3, 2, 0]), torch.tensor([2, 0]), torch.tensor([3, 0]), vocab)
+    corpus = Corpus(
+        "c", torch.tensor([2, 0, 3, 0, 3, 2, 0]), torch.tensor([2, 0]), torch.tensor([3, 0]), vocab
+    )
     assert part(corpus, lines=2, first=2, least=1).train.tolist() == [3, 2, 0, 2, 0]
     assert part(corpus, lines=2, first=5, least=1).train.tolist() == [3, 2, 0, 2, 0]
 
@@ -108,7 +120,9 @@ def test_part_goes_on_with_the_first_line():
      ({"lines": 1, "least": 0}, "least")],
 )  # fmt: skip
 def test_part_refuses(arguments, words):
-    corpus = Corpus("c", torch.tensor([1, 0]), torch.tensor([1, 0]), torch.tensor([1, 0]), ["<eos>", "<unk>"])
+    corpus = Corpus(
+        "c", torch.tensor([1, 0]), torch.tensor([1, 0]), torch.tensor([1, 0]), ["<eos>", "<unk>"]
+    )
     with pytest.raises(ValueError, match=words):
         part(corpus, **arguments)
 
@@ -138,7 +152,9 @@ def test_a_stream_refuses_a_short_text(tokens):
 
 def test_topics_need_more_than_the_previous_word():
     tokens = topics(20_000, seed=1)
-    assert torch.equal(tokens, topics(20_000, seed=1)) and not torch.equal(tokens, topics(20_000, seed=2))
+    assert torch.equal(tokens, topics(20_000, seed=1)) and not torch.equal(
+        tokens, topics(20_000, seed=2)
+    )
     assert tokens.shape == (20_000,) and tokens.min() >= 0 and tokens.max() < 40
     pairs = tokens[:-1] * 40 + tokens[1:]
     bigram = torch.bincount(pairs, minlength=1600).view(40, 40).double()
@@ -328,7 +344,9 @@ def test_terms_that_share_the_pass_are_the_estimators(texts, bigram):
     block = next(iter(stream))
     log_q, _ = model(block.words, model.begin(4))
     flat, short = log_q.flatten(0, 1), block.words.flatten()
-    torch.testing.assert_close(Uncorrected(bigram, 1.0).shared(log_q, block), imm.ReverseKD(bigram)(flat, short))
+    torch.testing.assert_close(
+        Uncorrected(bigram, 1.0).shared(log_q, block), imm.ReverseKD(bigram)(flat, short)
+    )
     term = MovingAverage(bigram, 1.0, memory=20, max_ratio=5)
     term.begin_epoch(model, stream, True)
     twin = imm.MovingAverageIMM(bigram, V, V, 1 / 20, 5)
@@ -355,7 +373,12 @@ def test_the_published_way_begins_from_the_state_before_the_block(texts, bigram)
                 for row in range(2):
                     rows = []
                     for place in places[row].tolist():
-                        words = torch.tensor([stream.words[p % len(stream.words)] for p in range(place - 3, place + 1)])
+                        words = torch.tensor(
+                            [
+                                stream.words[p % len(stream.words)]
+                                for p in range(place - 3, place + 1)
+                            ]
+                        )
                         rows.append(model(words.view(1, -1), state[row : row + 1])[0][0, -1])
                     target = bigram(block.words[row, column].view(1))[0].double()
                     expected -= (target * imm.induce(torch.stack(rows))).sum().item() / 6
@@ -380,13 +403,18 @@ def test_the_exact_gradient_is_autograds(texts, bigram, build):
             log_induced = torch.logsumexp(log_q[same], 0) - math.log(int(same.sum()))
             risk -= same.sum() / len(same) * (bigram(word.view(1))[0].double() * log_induced).sum()
         grads = torch.autograd.grad(risk, list(model.parameters()), allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), grads, strict=True)]
+    flat = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(model.parameters(), grads, strict=True)
+    ]
     expected = torch.cat([g.flatten() for g in flat])
     assert fidelity.compare(exact, expected)["error"] < 1e-5  # the table of Q̂ is float32
 
 
 def test_estimators_by_fidelity(texts, bigram):
-    """What was measured on toys: corrected terms near the exact gradient, the uncorrected one far from it."""
+    """What was measured on toys: corrected terms near the exact gradient, the uncorrected one far
+    from it.
+    """
     torch.manual_seed(0)
     model, stream = LSTM(V, 16, scale=1.5).double(), Stream(texts.train, 1, 399)
     exact = fidelity.exact_gradient(model, stream, bigram)
@@ -400,7 +428,9 @@ def test_estimators_by_fidelity(texts, bigram):
     }.items():
         term.begin_epoch(model, stream, True)
         term.eval()
-        found[name] = fidelity.compare(fidelity.mean_gradient(model, stream, term, 3 if name == "cached" else 1), exact)
+        found[name] = fidelity.compare(
+            fidelity.mean_gradient(model, stream, term, 3 if name == "cached" else 1), exact
+        )
     assert found["serialized"]["error"] < 1e-4
     assert found["average"]["error"] < 1e-4
     assert found["cached"]["cosine"] > 0.9
@@ -514,7 +544,9 @@ def test_a_resumed_run_is_bit_for_bit_the_whole_one(texts, bigram, name, tmp_pat
     settings = dataclasses.replace(SMALL, epochs=4, start=1)
     whole = train(texts, terms(texts, bigram)[name], settings)
     file = tmp_path / "run.pt"
-    train(texts, terms(texts, bigram)[name], dataclasses.replace(settings, epochs=2), checkpoint=file)
+    train(
+        texts, terms(texts, bigram)[name], dataclasses.replace(settings, epochs=2), checkpoint=file
+    )
     torch.rand(5)  # what happens between must not matter
     resumed = train(texts, terms(texts, bigram)[name], settings, checkpoint=file)
     for a, b in zip(whole.last.parameters(), resumed.last.parameters(), strict=True):
@@ -535,7 +567,10 @@ def test_training_leaves_torchs_generator_alone(texts):
 
 
 def test_a_resumed_run_keeps_adams_moments(texts, tmp_path):
-    settings, file = dataclasses.replace(SMALL, model="transformer", optimiser="adam", lr=0.01), tmp_path / "run.pt"
+    settings, file = (
+        dataclasses.replace(SMALL, model="transformer", optimiser="adam", lr=0.01),
+        tmp_path / "run.pt",
+    )
     whole = train(texts, settings=settings)
     train(texts, settings=dataclasses.replace(settings, epochs=1), checkpoint=file)
     resumed = train(texts, settings=settings, checkpoint=file)
@@ -546,12 +581,16 @@ def test_a_resumed_run_keeps_adams_moments(texts, tmp_path):
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
 def test_training_learns_and_keeps_the_best_epoch(texts, model):
     # a window and places for 35 words, more than the text's columns need
-    settings = dataclasses.replace(SMALL, model=model, width=8, epochs=10, lr=1.0 if model == "lstm" else 0.1)
+    settings = dataclasses.replace(
+        SMALL, model=model, width=8, epochs=10, lr=1.0 if model == "lstm" else 0.1
+    )
     trained = train(texts, settings=settings)
     valid = [e["valid"] for e in trained.history]
     assert min(valid) < V < valid[0] + 2
     stream = Stream(texts.valid, 4, 5)
-    assert measures.perplexity(measures.label_log_probs(trained.model, stream)) == pytest.approx(min(valid))
+    assert measures.perplexity(measures.label_log_probs(trained.model, stream)) == pytest.approx(
+        min(valid)
+    )
 
 
 def test_the_rate_falls_when_validation_does_not_and_training_stops(texts):
@@ -581,7 +620,9 @@ def test_a_term_may_wait_for_a_lower_rate(texts, bigram):
 
 
 def test_gradients_are_clipped_apart(texts, bigram):
-    """The step with a term of its own passes is clip(loss) + λ clip(term), as clipped_backward has it."""
+    """The step with a term of its own passes is clip(loss) + λ clip(term), as clipped_backward has
+    it.
+    """
     from imm_lib.experiments.language.training import _add_gradients
 
     model, stream = lstm(), Stream(texts.train, 4, 5)
@@ -614,7 +655,9 @@ def test_gradients_are_clipped_apart(texts, bigram):
     ours = grads()
     model.zero_grad()
     log_q, loss, _ = losses()
-    imm.clipped_backward(loss, Uncorrected(bigram, 0.7).shared(log_q, block), model.parameters(), 0.7, 0.01)
+    imm.clipped_backward(
+        loss, Uncorrected(bigram, 0.7).shared(log_q, block), model.parameters(), 0.7, 0.01
+    )
     for a, b in zip(ours, grads(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -628,11 +671,20 @@ def test_gradients_are_clipped_together_if_told_so(texts, bigram):
     for seed, limit in ((2, 0.01), (3, 1e9)):
         found = []
         for ours in (True, False):
-            loss = F.nll_loss(model(block.words, model.begin(4))[0].flatten(0, 1), block.labels.flatten())
+            loss = F.nll_loss(
+                model(block.words, model.begin(4))[0].flatten(0, 1), block.labels.flatten()
+            )
             parts = Sampled(bigram, 0.7, histories, words=0, chunk=20, seed=seed).own(model, block)
             model.zero_grad()
             if ours:
-                _add_gradients(model, loss, None, parts, 0.7, dataclasses.replace(SMALL, clip=limit, clip_apart=False))
+                _add_gradients(
+                    model,
+                    loss,
+                    None,
+                    parts,
+                    0.7,
+                    dataclasses.replace(SMALL, clip=limit, clip_apart=False),
+                )
             else:
                 (loss + 0.7 * sum(parts)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
@@ -656,7 +708,9 @@ def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):
         loss = loss + lam * imm.ReverseKD(bigram)(log_q.flatten(0, 1), block.words.flatten())
         return torch.autograd.grad(5 * loss, list(run.model.parameters()))
 
-    for number, lam in enumerate([0.0, 0.0, 0.25 * 0.6, 0.0, 0.5 * 0.6, 0.0, 0.75 * 0.6, 0.0, 0.6, 0.0, 0.6]):
+    for number, lam in enumerate(
+        [0.0, 0.0, 0.25 * 0.6, 0.0, 0.5 * 0.6, 0.0, 0.75 * 0.6, 0.0, 0.6, 0.0, 0.6]
+    ):
         for a, b in zip(gradient(number), expected(lam), strict=True):
             torch.testing.assert_close(a, b)
 
@@ -705,7 +759,12 @@ def test_a_checkpoint_of_another_text_or_term(texts, bigram, tmp_path):
     file, settings = tmp_path / "run.pt", dataclasses.replace(SMALL, epochs=1)
     train(texts, MovingAverage(bigram, 1.0), settings, checkpoint=file)
     with pytest.raises(ValueError, match="text ="):
-        train(dataclasses.replace(texts, train=texts.train.flip(0)), MovingAverage(bigram, 1.0), SMALL, checkpoint=file)
+        train(
+            dataclasses.replace(texts, train=texts.train.flip(0)),
+            MovingAverage(bigram, 1.0),
+            SMALL,
+            checkpoint=file,
+        )
     for term in (Term(), MovingAverage(bigram, 0.5), MovingAverage(bigram, 1.0, memory=9)):
         with pytest.raises(ValueError, match="term ="):
             train(texts, term, SMALL, checkpoint=file)
@@ -715,7 +774,9 @@ def test_a_checkpoint_of_another_text_or_term(texts, bigram, tmp_path):
 def test_a_file_that_is_no_checkpoint(texts, tmp_path, content):
     file = tmp_path / "run.pt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint must be a file that train has written, got run\.pt"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint must be a file that train has written, got run\.pt"
+    ):
         train(texts, settings=SMALL, checkpoint=file)
     assert file.read_bytes() == content
 
@@ -724,7 +785,9 @@ def test_a_checkpoint_of_another_vocabulary(texts, tmp_path):
     file = tmp_path / "run.pt"
     train(texts, settings=dataclasses.replace(SMALL, epochs=1), checkpoint=file)
     with pytest.raises(ValueError, match="vocabulary = 8"):
-        train(dataclasses.replace(texts, vocab=[*texts.vocab, "f"]), settings=SMALL, checkpoint=file)
+        train(
+            dataclasses.replace(texts, vocab=[*texts.vocab, "f"]), settings=SMALL, checkpoint=file
+        )
 
 
 @pytest.mark.parametrize(
@@ -782,7 +845,9 @@ trained = train(texts, Noising(texts.train, V), settings, checkpoint=Path({file!
 def test_a_killed_run_goes_on(texts, tmp_path):
     file = tmp_path / "run.pt"
     script = SCRIPT.format(tests=str(Path(__file__).parent), file=str(file))
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     deadline = time.monotonic() + 120
     while not file.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -809,14 +874,25 @@ def test_readings_pair_the_seeds_that_have_finished():
         return {"unit": {"arm": arm, "lines": 5, "seed": seed}, "numbers": numbers}
 
     units = [unit("baseline", s, t) for s, t in enumerate((10.0, 12.0, 14.0))]
-    units += [unit("a", s, t) for s, t in enumerate((9.0, 10.0, 11.0, 1.0))]  # the baseline lacks the last seed
-    units += [{"unit": {"arm": "b", "lines": 5, "seed": 0}, "numbers": {"diverged": "at step 1"}}, unit("b", 1, 13.0)]
-    result = {"config": {"sizes": [[5, 4]], "arms": {"baseline": {}, "a": {}, "b": {}, "c": {}}}, "units": units}
+    units += [
+        unit("a", s, t) for s, t in enumerate((9.0, 10.0, 11.0, 1.0))
+    ]  # the baseline lacks the last seed
+    units += [
+        {"unit": {"arm": "b", "lines": 5, "seed": 0}, "numbers": {"diverged": "at step 1"}},
+        unit("b", 1, 13.0),
+    ]
+    result = {
+        "config": {"sizes": [[5, 4]], "arms": {"baseline": {}, "a": {}, "b": {}, "c": {}}},
+        "units": units,
+    }
     found = lm.readings.summary(result)
     assert list(found) == ["baseline", "a", "b"]
     assert found["a"]["seeds"] == 3 and found["a"]["test"] == 10 and found["a"]["cost"] == 1.5
-    # differences -1, -2, -3: a standard error of 1/sqrt(3), and Student's 97.5 % point for two degrees is 4.3027
-    assert found["a"]["difference"] == -2 and found["a"]["half_width"] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    # differences -1, -2, -3: a standard error of 1/sqrt(3), and Student's 97.5 % point for two
+    # degrees is 4.3027
+    assert found["a"]["difference"] == -2 and found["a"]["half_width"] == pytest.approx(
+        4.3027 / 3**0.5, rel=1e-4
+    )
     assert found["b"]["seeds"] == 1 and math.isnan(found["b"]["difference"])
     assert found["baseline"]["difference"] == found["baseline"]["half_width"] == 0
     changes = lm.readings.changes({"units": units[:4]}, {"units": units[4:]})

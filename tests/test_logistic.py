@@ -1,4 +1,6 @@
-"""Logistic regression: the closed-form gradients against the library's estimators under autograd, and the problem."""
+"""Logistic regression: the closed-form gradients against the library's estimators under autograd,
+and the problem.
+"""
 
 import math
 from dataclasses import replace
@@ -28,7 +30,9 @@ def rows(run: int, data: logistic.Data = DATA) -> Tensor:
 
 
 def query(run: int, weights: Tensor):
-    """The full model of one run on (N,) short contexts, given as values, and (N,) indices of data points."""
+    """The full model of one run on (N,) short contexts, given as values, and (N,) indices of data
+    points.
+    """
 
     def model(short: Tensor, extended: Tensor) -> Tensor:
         logit = weights[0] * short + DATA.extended[:, extended, run].T @ weights[1:3] + weights[3]
@@ -64,19 +68,28 @@ def test_exact_is_the_estimator_with_kernel_contexts():
     def risk(model, run):
         contexts = imm.KernelContexts(DATA.short[:, run], bandwidth=1.0)
         order = DATA.short[:, run].argsort()
-        target = lambda short: rows(run)[order][torch.searchsorted(DATA.short[order, run].contiguous(), short)]  # noqa: E731
+
+        def target(short):
+            place = torch.searchsorted(DATA.short[order, run].contiguous(), short)
+            return rows(run)[order][place]
+
         return imm.ExactIMM(target, contexts)(model, DATA.short[:, run])
 
     assert_twins(terms.exact(DATA), risk)
 
 
 def test_noising():
-    twin = lambda model, run: imm.noising_risk(rows(run), dense(model, run), KERNEL[:, :, run].log()).mean()  # noqa: E731
+    def twin(model, run):
+        return imm.noising_risk(rows(run), dense(model, run), KERNEL[:, :, run].log()).mean()
+
     assert_twins(terms.noising(DATA), twin)
 
 
 def test_reverse_kd():
-    assert_twins(terms.reverse_kd(DATA), lambda model, run: imm.ReverseKD(rows(run))(own(model, run), torch.arange(N)))
+    assert_twins(
+        terms.reverse_kd(DATA),
+        lambda model, run: imm.ReverseKD(rows(run))(own(model, run), torch.arange(N)),
+    )
 
 
 @pytest.mark.parametrize("k", [1, 4, N])
@@ -132,7 +145,10 @@ def test_serialized_keeps_the_ratio_of_its_last_refresh():
 
 def test_moving_average_is_the_estimator_on_drawn_contexts():
     before = WEIGHTS + torch.randn(4, R, generator=generator(2), dtype=torch.float64)
-    term, draw = terms.moving_average(DATA, 0.3, generator(9)), terms.drawer(KERNEL, 1, generator(9))
+    term, draw = (
+        terms.moving_average(DATA, 0.3, generator(9)),
+        terms.drawer(KERNEL, 1, generator(9)),
+    )
     logistic.gradient(DATA, before, term)
     first, second = draw()[:, 0], draw()[:, 0]
 
@@ -152,7 +168,8 @@ def test_a_stale_table_with_the_current_model():
 
     def risk(model, run):
         old, new = (
-            imm.induce(dense(query(run, w[:, run]), run), KERNEL[:, :, run].log()).exp() for w in (before, WEIGHTS)
+            imm.induce(dense(query(run, w[:, run]), run), KERNEL[:, :, run].log()).exp()
+            for w in (before, WEIGHTS)
         )
         log_q = own(model, run)
         weight = rows(run) * log_q.detach().exp() / (0.5 * old + 0.5 * new)
@@ -163,22 +180,30 @@ def test_a_stale_table_with_the_current_model():
 
 @pytest.mark.parametrize("method", [m for m in logistic.METHODS if m != "baseline"])
 def test_training_is_gradient_descent(method):
-    """Two steps of ``train`` are two steps by hand; ρ by run; the first run does not depend on the others."""
+    """Two steps of ``train`` are two steps by hand; ρ by run; the first run does not depend on the
+    others.
+    """
     rho = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
     options = {"generator": generator(4)} if method in ("IMM sampled", "IMM moving average") else {}
     fast = logistic.train(DATA, method, rho, steps=2, lr=0.7, **options)
     if options:
         options["generator"].manual_seed(4)
-    term, weights = logistic.METHODS[method](DATA, **options), torch.zeros(4, R, dtype=torch.float64)
+    term, weights = (
+        logistic.METHODS[method](DATA, **options),
+        torch.zeros(4, R, dtype=torch.float64),
+    )
     for step in range(2):
         x = torch.cat([DATA.short[None], DATA.extended, torch.ones(1, N, R, dtype=torch.float64)])
         residual = torch.sigmoid((weights[:, None] * x).sum(0)) - DATA.label
         primary = (x * residual).mean(1)
-        weights = weights - 0.7 * ((1 - rho) * primary + rho * logistic.gradient(DATA, weights, term, step))
+        weights = weights - 0.7 * (
+            (1 - rho) * primary + rho * logistic.gradient(DATA, weights, term, step)
+        )
     torch.testing.assert_close(fast, weights, rtol=1e-10, atol=1e-10)
     if not options:
         number, vector = (
-            logistic.train(DATA, method, r, steps=2) for r in (0.1, torch.full((R,), 0.1, dtype=torch.float64))
+            logistic.train(DATA, method, r, steps=2)
+            for r in (0.1, torch.full((R,), 0.1, dtype=torch.float64))
         )
         torch.testing.assert_close(number, vector, rtol=1e-12, atol=1e-12)
     baseline = logistic.train(DATA, "baseline", steps=2, lr=0.7)
@@ -187,13 +212,21 @@ def test_training_is_gradient_descent(method):
 
 def test_the_objective_is_what_training_descends():
     """Its derivative by autograd is the gradient of the two parts; and training lowers it."""
-    weights, rho = WEIGHTS.clone().requires_grad_(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    weights, rho = (
+        WEIGHTS.clone().requires_grad_(),
+        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64),
+    )
     (slow,) = torch.autograd.grad(logistic.objective(DATA, weights, rho).sum(), weights)
     x = torch.cat([DATA.short[None], DATA.extended, torch.ones(1, N, R, dtype=torch.float64)])
     residual = torch.sigmoid((WEIGHTS[:, None] * x).sum(0)) - DATA.label
-    fast = (1 - rho) * (x * residual).mean(1) + rho * logistic.gradient(DATA, WEIGHTS, terms.exact(DATA))
+    fast = (1 - rho) * (x * residual).mean(1) + rho * logistic.gradient(
+        DATA, WEIGHTS, terms.exact(DATA)
+    )
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
-    path = [logistic.objective(DATA, w, rho) for w, _ in zip(logistic.descend(DATA, "IMM exact", rho), range(50))]  # noqa: B905
+    path = [
+        logistic.objective(DATA, w, rho)
+        for w, _ in zip(logistic.descend(DATA, "IMM exact", rho), range(50), strict=False)
+    ]
     assert (torch.stack(path).diff(dim=0) < 0).all()
 
 
@@ -210,7 +243,9 @@ def test_extreme_weights_stay_finite():
             assert torch.isfinite(logistic.gradient(DATA, scale * WEIGHTS, term)).all()
 
 
-@pytest.mark.parametrize("normal", [(1, 1, 1), (1, 2, 1), (2, -1, 3), (1, 0, -2), (1, 0, 0), (0, 1, 1)])
+@pytest.mark.parametrize(
+    "normal", [(1, 1, 1), (1, 2, 1), (2, -1, 3), (1, 0, -2), (1, 0, 0), (0, 1, 1)]
+)
 def test_the_restricted_model_is_the_share_of_each_slice(normal):
     plane = logistic.Plane.through_centre(*normal)
     x1 = torch.tensor([0.0, 0.13, 0.4, 0.5, 0.77, 1.0], dtype=torch.float64)
@@ -228,8 +263,11 @@ def test_accuracy_and_restricted_risk_of_the_truth():
     p = plane.restricted((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
     entropy = -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()
     assert plane.restricted_risk(sharp).item() == pytest.approx(entropy, abs=2e-3)
-    # a share of 1 is the restricted Bayes rule: correct on three quarters of the points of this plane
-    assert plane.accuracy(sharp, share=1.0).item() == pytest.approx(100 * p.maximum(1 - p).mean().item(), abs=0.3)
+    # a share of 1 is the restricted Bayes rule: correct on three quarters of the points of this
+    # plane
+    assert plane.accuracy(sharp, share=1.0).item() == pytest.approx(
+        100 * p.maximum(1 - p).mean().item(), abs=0.3
+    )
 
 
 def test_data_are_nested_and_repeat():
@@ -249,8 +287,16 @@ CASES = {
         ValueError,
         "k must be at most n = 7 with replacement=False, got 8",
     ),
-    "k 0": (lambda: logistic.train(DATA, "IMM sampled", 0.5, k=0), ValueError, "k must be at least 1"),
-    "method": (lambda: logistic.train(DATA, "IMM"), ValueError, "method must be one of baseline, noising.*got 'IMM'"),
+    "k 0": (
+        lambda: logistic.train(DATA, "IMM sampled", 0.5, k=0),
+        ValueError,
+        "k must be at least 1",
+    ),
+    "method": (
+        lambda: logistic.train(DATA, "IMM"),
+        ValueError,
+        "method must be one of baseline, noising.*got 'IMM'",
+    ),
     "option": (
         lambda: logistic.train(DATA, "noising", 0.5, k=3),
         TypeError,
@@ -261,23 +307,65 @@ CASES = {
         TypeError,
         "'baseline' has the options none, got k",
     ),
-    "rho 1.1": (lambda: logistic.train(DATA, "noising", 1.1), ValueError, r"rho must be .*\[0, 1\].*1.1"),
-    "rho nan": (lambda: logistic.train(DATA, "noising", float("nan")), ValueError, "rho must be .*nan"),
-    "rho's shape": (lambda: logistic.train(DATA, "noising", torch.zeros(2)), ValueError, r"rho must be .*\(3,\)"),
-    "rho's range": (lambda: logistic.train(DATA, "noising", torch.full((3,), -0.5)), ValueError, "rho must be .*-0.5"),
+    "rho 1.1": (
+        lambda: logistic.train(DATA, "noising", 1.1),
+        ValueError,
+        r"rho must be .*\[0, 1\].*1.1",
+    ),
+    "rho nan": (
+        lambda: logistic.train(DATA, "noising", float("nan")),
+        ValueError,
+        "rho must be .*nan",
+    ),
+    "rho's shape": (
+        lambda: logistic.train(DATA, "noising", torch.zeros(2)),
+        ValueError,
+        r"rho must be .*\(3,\)",
+    ),
+    "rho's range": (
+        lambda: logistic.train(DATA, "noising", torch.full((3,), -0.5)),
+        ValueError,
+        "rho must be .*-0.5",
+    ),
     "lambda < 0": (lambda: logistic.ratio(-0.1), ValueError, "lam must be .*-0.1"),
     "lr 0": (lambda: logistic.train(DATA, "noising", 0.5, lr=0), ValueError, "lr must be"),
-    "steps 0": (lambda: logistic.train(DATA, "noising", 0.5, steps=0), ValueError, "steps must be at least 1"),
-    "bandwidth": (lambda: logistic.train(DATA, "noising", 0.5, bandwidth=0), ValueError, "bandwidth must be"),
-    "period": (lambda: logistic.train(DATA, "IMM serialized", 0.5, period=0), ValueError, "period must be at least 1"),
-    "momentum": (lambda: logistic.train(DATA, "stale table", 0.5, momentum=2), ValueError, "momentum must be"),
-    "generator": (lambda: logistic.train(DATA, "IMM sampled", 0.5, generator=3), TypeError, "generator must be"),
+    "steps 0": (
+        lambda: logistic.train(DATA, "noising", 0.5, steps=0),
+        ValueError,
+        "steps must be at least 1",
+    ),
+    "bandwidth": (
+        lambda: logistic.train(DATA, "noising", 0.5, bandwidth=0),
+        ValueError,
+        "bandwidth must be",
+    ),
+    "period": (
+        lambda: logistic.train(DATA, "IMM serialized", 0.5, period=0),
+        ValueError,
+        "period must be at least 1",
+    ),
+    "momentum": (
+        lambda: logistic.train(DATA, "stale table", 0.5, momentum=2),
+        ValueError,
+        "momentum must be",
+    ),
+    "generator": (
+        lambda: logistic.train(DATA, "IMM sampled", 0.5, generator=3),
+        TypeError,
+        "generator must be",
+    ),
     "features nan": (
-        lambda: logistic.data(torch.full((1, 2, 3), torch.nan), torch.zeros(1, 2), torch.zeros(1, 2)),
+        lambda: logistic.data(
+            torch.full((1, 2, 3), torch.nan), torch.zeros(1, 2), torch.zeros(1, 2)
+        ),
         ValueError,
         "x must be finite",
     ),
-    "features' shape": (lambda: logistic.data(torch.zeros(2, 3), None, None), ValueError, r"x must be \(R, n, 3\)"),
+    "features' shape": (
+        lambda: logistic.data(torch.zeros(2, 3), None, None),
+        ValueError,
+        r"x must be \(R, n, 3\)",
+    ),
     "labels": (
         lambda: logistic.data(torch.zeros(1, 2, 3), torch.full((1, 2), 2), torch.zeros(1, 2)),
         ValueError,
@@ -293,7 +381,11 @@ CASES = {
         ValueError,
         r"plane must leave points .* both sides, got g in \[0.5, 3.5\]",
     ),
-    "plane nan": (lambda: logistic.Plane((1.0, float("nan"), 1.0)), ValueError, "coefficient of the plane"),
+    "plane nan": (
+        lambda: logistic.Plane((1.0, float("nan"), 1.0)),
+        ValueError,
+        "coefficient of the plane",
+    ),
     "plane 2-D": (lambda: logistic.Plane((1.0, 1.0)), ValueError, "normal must hold 3"),
     "coin": (lambda: DATA.weaken(1.5), ValueError, "coin must be"),
 }
@@ -309,15 +401,28 @@ def test_bad_input(name):
 
 def test_spread():
     values = torch.arange(101.0)
-    assert spread(values) == {"mean": 50.0, "se": round(values.std().item() / 101**0.5, 4), "p10": 10.0, "p90": 90.0}
+    assert spread(values) == {
+        "mean": 50.0,
+        "se": round(values.std().item() / 101**0.5, 4),
+        "p10": 10.0,
+        "p90": 90.0,
+    }
 
 
 def test_a_curve_moved_by_thirty_per_cent_is_read_as_thirty_per_cent():
     sizes = [2, 4, 8, 16, 32]
     noise = torch.randn(1, 200, generator=generator(1), dtype=torch.float64)
     curve = lambda n: 10 * torch.tensor(n, dtype=torch.float64).log()[:, None] + noise  # noqa: E731
-    found = extra_data(sizes, curve(sizes), sizes, curve([1.3 * n for n in sizes]), 200, generator(2))
-    assert list(found) == ["2", "4", "8", "16", "all sizes"]  # beyond 32 there is no baseline to read, and no tens
+    found = extra_data(
+        sizes, curve(sizes), sizes, curve([1.3 * n for n in sizes]), 200, generator(2)
+    )
+    assert list(found) == [
+        "2",
+        "4",
+        "8",
+        "16",
+        "all sizes",
+    ]  # beyond 32 there is no baseline to read, and no tens
     for reading in found.values():
         assert reading["percent"] == pytest.approx(30, abs=0.01)
         assert reading["interval"][0] <= 30.01 and reading["interval"][1] >= 29.99
@@ -334,19 +439,34 @@ def test_cpu_seconds_are_counted_on_a_cpu():
 def test_a_reading_outside_the_baseline_is_none():
     sizes, baseline = torch.tensor([2, 4, 8]), torch.tensor([60.0, 70.0, 65.0])
     found = equal_accuracy(sizes, baseline, torch.tensor([50.0, 65.0, 70.1]))
-    assert found.isnan().tolist() == [True, False, True] and found[1].item() == pytest.approx(8**0.5)
+    assert found.isnan().tolist() == [True, False, True] and found[1].item() == pytest.approx(
+        8**0.5
+    )
 
 
 def test_the_papers_table():
     assert list(paper.TABLE_4) == [5, 10, 15, 20, 30, 40, 50]
     assert paper.standard_error(paper.TABLE_4[5]["baseline"]) == pytest.approx(0.69, abs=0.01)
     planes = paper.search_planes()
-    assert [1, 1, 1] in planes and [1, 1, 2] in planes and [2, 2, 2] not in planes and len(planes) == 44
+    assert (
+        [1, 1, 1] in planes
+        and [1, 1, 2] in planes
+        and [2, 2, 2] not in planes
+        and len(planes) == 44
+    )
 
 
 def small(experiment):
     """An experiment cut down to a second's work."""
-    cuts = {"runs": 3, "steps": 4, "draws": 3, "loop_steps": 1, "repeats": 1, "bootstrap": 5, "periods": [1, 2]}
+    cuts = {
+        "runs": 3,
+        "steps": 4,
+        "draws": 3,
+        "loop_steps": 1,
+        "repeats": 1,
+        "bootstrap": 5,
+        "periods": [1, 2],
+    }
     config = {k: cuts.get(k, v) for k, v in experiment.scales["ci"].items()}
     if isinstance(experiment.scales["ci"]["steps"], list):
         config["steps"] = [4]

@@ -1,4 +1,6 @@
-"""Masked language models on GLUE: files, encoder, the causal view, the target, arms, training and its checkpoints."""
+"""Masked language models on GLUE: files, encoder, the causal view, the target, arms, training and
+its checkpoints.
+"""
 
 import copy
 import dataclasses
@@ -19,7 +21,8 @@ from imm_lib.experiments.masked import Example, Prefixes, Settings, encoder, tar
 from imm_lib.experiments.masked.terms import Causal
 
 needs_glue = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="needs the extra: pip install 'imm_lib[glue]'"
+    importlib.util.find_spec("transformers") is None,
+    reason="needs the extra: pip install 'imm_lib[glue]'",
 )
 
 WORDS = ["a", "b", "c", "d"]
@@ -50,7 +53,9 @@ def examples():
 @pytest.fixture
 def bigrams(model, examples):
     ids = [ids for ids, _ in model.encode(examples)]
-    large = imm.KneserNeyBigram.fit(torch.cat([ids for ids, _ in model.encode(sentences(50, 7))]), model.vocab_size)
+    large = imm.KneserNeyBigram.fit(
+        torch.cat([ids for ids, _ in model.encode(sentences(50, 7))]), model.vocab_size
+    )
     return target.fit(ids, large)
 
 
@@ -66,12 +71,20 @@ def write(tmp_path, monkeypatch, name, content):
 
 def test_files_are_read_as_they_are(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, "CoLA", 'x\t1\t\tHe said "go.\ny\t0\t*\tGo said he.\n')
-    assert tasks.load("CoLA", "train") == [Example('He said "go.', None, 1), Example("Go said he.", None, 0)]
+    assert tasks.load("CoLA", "train") == [
+        Example('He said "go.', None, 1),
+        Example("Go said he.", None, 0),
+    ]
     assert tasks.available("CoLA") and not tasks.available("CoLA", "dev")
 
 
 def test_pairs_and_their_labels(tmp_path, monkeypatch):
-    write(tmp_path, monkeypatch, "RTE", "index\tsentence1\tsentence2\tlabel\n0\tA b.\tC d.\tnot_entailment\n")
+    write(
+        tmp_path,
+        monkeypatch,
+        "RTE",
+        "index\tsentence1\tsentence2\tlabel\n0\tA b.\tC d.\tnot_entailment\n",
+    )
     assert tasks.load("RTE", "train") == [Example("A b.", "C d.", 1)]
 
 
@@ -93,7 +106,9 @@ def test_bad_rows_name_their_line(tmp_path, monkeypatch, content, words):
 def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("IMM_DATA", str(tmp_path))
     monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"MRPC has no public archive.* a folder that holds glue/MRPC/dev\.tsv"):
+    with pytest.raises(
+        DataError, match=r"MRPC has no public archive.* a folder that holds glue/MRPC/dev\.tsv"
+    ):
         tasks.load("MRPC", "dev")
     with pytest.raises(ValueError, match="task must be one of"):
         tasks.load("SST", "dev")
@@ -118,8 +133,14 @@ def test_downloads_are_verified_and_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(imm.data, "retrieve", retrieve)
     for files, words in (
-        ({"CoLA/train.tsv": texts["train"], "CoLA/dev.tsv": "y\t1\t\tSpoilt.\n"}, r"CoLA \(dev\) came with a wrong"),
-        ({"CoLA/train.tsv": texts["train"]}, r"CoLA \(archive\) is not what it was.*glue/CoLA/train\.tsv"),
+        (
+            {"CoLA/train.tsv": texts["train"], "CoLA/dev.tsv": "y\t1\t\tSpoilt.\n"},
+            r"CoLA \(dev\) came with a wrong",
+        ),
+        (
+            {"CoLA/train.tsv": texts["train"]},
+            r"CoLA \(archive\) is not what it was.*glue/CoLA/train\.tsv",
+        ),
     ):
         sent.clear()
         sent.update(files)
@@ -135,7 +156,12 @@ def test_downloads_are_verified_and_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["CoLA", "RTE", "QNLI"])
 def test_copies_here_are_those_of_the_archive(name):
     folders = [folder / "glue" / tasks.TASKS[name].folder for folder in imm.data.folders()]
-    files = [path for folder in folders for path in folder.glob("*.tsv") if path.stem in tasks.TASKS[name].sha256]
+    files = [
+        path
+        for folder in folders
+        for path in folder.glob("*.tsv")
+        if path.stem in tasks.TASKS[name].sha256
+    ]
     if not files:
         pytest.skip(f"needs the files of {name}: set IMM_DATA to a folder that holds glue/{name}")
     for path in files:
@@ -205,7 +231,9 @@ def test_the_head_begins_as_the_identity(model):
     torch.testing.assert_close(model.log_probs(features), expected)
     copied = model.for_task(2)
     copied.body.get_input_embeddings().weight.data.zero_()
-    torch.testing.assert_close(copied.log_probs(features), torch.full((3, 9), -math.log(9)))  # tied to its own
+    torch.testing.assert_close(
+        copied.log_probs(features), torch.full((3, 9), -math.log(9))
+    )  # tied to its own
     torch.testing.assert_close(model.log_probs(features), expected)
 
 
@@ -232,12 +260,19 @@ def test_a_tokenizer_without_a_mask(model):
 
 
 def saved(folder, kind):
-    """An untrained model of ``transformers`` with the masked-LM head of its kind, as a hub's are stored."""
+    """An untrained model of ``transformers`` with the masked-LM head of its kind, as a hub's are
+    stored.
+    """
     import transformers
 
     known = tasks.load("CoLA", "train")[:200] if tasks.available("CoLA") else sentences(20)
     tokenizer = masked.tiny([e.first for e in known], width=16).tokenizer
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     special = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
     config = getattr(transformers, f"{kind}Config")(**sizes, **special)
     torch.manual_seed(0)
@@ -256,10 +291,14 @@ def test_a_model_of_transformers_keeps_its_own_head(tmp_path, kind):
     whole = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     batch = model.batch(model.encode(sentences(5)))
     with torch.no_grad():
-        expected = whole(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(-1)
+        expected = whole(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(
+            -1
+        )
         found = model.log_probs(model.features(batch)[batch.mask])
     torch.testing.assert_close(found, expected[batch.mask])
-    assert model.limit == {"Bert": 512, "Roberta": 512 - 1}[kind]  # RoBERTa's positions begin behind its padding's
+    assert (
+        model.limit == {"Bert": 512, "Roberta": 512 - 1}[kind]
+    )  # RoBERTa's positions begin behind its padding's
     longest = Example(" ".join(["a"] * (model.limit - 2)), None, 0)
     assert torch.isfinite(model.features(model.batch(model.encode([longest])))).all()
     with pytest.raises(ValueError, match=f"at most {model.limit} word pieces"):
@@ -295,24 +334,36 @@ def test_a_place_sees_its_past_and_nothing_else(model, examples):
     found = prefixes.log_q(model, torch.arange(len(prefixes.label)))
     for ids, segment in sequences:
         for position in range(1, len(ids) - 1):
-            assert prefixes.short[place] == ids[position - 1] and prefixes.label[place] == ids[position]
-            seen = torch.cat([ids[:position], torch.full((len(ids) - 1 - position,), mask), ids[-1:]])
+            assert (
+                prefixes.short[place] == ids[position - 1]
+                and prefixes.label[place] == ids[position]
+            )
+            seen = torch.cat(
+                [ids[:position], torch.full((len(ids) - 1 - position,), mask), ids[-1:]]
+            )
             features = model.features(model.batch([(seen, segment)]))
-            torch.testing.assert_close(found[place], model.log_probs(features[0, position : position + 1])[0])
+            torch.testing.assert_close(
+                found[place], model.log_probs(features[0, position : position + 1])[0]
+            )
             place += 1
     changed = [(ids.clone(), segment) for ids, segment in sequences]
     for ids, _ in changed:
         ids[3:-1] = ids[3:-1].flip(0)
     again = Prefixes(changed, model)
     for number in range(5):  # the third piece's prefix ends before it
-        torch.testing.assert_close(again.log_q(model, again.first[number].view(1)), found[prefixes.first[number]][None])
+        torch.testing.assert_close(
+            again.log_q(model, again.first[number].view(1)), found[prefixes.first[number]][None]
+        )
 
 
 @needs_glue
 def test_places_of_sequences(model, examples):
     prefixes = Prefixes(model.encode(examples), model)
     places = prefixes.of(torch.tensor([3, 0]))
-    wanted = [*range(int(prefixes.first[3]), int(prefixes.first[4])), *range(int(prefixes.first[1]))]
+    wanted = [
+        *range(int(prefixes.first[3]), int(prefixes.first[4])),
+        *range(int(prefixes.first[1])),
+    ]
     assert places.tolist() == wanted
     with pytest.raises(ValueError, match="sequences must hold"):
         Prefixes([(torch.tensor([2, 3]), torch.zeros(2))], model)
@@ -324,24 +375,35 @@ def test_segments_do_not_tell_where_a_second_sentence_begins(model):
     model.eval()
     pairs = [Example("a b", "c d a", 0), Example("a b c", "d a", 0), Example("a b c d", "a", 0)]
     sequences = model.encode(pairs)
-    assert len({len(ids) for ids, _ in sequences}) == 1 and len({tuple(s.tolist()) for _, s in sequences}) == 3
+    assert (
+        len({len(ids) for ids, _ in sequences}) == 1
+        and len({tuple(s.tolist()) for _, s in sequences}) == 3
+    )
     prefixes = Prefixes(sequences, model)
     log_q = prefixes.log_q(model, torch.arange(len(prefixes.label))).view(3, -1, model.vocab_size)
     for i in range(3):  # the places whose prefixes are [CLS], [CLS] a, [CLS] a b
         torch.testing.assert_close(log_q[:, i], log_q[:1, i].expand(3, -1))
     torch.testing.assert_close(log_q[1, 3], log_q[2, 3])  # [CLS] a b c
-    _, segment, position = prefixes.masked(int(prefixes.first[1]) - 2)  # within the second sentence it is known
-    assert segment[position - 1 :].tolist() == [1] * (len(segment) - position + 1) and segment[0] == 0
+    _, segment, position = prefixes.masked(
+        int(prefixes.first[1]) - 2
+    )  # within the second sentence it is known
+    assert (
+        segment[position - 1 :].tolist() == [1] * (len(segment) - position + 1) and segment[0] == 0
+    )
 
 
 @needs_glue
 def test_one_place_of_each_sequence(model, examples, bigrams, monkeypatch):
     prefixes = Prefixes(model.encode(examples), model)
-    term = Causal("MLM + IMM", bigrams, prefixes, k=2, places=0, generator=torch.Generator().manual_seed(0))
+    term = Causal(
+        "MLM + IMM", bigrams, prefixes, k=2, places=0, generator=torch.Generator().manual_seed(0)
+    )
     numbers, seen = torch.tensor([5, 0, 9]), []
     # the word before stands for the place here: all places of the text by their own number
     prefixes.short = torch.arange(len(prefixes.short))
-    monkeypatch.setattr(type(term.estimator), "forward", lambda self, query, short: seen.append(short))
+    monkeypatch.setattr(
+        type(term.estimator), "forward", lambda self, query, short: seen.append(short)
+    )
     for _ in range(200):
         term(model, numbers)
     drawn = torch.stack(seen)
@@ -352,7 +414,9 @@ def test_one_place_of_each_sequence(model, examples, bigrams, monkeypatch):
 @needs_glue
 @pytest.mark.parametrize("arm", ["MLM + IMM", "MLM + noising", "MLM + unigram"])
 def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
-    """With every place of a batch drawn often and many contexts of the whole text, against enumerated ones."""
+    """With every place of a batch drawn often and many contexts of the whole text, against
+    enumerated ones.
+    """
 
     class Rows(torch.nn.Module):  # a target whose rows differ, so that the arms do
         vocab_size = model.vocab_size
@@ -365,7 +429,9 @@ def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
     with torch.no_grad():
         model.head.map.weight.mul_(6)  # so that prefixes differ too
     prefixes = Prefixes(model.encode(examples[:12]), model)
-    term = Causal(arm, bigrams, prefixes, k=300, places=300, generator=torch.Generator().manual_seed(0))
+    term = Causal(
+        arm, bigrams, prefixes, k=300, places=300, generator=torch.Generator().manual_seed(0)
+    )
     batch = torch.tensor([7, 2, 4])
     found = term(model.train(), batch).item()  # without dropout all the same
     assert model.training
@@ -380,37 +446,54 @@ def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
     arms = ["", "MLM + unigram", "MLM + noising", "MLM + IMM"]
     known = dict(zip(arms, torch.stack(risks).mean(0).tolist(), strict=True))
     assert found == pytest.approx(known[arm], rel=0.03)
-    assert all(abs(value - known[arm]) > 0.06 * known[arm] for other, value in known.items() if other != arm), known
+    assert all(
+        abs(value - known[arm]) > 0.06 * known[arm]
+        for other, value in known.items()
+        if other != arm
+    ), known
 
 
 # the target
 
 
 @needs_glue
-def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text(model, examples, bigrams):
+def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text(
+    model, examples, bigrams
+):
     short = torch.arange(model.vocab_size)
     rows = bigrams(short)
     torch.testing.assert_close(rows.sum(1), torch.ones(model.vocab_size))
     for word in short[:8]:  # by brute force, from the two bigrams' own rows
         rows_of = [part(word.view(1))[0] for part in (bigrams.task, bigrams.large)]
-        expected = [bigrams.weight * a + (1 - bigrams.weight) * b for a, b in zip(*rows_of, strict=True)]
+        expected = [
+            bigrams.weight * a + (1 - bigrams.weight) * b for a, b in zip(*rows_of, strict=True)
+        ]
         torch.testing.assert_close(rows[word], torch.stack(expected))
-    label = torch.randint(model.vocab_size, (model.vocab_size,), generator=torch.Generator().manual_seed(0))
+    label = torch.randint(
+        model.vocab_size, (model.vocab_size,), generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(bigrams.log_prob(short, label).exp().float(), rows[short, label])
     assert bigrams.weight in target.WEIGHTS
     ids = [ids for ids, _ in model.encode(examples)]
     pairs = [(int(a), int(b)) for s in ids for a, b in itertools.pairwise(s[:-1])]
     short, label = torch.tensor(pairs).T
     large = imm.KneserNeyBigram.fit_pairs(short, label, model.vocab_size)
-    assert target.fit(ids, large).weight == min(target.WEIGHTS)  # it knows the held-out text: it is trusted
+    assert target.fit(ids, large).weight == min(
+        target.WEIGHTS
+    )  # it knows the held-out text: it is trusted
     fitted = target.fit(ids, bigrams.large)
     torch.testing.assert_close(fitted.task.dense(), large.dense())
     task = [s for i, s in enumerate(ids) if i % 10]
-    part = imm.KneserNeyBigram.fit_pairs(torch.cat([s[:-2] for s in task]), torch.cat([s[1:-1] for s in task]), 9)
+    part = imm.KneserNeyBigram.fit_pairs(
+        torch.cat([s[:-2] for s in task]), torch.cat([s[1:-1] for s in task]), 9
+    )
     held_out = [(a, b) for s in ids[::10] for a, b in itertools.pairwise(s[:-1])]
 
     def mean_log(w):
-        mixed = [w * part(a.view(1))[0, b] + (1 - w) * bigrams.large(a.view(1))[0, b] for a, b in held_out]
+        mixed = [
+            w * part(a.view(1))[0, b] + (1 - w) * bigrams.large(a.view(1))[0, b]
+            for a, b in held_out
+        ]
         return torch.stack(mixed).log().mean().item()
 
     assert fitted.weight == max(target.WEIGHTS, key=mean_log)
@@ -431,7 +514,9 @@ SMALL = Settings(epochs=2, batch=6, lr=1e-3, places=3, k=2)
 
 @needs_glue
 def test_masked_words_are_masked_as_in_bert(model, examples, monkeypatch):
-    """15 % of the words are chosen; of these 80 % are masked, 10 % replaced, 10 % kept; the loss is of the chosen."""
+    """15 % of the words are chosen; of these 80 % are masked, 10 % replaced, 10 % kept; the loss is
+    of the chosen.
+    """
     batch, seen, asked = model.batch(model.encode(examples)), [], []
     features, log_probs = model.features, model.log_probs
     monkeypatch.setattr(model, "features", lambda b: seen.append(b.ids) or features(b))
@@ -446,18 +531,23 @@ def test_masked_words_are_masked_as_in_bert(model, examples, monkeypatch):
     masks = ids == model.tokenizer.mask_token_id
     assert masks.sum().item() / chosen == pytest.approx(0.8, abs=0.03)
     replaced = (ids != batch.ids) & ~masks  # one in nine times by itself
-    assert replaced.sum().item() / chosen == pytest.approx(0.1 * (1 - 1 / model.vocab_size), abs=0.02)
+    assert replaced.sum().item() / chosen == pytest.approx(
+        0.1 * (1 - 1 / model.vocab_size), abs=0.02
+    )
     # once, by hand: where the mask alone shows what was chosen
     at = next(i for i in range(300) if masks[i].sum() == len(asked[i]))
     answers = log_probs(features(batch._replace(ids=ids[at]))[masks[at]])
-    assert losses[at] == pytest.approx(-answers[range(len(answers)), batch.ids[masks[at]]].mean().item(), rel=1e-5)
+    assert losses[at] == pytest.approx(
+        -answers[range(len(answers)), batch.ids[masks[at]]].mean().item(), rel=1e-5
+    )
 
 
 @needs_glue
 def test_at_least_one_word_is_chosen(model):
     one = model.batch(model.encode([Example("a", None, 0)]))
     assert all(
-        math.isfinite(masked.masked_words(model, one, torch.Generator().manual_seed(i)).item()) for i in range(9)
+        math.isfinite(masked.masked_words(model, one, torch.Generator().manual_seed(i)).item())
+        for i in range(9)
     )
 
 
@@ -521,8 +611,13 @@ def test_a_resumed_run_is_the_whole_one(model, examples, bigrams, arm, tmp_path)
     keys = {"base": ["task"], "MLM": ["task", "MLM"]}.get(arm, ["task", "MLM", "causal"])
     assert all(entry[f"norm {key}"] > 0 for entry in resumed["history"] for key in keys)
     with pytest.raises(ValueError, match="checkpoint must be of"):
-        masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(settings, lr=1e-4), file)
-    for name, train, words in (("RTE", examples, "another task"), ("CoLA", examples[::-1], "another train")):
+        masked.fine_tune(
+            model, "CoLA", examples, examples, bigrams, dataclasses.replace(settings, lr=1e-4), file
+        )
+    for name, train, words in (
+        ("RTE", examples, "another task"),
+        ("CoLA", examples[::-1], "another train"),
+    ):
         with pytest.raises(ValueError, match=words):
             masked.fine_tune(model, name, train, examples, bigrams, settings, file)
 
@@ -530,13 +625,24 @@ def test_a_resumed_run_is_the_whole_one(model, examples, bigrams, arm, tmp_path)
 @needs_glue
 def test_all_arms_begin_alike_and_part(model, examples, bigrams):
     runs = {
-        arm: masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(SMALL, arm=arm, epochs=1))
+        arm: masked.fine_tune(
+            model,
+            "CoLA",
+            examples,
+            examples,
+            bigrams,
+            dataclasses.replace(SMALL, arm=arm, epochs=1),
+        )
         for arm in masked.ARMS
     }
     begun = []
     for arm in masked.ARMS:
         torch.manual_seed(0)
-        begun.append(masked.training.Run(model, "CoLA", examples, bigrams, dataclasses.replace(SMALL, arm=arm)).model)
+        begun.append(
+            masked.training.Run(
+                model, "CoLA", examples, bigrams, dataclasses.replace(SMALL, arm=arm)
+            ).model
+        )
     for other in begun[1:]:
         for a, b in zip(begun[0].parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -555,7 +661,9 @@ def test_all_arms_see_the_same_batches_in_every_epoch(model, examples, bigrams, 
 
     monkeypatch.setattr(masked.training.Run, "step", step)
     for arm in masked.ARMS:
-        masked.fine_tune(model, "CoLA", examples, examples, bigrams, dataclasses.replace(SMALL, arm=arm))
+        masked.fine_tune(
+            model, "CoLA", examples, examples, bigrams, dataclasses.replace(SMALL, arm=arm)
+        )
     assert all(batches == seen["base"] for batches in seen.values())
     half = len(seen["base"]) // 2
     assert seen["base"][:half] != seen["base"][half:]
@@ -565,7 +673,9 @@ def test_all_arms_see_the_same_batches_in_every_epoch(model, examples, bigrams, 
 def test_a_task_is_learned(model):
     train, dev = sentences(300, 1), sentences(100, 2)
     torch.manual_seed(0)
-    fitted = masked.fine_tune(model, "RTE", train, dev, settings=Settings(epochs=6, batch=30, lr=3e-3))
+    fitted = masked.fine_tune(
+        model, "RTE", train, dev, settings=Settings(epochs=6, batch=30, lr=3e-3)
+    )
     assert fitted["scores"]["accuracy"] > 0.9 > sum(e.label == 0 for e in dev) / 100
 
 
@@ -581,13 +691,19 @@ def test_pretraining_learns_words_and_the_premise_sees_it(model):
     after = masked.premise(model, bigram, prefixes, prefixes, places=60, k=5)
     assert after["prefix"]["mean"] < before["prefix"]["mean"] - 0.5
     assert before["target"] == after["target"]
-    assert after["target - prefix"]["mean"] == pytest.approx(after["target"]["mean"] - after["prefix"]["mean"])
+    assert after["target - prefix"]["mean"] == pytest.approx(
+        after["target"]["mean"] - after["prefix"]["mean"]
+    )
 
 
 @needs_glue
 def test_pretraining_goes_on_where_it_was_killed(model, tmp_path, monkeypatch):
     sequences = model.encode([Example("a b c d a b c d", None, 0)] * 30)
-    settings, whole, part = Settings(epochs=3, batch=10, lr=1e-3), copy.deepcopy(model), copy.deepcopy(model)
+    settings, whole, part = (
+        Settings(epochs=3, batch=10, lr=1e-3),
+        copy.deepcopy(model),
+        copy.deepcopy(model),
+    )
     losses = masked.pretrain(whole, sequences, settings)
     original, steps = masked.training.masked_words, []
 
@@ -604,7 +720,9 @@ def test_pretraining_goes_on_where_it_was_killed(model, tmp_path, monkeypatch):
     monkeypatch.setattr(masked.training, "masked_words", original)
     fresh = copy.deepcopy(model)
     assert masked.pretrain(fresh, sequences, settings, file, every=2) == losses and len(losses) == 9
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), fresh.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), fresh.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="checkpoint must be of"):
         masked.pretrain(fresh, sequences, dataclasses.replace(settings, lr=2e-3), file)
 
@@ -614,11 +732,14 @@ def test_a_loss_that_is_not_finite_stops(model, examples):
     broken = model.for_task(2)
     broken.head.bias.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
-        masked.fine_tune(broken, "CoLA", examples, examples, settings=dataclasses.replace(SMALL, arm="MLM"))
+        masked.fine_tune(
+            broken, "CoLA", examples, examples, settings=dataclasses.replace(SMALL, arm="MLM")
+        )
 
 
 @pytest.mark.parametrize(
-    "change", [{"arm": "IMM"}, {"epochs": 0}, {"lr": 0.0}, {"mlm": -1.0}, {"lam": math.nan}, {"k": 0}]
+    "change",
+    [{"arm": "IMM"}, {"epochs": 0}, {"lr": 0.0}, {"mlm": -1.0}, {"lam": math.nan}, {"k": 0}],
 )
 def test_settings_refuse(change):
     with pytest.raises((ValueError, TypeError), match=next(iter(change))):
@@ -629,11 +750,18 @@ def test_settings_refuse(change):
 
 
 def only_here(tmp_path, monkeypatch):
-    """Nothing is written but below a folder, and nothing downloaded: skips without local copies of the files."""
+    """Nothing is written but below a folder, and nothing downloaded: skips without local copies of
+    the files.
+    """
     monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
-    if not (imm.data.available("wikitext2") and all(tasks.available("CoLA", split) for split in tasks.SPLITS)):
-        pytest.skip("needs local copies: set IMM_DATA to a folder that holds wikitext2 and glue/CoLA")
+    if not (
+        imm.data.available("wikitext2")
+        and all(tasks.available("CoLA", split) for split in tasks.SPLITS)
+    ):
+        pytest.skip(
+            "needs local copies: set IMM_DATA to a folder that holds wikitext2 and glue/CoLA"
+        )
 
 
 @needs_glue
@@ -643,7 +771,10 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
     experiment = imm.experiments.find("masked-cola")
     config = experiment.scales["ci"]
     config, arms = {**config, "premise": {"places": 4, "k": 2}}, ("base", "MLM + IMM")
-    numbers = [experiment.run({"task": "CoLA", "arm": arm, "seed": 0}, config, torch.device("cpu")) for arm in arms]
+    numbers = [
+        experiment.run({"task": "CoLA", "arm": arm, "seed": 0}, config, torch.device("cpu"))
+        for arm in arms
+    ]
     assert numbers[0]["premise"]["target"] == numbers[1]["premise"]["target"]  # the same places
     assert numbers[0]["premise"]["induced"] != numbers[1]["premise"]["induced"]
     assert [len(n["history"]) for n in numbers] == [1, 1] and numbers[1]["weight"] is not None
@@ -655,13 +786,17 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
         for arm, n in zip(arms, numbers, strict=True)
     ]
     table = experiment.table({"units": units, "config": config})
-    assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][3] == "0.00 ± 0.00"
+    assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][
+        3
+    ] == "0.00 ± 0.00"
     assert table[1][-1] == ""  # no arm "MLM" to be compared with
     assert not list((tmp_path / ".partial").glob("*.pt"))
     if all(tasks.available("RTE", split) for split in tasks.SPLITS):
         # another task's encoder has another vocabulary, and a file of its own
         other = imm.experiments.find("masked-rte")
-        assert other.run({"task": "RTE", "arm": "base", "seed": 0}, other.scales["ci"], torch.device("cpu"))["scores"]
+        assert other.run(
+            {"task": "RTE", "arm": "base", "seed": 0}, other.scales["ci"], torch.device("cpu")
+        )["scores"]
 
 
 @needs_glue
@@ -673,18 +808,25 @@ def test_another_model_is_tuned_by_one_command(tmp_path, monkeypatch):
     assert main(words) == 0
     result = imm.results.load("masked-cola-ci", out)
     assert result["config"]["model"] == folder and len(result["units"]) == len(masked.ARMS)
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))  # it has a head: nothing is pretrained
+    assert not list(
+        (tmp_path / "cache").rglob("*.safetensors")
+    )  # it has a head: nothing is pretrained
 
 
 def test_held_out_examples_stand_apart_and_files_are_shuffled_alike(monkeypatch):
-    lines = {"train": [Example(f"t{i}", None, 0) for i in range(40)], "dev": [Example("d", None, 1)] * 9}
+    lines = {
+        "train": [Example(f"t{i}", None, 0) for i in range(40)],
+        "dev": [Example("d", None, 1)] * 9,
+    }
     monkeypatch.setattr(tasks, "load", lambda name, split: lines[split])
     config = {"examples": {"CoLA": {"train": 20, "dev": 5}}}
     seeds = [masked.runs.examples("CoLA", config, seed) for seed in (0, 1)]
     assert set(seeds[0]["train"]) != set(seeds[1]["train"]) and seeds[0]["dev"] == seeds[1]["dev"]
     found = masked.runs.examples("CoLA", config)
     apart = masked.runs.examples("CoLA", {**config, "held_out": [20, 40]})
-    assert found["train"] == apart["train"] != lines["train"][:20] and found["dev"] == lines["dev"][:5]
+    assert (
+        found["train"] == apart["train"] != lines["train"][:20] and found["dev"] == lines["dev"][:5]
+    )
     assert len(apart["dev"]) == 5 and not set(apart["dev"]) & set(apart["train"])
 
 
@@ -702,27 +844,53 @@ def test_every_number_is_chosen_in_the_simplest_arm_that_has_it():
 
 
 def test_arms_are_paired_by_seed_and_task():
-    score = {("base", 0): 0.1, ("base", 1): 0.3, ("MLM", 0): 0.2, ("MLM", 1): 0.4, ("MLM + IMM", 1): 0.5}
+    score = {
+        ("base", 0): 0.1,
+        ("base", 1): 0.3,
+        ("MLM", 0): 0.2,
+        ("MLM", 1): 0.4,
+        ("MLM + IMM", 1): 0.5,
+    }
     history = [{"cpu_s": 4.0, "steps": 2, "norm task": 1.0, "task": 0.4}]
     units = [
-        {"unit": {"task": "RTE", "arm": arm, "seed": seed}, "numbers": {"scores": {"score": s}, "history": history}}
+        {
+            "unit": {"task": "RTE", "arm": arm, "seed": seed},
+            "numbers": {"scores": {"score": s}, "history": history},
+        }
         for (arm, seed), s in score.items()
     ]
     other = {"unit": {"task": "CoLA", "arm": "base", "seed": 0}, "numbers": units[0]["numbers"]}
     found = masked.readings.paired({"units": [*units, other], "config": {"tasks": ["RTE", "CoLA"]}})
     assert found["MLM"]["gain"] == pytest.approx((10.0, 0.0), abs=1e-9)
-    assert found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None) and found["MLM + IMM"]["seeds"] == 1
+    assert (
+        found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None)
+        and found["MLM + IMM"]["seeds"] == 1
+    )
     assert found["MLM"]["fitted"] == pytest.approx(0.4)
     assert found["base"]["score"][0] == pytest.approx(20.0) and found["base"]["step"] == 2.0
-    assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"]["norms"] == {"task": 1.0}
+    assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"][
+        "norms"
+    ] == {"task": 1.0}
 
 
 def test_what_tuned_models_know_is_paired_by_seed():
-    known = {("base", 0): 7.0, ("MLM", 0): 6.0, ("MLM", 1): 6.2, ("MLM + IMM", 0): 5.5, ("MLM + IMM", 1): 5.9}
+    known = {
+        ("base", 0): 7.0,
+        ("MLM", 0): 6.0,
+        ("MLM", 1): 6.2,
+        ("MLM + IMM", 0): 5.5,
+        ("MLM + IMM", 1): 5.9,
+    }
     units = [
         {
             "unit": {"task": "MRPC", "arm": arm, "seed": seed},
-            "numbers": {"premise": {"target": {"mean": 5.0}, "induced": {"mean": x}, "prefix": {"mean": x - seed}}},
+            "numbers": {
+                "premise": {
+                    "target": {"mean": 5.0},
+                    "induced": {"mean": x},
+                    "prefix": {"mean": x - seed},
+                }
+            },
         }
         for (arm, seed), x in known.items()
     ]
@@ -732,14 +900,28 @@ def test_what_tuned_models_know_is_paired_by_seed():
         "history": [{"cpu_s": 1.0, "steps": 1, "norm task": 1.0, "task": 0.4}],
     }
     stored = [{**entry, "numbers": {**numbers, **entry["numbers"]}} for entry in units]
-    table = masked.readings.table({"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}})
-    assert {row[1]: row[-1] for row in table[1:]} == {"base": "1.00", "MLM": "0.00 ± 0.00", "MLM + IMM": "-0.40 ± 1.27"}
+    table = masked.readings.table(
+        {"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}}
+    )
+    assert {row[1]: row[-1] for row in table[1:]} == {
+        "base": "1.00",
+        "MLM": "0.00 ± 0.00",
+        "MLM + IMM": "-0.40 ± 1.27",
+    }
     assert found["base"]["induced over MLM"] == (pytest.approx(1.0), None)
     other = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}}, over="MLM + IMM")
-    assert other["MLM"]["induced over MLM + IMM"][0] == pytest.approx(0.4) and "induced over MLM" not in other["MLM"]
+    assert (
+        other["MLM"]["induced over MLM + IMM"][0] == pytest.approx(0.4)
+        and "induced over MLM" not in other["MLM"]
+    )
     mean, half = found["MLM + IMM"]["induced over MLM"]
-    assert mean == pytest.approx(-0.4) and half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom
-    assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (5.0, 0.0)
+    assert mean == pytest.approx(-0.4) and half == pytest.approx(
+        12.706 * 0.1, rel=1e-3
+    )  # t of one degree of freedom
+    assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (
+        5.0,
+        0.0,
+    )
 
 
 def test_the_numbers_of_full_runs_come_from_the_stored_choices():
@@ -747,25 +929,37 @@ def test_the_numbers_of_full_runs_come_from_the_stored_choices():
     for name in ("masked-cola", "masked-rte", "masked-qnli-small"):
         config = imm.experiments.find(name).scales["full"]
         assert config["mlm"] == found["MLM"]
-        # not the chosen λ: at it the term is not felt, as MRPC's run showed (see _FELT); the largest that was tried
-        assert config["lam"] == max(imm.experiments.find("masked-choice").scales["full"]["grid"]["lam"])
+        # not the chosen λ: at it the term is not felt, as MRPC's run showed (see _FELT); the
+        # largest that was tried
+        assert config["lam"] == max(
+            imm.experiments.find("masked-choice").scales["full"]["grid"]["lam"]
+        )
     found, config = (
         masked.readings.chosen(imm.results.load("masked-choice-mrpc")),
         imm.experiments.find("masked-mrpc").scales["full"],
     )
-    assert config["mlm"] == found["MLM"] and {config["lam"]} == {found["MLM + IMM"], found["MLM + noising"]}
+    assert config["mlm"] == found["MLM"] and {config["lam"]} == {
+        found["MLM + IMM"],
+        found["MLM + noising"],
+    }
 
 
 def test_places_after_one_word_count_as_one():
     values, group = torch.tensor([1.0, 1.0, 3.0, 3.0]).double(), torch.tensor([7, 7, 2, 2])
     found = masked.measures._mean(values, group)
     apart = masked.measures._mean(values, torch.arange(4))
-    assert found["mean"] == 2.0 and found["se"] == pytest.approx(8**0.5 / 4) and apart["se"] == pytest.approx(0.5)
+    assert (
+        found["mean"] == 2.0
+        and found["se"] == pytest.approx(8**0.5 / 4)
+        and apart["se"] == pytest.approx(0.5)
+    )
 
 
 @needs_glue
 def test_the_small_language_agrees_where_it_should():
-    """Acceptable: exactly one of noun and verb ends in s. A model of equal words gives either number one half."""
+    """Acceptable: exactly one of noun and verb ends in s. A model of equal words gives either
+    number one half.
+    """
     for example in masked.toy.agreement(40, 0):
         words = example.first.split()
         assert (words[1].endswith("s") != words[-1].endswith("s")) == bool(example.label)

@@ -1,4 +1,6 @@
-"""The generated pages: the rule of the verdicts, and that each page is what the stored measurements make."""
+"""The generated pages: the rule of the verdicts, and that each page is what the stored measurements
+make.
+"""
 
 import pytest
 
@@ -38,15 +40,25 @@ def test_every_chapter_and_experiment_has_its_row_of_costs():
     page, book = execution.page(), results.folder().parent
     assert [name for name in experiments.registry() if page.count(f"| `{name}` |") != 1] == []
     assert [path.stem for path in book.glob("[0-9]*.ipynb") if f"({path.name})" not in page] == []
-    assert [execution.duration(s) for s in (7.4, 99, 3000, 7200)] == ["7 s", "99 s", "50 min", "2.0 h"]
+    assert [execution.duration(s) for s in (7.4, 99, 3000, 7200)] == [
+        "7 s",
+        "99 s",
+        "50 min",
+        "2.0 h",
+    ]
 
 
 def test_every_number_has_a_row():
     found, page = reproduction.numbers(), reproduction.page()
     verdicts = tuple(f"| {verdict} |" for verdict in ("inside", "outside", "not run"))
-    assert sum(line.endswith(verdicts) for line in page.splitlines()) == len(found) + 1  # and the summary's head
+    assert (
+        sum(line.endswith(verdicts) for line in page.splitlines()) == len(found) + 1
+    )  # and the summary's head
     assert {number.place for number in found} >= {"Table 1", "Table 2", "Table 4", "Table 5"}
-    assert {number.verdict for number in found if number.place == "Table 4"} == {"inside", "outside"}
+    assert {number.verdict for number in found if number.place == "Table 4"} == {
+        "inside",
+        "outside",
+    }
 
 
 def test_without_results_nothing_has_run(tmp_path, monkeypatch):
@@ -69,7 +81,10 @@ def test_language_models_are_read_at_two_seeds(tmp_path, monkeypatch):
     config = {**stored["config"], "sizes": [[1262, 2]]}
     units = [e for e in stored["units"] if e["unit"]["seed"] < 2]
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
-    results.save({**stored, "experiment": "language-paper", "config": config, "units": units}, "language-paper")
+    results.save(
+        {**stored, "experiment": "language-paper", "config": config, "units": units},
+        "language-paper",
+    )
     baseline = [e["numbers"]["valid"] for e in units if e["unit"]["arm"] == "baseline"]
     first = next(number for number in reproduction.numbers() if number.place == "Table 1")
     assert (first.what, first.runs) == ("perplexity, valid, none", 2)

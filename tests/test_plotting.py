@@ -27,7 +27,14 @@ def test_style_is_opaque_white_and_large_enough(styled):
         assert to_rgba(styled[key]) == (1, 1, 1, 1)
     assert not styled["savefig.transparent"]
     sizes = [
-        styled[k] for k in ("font.size", "axes.labelsize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize")
+        styled[k]
+        for k in (
+            "font.size",
+            "axes.labelsize",
+            "legend.fontsize",
+            "xtick.labelsize",
+            "ytick.labelsize",
+        )
     ]
     assert min(sizes) >= 10
 
@@ -59,13 +66,20 @@ def test_band_draws_line_and_interval_in_the_methods_style():
     plotting.band(ax, [1, 2], [0, 1], [1, 2], [2, 3], "IMM sampled")
     (line,), (area,) = ax.lines, ax.collections
     style = plotting.METHOD_STYLE["IMM sampled"]
-    assert (line.get_color(), line.get_marker(), line.get_label()) == (style.color, style.marker, "IMM sampled")
+    assert (line.get_color(), line.get_marker(), line.get_label()) == (
+        style.color,
+        style.marker,
+        "IMM sampled",
+    )
     assert area.get_paths()[0].get_extents().extents.tolist() == [1, 0, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("x", "method", "message"),
-    [([1, 2], "magic", r"method must be one of baseline.*'magic'"), ([1], "noising", r"one length, got .*'x': 1")],
+    [
+        ([1, 2], "magic", r"method must be one of baseline.*'magic'"),
+        ([1], "noising", r"one length, got .*'x': 1"),
+    ],
 )
 def test_band_names_the_bad_argument_and_draws_nothing(x, method, message):
     ax = Figure().subplots()
@@ -88,12 +102,17 @@ def draw(value):
 
 
 def test_a_slider_holds_every_frame_and_shows_one():
-    slider = plotting.Slider(draw, [0.5, 1.0, 2.0], "λ < {:g}", "A line turns.", 'A line with "quotes"', start=1)
+    slider = plotting.Slider(
+        draw, [0.5, 1.0, 2.0], "λ < {:g}", "A line turns.", 'A line with "quotes"', start=1
+    )
     page = BeautifulSoup(slider._repr_html_(), "html.parser")
     images = page.find_all("img")
     assert [image["data-label"] for image in images] == ["λ < 0.5", "λ < 1", "λ < 2"]
     assert [image.has_attr("hidden") for image in images] == [True, False, True]
-    assert len({image["src"] for image in images}) == 3 and images[0]["alt"] == 'A line with "quotes", λ < 0.5'
+    assert (
+        len({image["src"] for image in images}) == 3
+        and images[0]["alt"] == 'A line with "quotes", λ < 0.5'
+    )
     assert base64.b64decode(images[0]["src"].partition(",")[2]).startswith(b"\x89PNG")
     assert page.output.text == "λ < 1" and page.input["value"] == "1" and page.input["max"] == "2"
     assert "http" not in slider._repr_html_()
@@ -112,6 +131,13 @@ def test_a_slider_holds_every_frame_and_shows_one():
     ],
 )
 def test_a_slider_refuses_what_it_cannot_show(change, message):
-    options = {"draw": draw, "values": [1, 2], "label": "{}", "caption": "c", "alt": "a", "start": 0}
+    options = {
+        "draw": draw,
+        "values": [1, 2],
+        "label": "{}",
+        "caption": "c",
+        "alt": "a",
+        "start": 0,
+    }
     with pytest.raises(ValueError, match=message):
         plotting.Slider(**{**options, **change})

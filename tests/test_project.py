@@ -1,4 +1,6 @@
-"""The project agrees with itself: dependencies, lock, conda, README, reference page, the gate's count, the runner."""
+"""The project agrees with itself: dependencies, lock, conda, README, reference page, the gate's
+count, the runner.
+"""
 
 import json
 import re
@@ -33,18 +35,27 @@ def read(name: str) -> str:
 
 def by_name(lines) -> dict[str, str]:
     requirements = [Requirement(line) for line in lines]
-    return {CONDA_NAMES.get(r.name, str(canonicalize_name(r.name))): str(r.specifier) for r in requirements}
+    return {
+        CONDA_NAMES.get(r.name, str(canonicalize_name(r.name))): str(r.specifier)
+        for r in requirements
+    }
 
 
 def declared() -> dict[str, str]:
     """Every dependency of the project and its extras, without the extra that gathers the others."""
     extras = PROJECT["optional-dependencies"]
-    lines = PROJECT["dependencies"] + [line for name, lines in extras.items() if name != "dev" for line in lines]
+    lines = PROJECT["dependencies"] + [
+        line for name, lines in extras.items() if name != "dev" for line in lines
+    ]
     return by_name(lines)
 
 
 def locked() -> dict[str, Version]:
-    pins = [line.split("==") for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
+    pins = [
+        line.split("==")
+        for line in read("requirements.lock").splitlines()
+        if line and not line.startswith("#")
+    ]
     return {str(canonicalize_name(name)): Version(version) for name, version in pins}
 
 
@@ -94,9 +105,13 @@ def test_the_readme_example_runs():
 
 def test_the_readme_and_help_name_real_commands():
     targets = set(re.findall(r"^([a-z]+):.*## ", read("Makefile"), re.MULTILINE))
-    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert set(re.findall(r"make (\w+)", told)) == targets
-    named = re.findall(r"(?:`|^ {4})make (\w+)", read("README.md") + read("CONTRIBUTING.md"), re.MULTILINE)
+    named = re.findall(
+        r"(?:`|^ {4})make (\w+)", read("README.md") + read("CONTRIBUTING.md"), re.MULTILINE
+    )
     assert {"book", "test"} <= set(named) <= targets
 
 
@@ -106,15 +121,29 @@ def test_the_layout_in_the_readme_exists():
 
 
 def test_every_public_name_is_on_the_reference_page():
-    page = re.sub(r"\.\. automodule:: \S+\n +:no-index:\n", "", read("book/api.md"))  # a room's introduction
-    listed = re.findall(r"\.\. auto(?:class|function|module):: (?:imm_lib\.)?(\w+)$", page, re.MULTILINE)
+    page = re.sub(
+        r"\.\. automodule:: \S+\n +:no-index:\n", "", read("book/api.md")
+    )  # a room's introduction
+    listed = re.findall(
+        r"\.\. auto(?:class|function|module):: (?:imm_lib\.)?(\w+)$", page, re.MULTILINE
+    )
     assert sorted(listed) == sorted(imm.__all__)
     assert sorted(imm.__all__) == imm.__all__
     assert all((getattr(imm, name).__doc__ or "").strip() for name in imm.__all__)
 
 
 def test_importing_the_library_needs_torch_and_numpy_only():
-    extras = ["matplotlib", "pooch", "tqdm", "jsonschema", "psutil", "sklearn", "scipy", "nltk", "pomdp_py"]
+    extras = [
+        "matplotlib",
+        "pooch",
+        "tqdm",
+        "jsonschema",
+        "psutil",
+        "sklearn",
+        "scipy",
+        "nltk",
+        "pomdp_py",
+    ]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import imm_lib"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.splitlines()[-1]
@@ -122,10 +151,14 @@ def test_importing_the_library_needs_torch_and_numpy_only():
 
 def test_the_core_never_imports_experiments():
     core = [path for path in (ROOT / "imm_lib").rglob("*.py") if "experiments" not in path.parts]
-    texts = {path.name: path.read_text(encoding="utf-8") for path in core if path.name != "__main__.py"}
+    texts = {
+        path.name: path.read_text(encoding="utf-8") for path in core if path.name != "__main__.py"
+    }
     assert len(texts) > 8
     assert not [
-        name for name, text in texts.items() if re.search(r"^\s*(from|import) imm_lib.*experiments", text, re.M)
+        name
+        for name, text in texts.items()
+        if re.search(r"^\s*(from|import) imm_lib.*experiments", text, re.M)
     ]
 
 
@@ -133,7 +166,8 @@ def test_missing_data_is_one_sentence_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(imm.data, "available", lambda name: name == "here")
     assert needs.absent([]) == needs.absent(["here"]) == ""
     assert re.fullmatch(
-        r"needs the gone data, .* set IMM_DATA to a folder that holds gone/", needs.absent(["here", "gone"])
+        r"needs the gone data, .* set IMM_DATA to a folder that holds gone/",
+        needs.absent(["here", "gone"]),
     )
 
 
@@ -151,7 +185,13 @@ FAILED = "<testcase name='t'><failure/></testcase>"
         (PASSED + FAILED, PASSED + CELL, PASSED, 1, "unit: 1 failed"),
         ("", PASSED + CELL, PASSED, 1, "unit: no test passed"),
         (PASSED, PASSED + CELL, PASSED, 2, "2 code cells, but 1 ran"),
-        (PASSED, PASSED + CELL, PASSED + SKIPPED, 1, "book: a check of the rendered pages was skipped"),
+        (
+            PASSED,
+            PASSED + CELL,
+            PASSED + SKIPPED,
+            1,
+            "book: a check of the rendered pages was skipped",
+        ),
         (PASSED, PASSED + CELL, FAILED, 1, "book: 1 failed"),
     ],
 )
@@ -161,13 +201,19 @@ def test_the_gate_counts_what_ran(tmp_path, unit, notebooks, book, cells, compla
     line, complaints = summary.summarise(tmp_path, cells, pages=4)
     if complaint is None:
         assert complaints == []
-        assert line == "gate: 3 tests passed, 1 skipped, 3 notebook cells re-executed, 4 pages checked"
+        assert (
+            line == "gate: 3 tests passed, 1 skipped, 3 notebook cells re-executed, 4 pages checked"
+        )
     else:
         assert any(complaint in c for c in complaints)
 
 
 def test_without_a_browser_the_gate_passes_and_says_so(tmp_path):
-    for name, cases in (("unit", PASSED), ("notebooks", PASSED + CELL), ("book", PASSED + NO_BROWSER * 2)):
+    for name, cases in (
+        ("unit", PASSED),
+        ("notebooks", PASSED + CELL),
+        ("book", PASSED + NO_BROWSER * 2),
+    ):
         (tmp_path / f"{name}.xml").write_text(REPORT.format(cases), encoding="utf-8")
     line, complaints = summary.summarise(tmp_path, 1, pages=4)
     assert complaints == [] and "0 skipped, 2 without a browser" in line
@@ -175,8 +221,14 @@ def test_without_a_browser_the_gate_passes_and_says_so(tmp_path):
 
 def test_no_tracked_file_is_large():
     """Packages and data do not belong into the history, from which nothing can be taken out again."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    sizes = {name: (ROOT / name).stat().st_size for name in names.split("\0") if name and (ROOT / name).is_file()}
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    sizes = {
+        name: (ROOT / name).stat().st_size
+        for name in names.split("\0")
+        if name and (ROOT / name).is_file()
+    }
     assert {name: size for name, size in sizes.items() if size > 2**20} == {}
 
 
@@ -185,8 +237,13 @@ def chapter(path: Path, source: str) -> Path:
     return path
 
 
-def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp_path, monkeypatch, capsys):
-    good, bad = chapter(tmp_path / "01-good.ipynb", "print(6 * 7)"), chapter(tmp_path / "02-bad.ipynb", "1 / 0")
+def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(
+    tmp_path, monkeypatch, capsys
+):
+    good, bad = (
+        chapter(tmp_path / "01-good.ipynb", "print(6 * 7)"),
+        chapter(tmp_path / "02-bad.ipynb", "1 / 0"),
+    )
     before = bad.read_bytes()
     monkeypatch.setattr(rerun, "BOOK", tmp_path)
     assert rerun.main(keep=True) == "failed: 02-bad.ipynb"
@@ -196,7 +253,11 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
     assert cell.outputs[0].text == "42\n"
     assert cell.execution_count == 1
     assert "execution" not in cell.metadata
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-good.ipynb", "02-bad.ipynb", "chapters.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "01-good.ipynb",
+        "02-bad.ipynb",
+        "chapters.json",
+    ]
     spent = json.loads((tmp_path / "chapters.json").read_text())
     assert list(spent) == ["01-good"] and spent["01-good"]["peak_memory_bytes"] > 1e7
     noted = (tmp_path / "chapters.json").read_bytes()
@@ -213,9 +274,13 @@ def test_rerun_writes_outputs_without_timestamps_and_keeps_a_failing_chapter(tmp
 
 
 def test_wheel_and_sdist_hold_the_library_and_nothing_else(tmp_path):
-    """Built and installed apart from the checkout, without network: imported from there, with its type marker."""
+    """Built and installed apart from the checkout, without network: imported from there, with its
+    type marker.
+    """
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "imm_lib", tree / "imm_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "imm_lib", tree / "imm_lib", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     build = "import setuptools.build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
@@ -224,12 +289,27 @@ def test_wheel_and_sdist_hold_the_library_and_nothing_else(tmp_path):
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("imm_lib/py.typed") for name in archive.getnames())
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"imm_lib"}  # and its .dist-info
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "imm_lib"
+    }  # and its .dist-info
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        wheel,
+    ]
     subprocess.run(pip, check=True, capture_output=True)
     assert (site / "imm_lib" / "py.typed").is_file()
     use = f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; print(imm_lib.__file__, imm_lib.__version__)"
-    found = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     file, version = found.stdout.split()
     assert Path(file).is_relative_to(site) and version == imm.__version__

@@ -51,9 +51,16 @@ def test_a_run_is_a_valid_result_with_its_provenance(tmp_path):
     result = results.load("toy", tmp_path)
     assert file == tmp_path / "toy.json"
     assert [entry["numbers"]["square"] for entry in result["units"]] == [4, 9, 16, 25]
-    assert result["config"] == {"units": 4} and result["seed"] == 2 and result["device"].startswith("cpu")
+    assert (
+        result["config"] == {"units": 4}
+        and result["seed"] == 2
+        and result["device"].startswith("cpu")
+    )
     assert result["peak_memory_bytes"] > 0 and result["versions"]["torch"] == torch.__version__
-    assert result["versions"]["machine"].endswith(" cores") and platform.node() not in result["versions"]["machine"]
+    assert (
+        result["versions"]["machine"].endswith(" cores")
+        and platform.node() not in result["versions"]["machine"]
+    )
     text = file.read_text()
     assert str(ROOT) not in text and str(Path.home()) not in text
 
@@ -172,7 +179,9 @@ def test_the_schema_names_file_and_field(tmp_path):
     good = results.load("toy", tmp_path)
     for field, value in (("seed", "zero"), ("units", [{"unit": {}}]), ("schema", 99), ("extra", 1)):
         (tmp_path / "toy.json").write_text(json.dumps({**good, field: value}))
-        with pytest.raises(results.ResultError, match=r"toy\.json: .*" + ("extra" if field == "extra" else field)):
+        with pytest.raises(
+            results.ResultError, match=r"toy\.json: .*" + ("extra" if field == "extra" else field)
+        ):
             results.load("toy", tmp_path)
     for damaged in (b"{", json.dumps({**good, "wall_s": float("nan")}).encode(), b'"\xff"'):
         (tmp_path / "toy.json").write_bytes(damaged)
@@ -183,7 +192,9 @@ def test_the_schema_names_file_and_field(tmp_path):
         with pytest.raises(results.ResultError, match=rf"{name}\.json: {field}: must be"):
             results.load(name, tmp_path)
         (tmp_path / f"{name}.json").unlink()
-    with pytest.raises(results.ResultError, match=r"no result other\.json: python -m imm_lib run other"):
+    with pytest.raises(
+        results.ResultError, match=r"no result other\.json: python -m imm_lib run other"
+    ):
         results.load("other", tmp_path)
     with pytest.raises(results.ResultError, match=r"python -m imm_lib run other --scale ci"):
         results.load("other-ci", tmp_path)
@@ -209,7 +220,9 @@ def test_the_stored_results_are_valid_and_of_known_experiments():
     for file in files:
         result = results.load(file.stem, file.parent)
         assert known[result["experiment"]].table(result)[0]
-        assert result["config"] == json.loads(json.dumps(known[result["experiment"]].scales[result["scale"]]))
+        assert result["config"] == json.loads(
+            json.dumps(known[result["experiment"]].scales[result["scale"]])
+        )
 
 
 @pytest.fixture
@@ -236,11 +249,15 @@ def test_command_line(toys, capsys):
 
 def test_a_configuration_with_tuples_is_resumed(toys, monkeypatch):
     log = toys / "log"
-    broken = replace(toy(log=log, broken_at=2), scales={"full": {**toy().scales["full"], "cases": [("a", 1)]}})
+    broken = replace(
+        toy(log=log, broken_at=2), scales={"full": {**toy().scales["full"], "cases": [("a", 1)]}}
+    )
     monkeypatch.setattr(experiments, "registry", lambda: {"toy": broken})
     with pytest.raises(RuntimeError):
         main(["run", "toy"])
-    monkeypatch.setattr(experiments, "registry", lambda: {"toy": replace(broken, run=toy(log=log).run)})
+    monkeypatch.setattr(
+        experiments, "registry", lambda: {"toy": replace(broken, run=toy(log=log).run)}
+    )
     assert main(["run", "toy", "--resume"]) == 0
     assert log.read_text().split() == ["0", "1", "2", "2", "3"]
 
@@ -251,7 +268,9 @@ def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
     monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": second})
     with pytest.raises(RuntimeError):
         main(["run", "--all"])
-    monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": replace(toy(log=log), name="tyro")})
+    monkeypatch.setattr(
+        experiments, "registry", lambda: {"toy": first, "tyro": replace(toy(log=log), name="tyro")}
+    )
     assert main(["run", "--all", "--resume"]) == 0
     assert "[1/2] toy" in (said := capsys.readouterr().err) and "[2/2] tyro" in said
     assert main(["run", "--all", "--resume"]) == 0
@@ -264,16 +283,26 @@ def test_another_configuration_goes_to_another_folder(toys):
     result = results.load("toy", toys / "mine")
     assert result["config"] == {"units": 2} and len(result["units"]) == 2
     assert result["command"] == "python -m imm_lib run toy --set units=2"
-    assert experiments.find("toy").scales["full"] == {"units": 4} and not (toys / "toy.json").exists()
+    assert (
+        experiments.find("toy").scales["full"] == {"units": 4} and not (toys / "toy.json").exists()
+    )
 
 
 def test_another_configuration_never_replaces_a_stored_result(toys, capsys):
-    assert main(["run", "toy", "--set", "units=2", "--out", str(toys)]) == 2  # where the results are
-    assert "another one than the results'" in capsys.readouterr().err and not (toys / "toy.json").exists()
+    assert (
+        main(["run", "toy", "--set", "units=2", "--out", str(toys)]) == 2
+    )  # where the results are
+    assert (
+        "another one than the results'" in capsys.readouterr().err
+        and not (toys / "toy.json").exists()
+    )
 
 
 def test_a_changed_value_is_of_its_kind():
-    known = replace(toy(), scales={"full": {"units": 4, "lam": 0.1, "model": "small", "cases": ("a",), "limit": None}})
+    known = replace(
+        toy(),
+        scales={"full": {"units": 4, "lam": 0.1, "model": "small", "cases": ("a",), "limit": None}},
+    )
     changes = {"lam": 1, "model": "large", "cases": ["b", "c"], "limit": 3}
     assert experiments.adjusted(known, "full", changes).scales["full"] == {"units": 4, **changes}
     for name, value in {"lam": "much", "units": 2.5, "model": 3, "cases": "b", "size": 3}.items():
@@ -289,8 +318,14 @@ def test_a_changed_value_is_of_its_kind():
     [
         (["run", "toy", "--set", "units=2"], "give --out FOLDER, another one"),
         (["run", "--all", "--set", "units=2", "--out", "mine"], "name one, and give --out"),
-        (["run", "toy", "--set", "units", "--out", "mine"], "--set must be NAME=VALUE, got 'units'"),
-        (["run", "toy", "--set", "size=2", "--out", "mine"], "toy has no 'size': it must be one of units"),
+        (
+            ["run", "toy", "--set", "units", "--out", "mine"],
+            "--set must be NAME=VALUE, got 'units'",
+        ),
+        (
+            ["run", "toy", "--set", "size=2", "--out", "mine"],
+            "toy has no 'size': it must be one of units",
+        ),
         (["run", "toy", "--set", "units=NaN", "--out", "mine"], "units must be like 4, got NaN"),
         (["run", "tyo"], "name must be one of toy, got 'tyo'"),
         (["show", "tyo"], "name must be one of toy, got 'tyo'"),
@@ -347,5 +382,16 @@ def test_an_interval_needs_repetitions():
 def test_the_recorded_command_names_no_folder():
     from imm_lib.__main__ import _lasting
 
-    words = ["run", "toy", "--out", "/somewhere", "--jobs", "2", "--out=there", "--resume", "--seed", "3"]
+    words = [
+        "run",
+        "toy",
+        "--out",
+        "/somewhere",
+        "--jobs",
+        "2",
+        "--out=there",
+        "--resume",
+        "--seed",
+        "3",
+    ]
     assert _lasting(words) == ["run", "toy", "--seed", "3"]

@@ -1,4 +1,6 @@
-"""The experiment of chapter 21: honest partitions, fits that agree with scikit-learn, choices blind to the test."""
+"""The experiment of chapter 21: honest partitions, fits that agree with scikit-learn, choices blind
+to the test.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,11 @@ from imm_lib.experiments import sensors
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 CASES = {"old": 200, "valid": 100, "test": 189}
-SMALL = experiments.find("sensors").scales["ci"] | {"decays": [0.03, 0.3], "lambdas": [0.3, 3.0], "seeds": 2}
+SMALL = experiments.find("sensors").scales["ci"] | {
+    "decays": [0.03, 0.3],
+    "lambdas": [0.3, 3.0],
+    "seeds": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,10 @@ def test_the_sensor_is_a_column_of_the_inputs_and_the_target_reads_only_it(task)
 
 @pytest.mark.parametrize(
     ("sensor", "n", "message"),
-    [("temperature", 20, "sensor must be one of mean radius"), ("worst radius", 81, "at most 569, got 570")],
+    [
+        ("temperature", 20, "sensor must be one of mean radius"),
+        ("worst radius", 81, "at most 569, got 570"),
+    ],
 )
 def test_bad_tasks_are_refused(sensor, n, message):
     with pytest.raises(ValueError, match=message):
@@ -89,7 +98,9 @@ def test_the_penalty_is_the_risk_by_enumeration(task):
         risk -= (task.target(own[None])[0] * induced.log()).sum() / len(s)
     penalties = sensors.imm_penalties(task, task.new, SMALL)
     assert penalties["IMM"](model).item() == pytest.approx(risk.item(), abs=1e-12)
-    assert len({round(penalty(model).item(), 6) for penalty in penalties.values()}) == len(penalties)
+    assert len({round(penalty(model).item(), 6) for penalty in penalties.values()}) == len(
+        penalties
+    )
 
 
 def test_settings_are_chosen_by_validation_and_never_by_the_test_cases(task):
@@ -97,7 +108,10 @@ def test_settings_are_chosen_by_validation_and_never_by_the_test_cases(task):
     honest = sensors._choose(task, splits, SMALL, methods)
     found = sensors.candidates(task, task.new, honest["decay"], SMALL, methods)
     for method, key in honest["chosen"].items():
-        losses = {k: sensors.scores(f(task.valid), task.y[task.valid])["loss"] for k, f in found[method].items()}
+        losses = {
+            k: sensors.scores(f(task.valid), task.y[task.valid])["loss"]
+            for k, f in found[method].items()
+        }
         assert losses[key] == min(losses.values())
     flipped = task.y.clone()
     flipped[task.test] = 1 - flipped[task.test]
@@ -124,7 +138,9 @@ def test_the_interval_is_students():
 
 def test_the_front_page_shows_the_stored_numbers(stored):
     picture = (BOOK / "_static" / "payoff.svg").read_text(encoding="utf-8")
-    (description,) = ElementTree.fromstring(picture).iter("{http://purl.org/dc/elements/1.1/}description")
+    (description,) = ElementTree.fromstring(picture).iter(
+        "{http://purl.org/dc/elements/1.1/}description"
+    )
     assert json.loads(description.text) == json.loads(json.dumps(sensors.payoff(stored)))
     assert "payoff.svg" in (BOOK / "intro.md").read_text(encoding="utf-8")
 
@@ -139,7 +155,9 @@ def test_the_picture_draws_the_stored_numbers(stored, tmp_path):
     assert lines.pop("restricted model") == numbers["target"]
     assert lines == numbers["loss"]
     drawn = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in right.containers}
-    assert drawn == {method: [mean for mean, _ in pairs] for method, pairs in numbers["gain"].items()}
+    assert drawn == {
+        method: [mean for mean, _ in pairs] for method, pairs in numbers["gain"].items()
+    }
     pyplot.close(figure)
     for name in ("a.svg", "b.svg"):
         sensors.write_picture(stored, tmp_path / name)
@@ -149,7 +167,11 @@ def test_the_picture_draws_the_stored_numbers(stored, tmp_path):
 def test_the_thirty_lines_of_the_chapter_run_on_their_own():
     notebook = nbformat.read(BOOK / "21-your-own-project.ipynb", as_version=4)
     program = "\n".join(c.source for c in notebook.cells if "program" in c.metadata.get("tags", []))
-    lines = [line for line in program.splitlines() if line.strip() and not re.match(r"(from|import) ", line)]
+    lines = [
+        line
+        for line in program.splitlines()
+        if line.strip() and not re.match(r"(from|import) ", line)
+    ]
     assert 25 <= len(lines) <= 35
     names = {}
     exec(compile(program.replace("range(5)", "range(1)"), "program", "exec"), names)

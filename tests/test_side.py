@@ -1,4 +1,6 @@
-"""Finite worlds: the batched fit against autograd, EM, and simulation against the theory of imm_lib.worth."""
+"""Finite worlds: the batched fit against autograd, EM, and simulation against the theory of
+imm_lib.worth.
+"""
 
 import math
 
@@ -6,7 +8,16 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, Restriction, asymptotics, choice, complete, finite, fit, several
+from imm_lib.experiments.side import (
+    LogitWorld,
+    Restriction,
+    asymptotics,
+    choice,
+    complete,
+    finite,
+    fit,
+    several,
+)
 from imm_lib.experiments.side.descent import minimise
 
 
@@ -35,7 +46,10 @@ def test_the_fit_is_where_the_librarys_risk_is_least(world, known, ratio, lam):
         point = theta[run].clone().requires_grad_()
         log_q = log_rows(world, point)
         weight, belief = term.pairs[run].sum(1), term.belief.expand(len(counts), -1)[run]
-        target, log_q_by_view = term.pairs[run] / weight.unsqueeze(1), log_q.view(4, 6, 2)  # six cells of each s
+        target, log_q_by_view = (
+            term.pairs[run] / weight.unsqueeze(1),
+            log_q.view(4, 6, 2),
+        )  # six cells of each s
         risks = imm.imm_risk(target, log_q_by_view, belief.view(4, 6).log())
         risk = -(counts[run] * log_q).sum() + lam * (weight * risks).sum()
         (gradient,) = torch.autograd.grad(risk, point)
@@ -43,7 +57,9 @@ def test_the_fit_is_where_the_librarys_risk_is_least(world, known, ratio, lam):
 
 
 def test_two_restrictions_that_are_one(world):
-    """Two terms of one view are one term with their sum of weights; a view of single cells is more full data."""
+    """Two terms of one view are one term with their sum of weights; a view of single cells is more
+    full data.
+    """
     counts, term = setting(world, lam=2.0)
     once, _ = fit(world.features, counts, [term])
     twice, _ = fit(world.features, counts, [term._replace(lam=0.5), term._replace(lam=1.5)])
@@ -52,12 +68,17 @@ def test_two_restrictions_that_are_one(world):
     cells = torch.arange(24)
     whole = Restriction(cells, more, torch.ones(24, dtype=torch.float64), 0.5)
     torch.testing.assert_close(
-        fit(world.features, counts, [whole])[0], fit(world.features, counts + 0.5 * more)[0], atol=1e-8, rtol=1e-8
+        fit(world.features, counts, [whole])[0],
+        fit(world.features, counts + 0.5 * more)[0],
+        atol=1e-8,
+        rtol=1e-8,
     )
 
 
 def test_em_climbs_to_the_same_maximum(world):
-    """With a known π, λ · IMM with λ = m/n is the log-likelihood of the restricted samples, and EM maximises it."""
+    """With a known π, λ · IMM with λ = m/n is the log-likelihood of the restricted samples, and EM
+    maximises it.
+    """
     counts, term = setting(world, n=60, ratio=2.0, known=True)
     direct, _ = fit(world.features, counts, [term])
 
@@ -84,12 +105,19 @@ def test_ems_responsibilities_are_the_frozen_ratio_of_serialized_imm(world):
     torch.testing.assert_close(shared.sum(1), term.pairs[0])
     log_q = log_rows(world, theta[0]).view(4, 6, 2)
     belief = term.belief.view(4, 6)
-    torch.testing.assert_close(shared, term.pairs[0].unsqueeze(1) * imm.crosstalk(log_q, belief.log()))
+    torch.testing.assert_close(
+        shared, term.pairs[0].unsqueeze(1) * imm.crosstalk(log_q, belief.log())
+    )
 
 
 def test_theory_and_simulation_meet(world):
     worth = imm.worth.Worth.of(*world.informations(world.views["s"]))
-    for ratio, known, lam in ((2.0, True, 1.0), (2.0, False, 1.0), (math.inf, False, 3.0), (0.5, True, 3.0)):
+    for ratio, known, lam in (
+        (2.0, True, 1.0),
+        (2.0, False, 1.0),
+        (math.inf, False, 3.0),
+        (0.5, True, 3.0),
+    ):
         counts, term = setting(world, 4000, ratio, known, 400, lam, seed=1)
         theta, found = fit(world.features, counts, [term])
         excess = world.excess(theta)
@@ -101,12 +129,19 @@ def test_theory_and_simulation_meet(world):
 def test_noising_has_a_floor(world):
     floors = {lam: asymptotics.noising_floor(world, lam) for lam in (0.01, 0.02, 0.3)}
     off = {lam: linear / exact - 1 for lam, (exact, linear) in floors.items()}
-    assert abs(off[0.01]) < 0.03 and off[0.02] == pytest.approx(2 * off[0.01], rel=0.1)  # first order in λ
+    assert abs(off[0.01]) < 0.03 and off[0.02] == pytest.approx(
+        2 * off[0.01], rel=0.1
+    )  # first order in λ
     assert floors[0.3][0] > floors[0.02][0] > floors[0.01][0] > 0
     counts = world.sample(20_000, 50, torch.Generator().manual_seed(0))
     theta, _ = fit(world.features, asymptotics.noised(world, counts, 1.0))
-    assert world.excess(theta).mean() == pytest.approx(asymptotics.noising_floor(world, 1.0)[0], rel=0.05)
-    assert world.excess(fit(world.features, counts)[0]).mean() < 0.05 * asymptotics.noising_floor(world, 1.0)[0]
+    assert world.excess(theta).mean() == pytest.approx(
+        asymptotics.noising_floor(world, 1.0)[0], rel=0.05
+    )
+    assert (
+        world.excess(fit(world.features, counts)[0]).mean()
+        < 0.05 * asymptotics.noising_floor(world, 1.0)[0]
+    )
 
 
 def test_separable_data_have_no_minimum(world):
@@ -125,14 +160,25 @@ def test_bad_input(world):
 
 
 def test_any_divergence_is_fitted_to_the_same_truth():
-    """With next to all data and a perfect target every proper divergence leaves the truth where it is."""
+    """With next to all data and a perfect target every proper divergence leaves the truth where it
+    is.
+    """
     world = LogitWorld.grid()
     counts, view = world.joint().unsqueeze(0), world.views["x1"]
     target = world.target(view)
-    for name in ("cross-entropy", "reverse KL", "total variation", "squared Hellinger", "Cauchy-Schwarz"):
+    for name in (
+        "cross-entropy",
+        "reverse KL",
+        "total variation",
+        "squared Hellinger",
+        "Cauchy-Schwarz",
+    ):
         options = {"divergence": imm.divergences.NAMED[name], "lam": 1.0, "decay": 0.0}
         assert world.excess(choice.fit(world, counts, view, target, **options)).item() < 1e-4
-        assert world.excess(choice.fit(world, counts, view, target, matching="full", **options)).item() > 1e-3
+        assert (
+            world.excess(choice.fit(world, counts, view, target, matching="full", **options)).item()
+            > 1e-3
+        )
     with pytest.raises(ValueError, match="matching"):
         choice.fit(world, counts, view, target, imm.divergences.forward_kl, 1.0, "half")
 
@@ -144,26 +190,41 @@ def test_the_cross_entropy_by_descent_is_fisher_scoring():
     for lam in (2.0, 1000.0):
         exact, found = fit(world.features, counts, [several.perfect(world, view, lam)])
         assert found.all()
-        descent = choice.fit(world, counts, view, world.target(view), imm.divergences.forward_kl, lam, decay=0.0)
+        descent = choice.fit(
+            world, counts, view, world.target(view), imm.divergences.forward_kl, lam, decay=0.0
+        )
         torch.testing.assert_close(descent, exact, atol=1e-5, rtol=1e-5)
 
 
 def test_total_variation_is_a_constraint_where_its_weight_is_large():
     world, view = LogitWorld.grid(), LogitWorld.grid().views["x1"]
-    counts, target, theta = world.sample(100, 3, torch.Generator().manual_seed(0)), world.target(view), None
+    counts, target, theta = (
+        world.sample(100, 3, torch.Generator().manual_seed(0)),
+        world.target(view),
+        None,
+    )
     for epsilon in choice.ROUNDINGS:
         theta = choice.fit(world, counts, view, target, choice.rounded(epsilon), 100.0, start=theta)
     belief = finite.share(world.pi, view)
-    assert (finite.by_view(belief * world.probability(theta), view) - target[:, 1]).abs().max() < 1e-4
+    assert (
+        finite.by_view(belief * world.probability(theta), view) - target[:, 1]
+    ).abs().max() < 1e-4
     smooth = choice.fit(world, counts, view, target, imm.divergences.forward_kl, 100.0)
-    assert (finite.by_view(belief * world.probability(smooth), view) - target[:, 1]).abs().max() > 1e-3
+    assert (
+        finite.by_view(belief * world.probability(smooth), view) - target[:, 1]
+    ).abs().max() > 1e-3
     p, log_q = target[:2], torch.tensor([[0.4, 0.6], [0.3, 0.7]], dtype=torch.float64).log()
     torch.testing.assert_close(
-        choice.rounded(1e-9)(p, log_q), imm.divergences.NAMED["total variation"](p, log_q), atol=1e-8, rtol=0
+        choice.rounded(1e-9)(p, log_q),
+        imm.divergences.NAMED["total variation"](p, log_q),
+        atol=1e-8,
+        rtol=0,
     )
 
 
-@pytest.mark.parametrize("name", [name for name in imm.divergences.NAMED if name != "total variation"])
+@pytest.mark.parametrize(
+    "name", [name for name in imm.divergences.NAMED if name != "total variation"]
+)
 def test_every_fit_ends_where_its_gradient_is_nothing(name):
     """At a weight of a thousand too, and for a target of few pairs, which no parameters may reach."""
     world, generator = LogitWorld.grid(), torch.Generator().manual_seed(0)
@@ -172,7 +233,9 @@ def test_every_fit_ends_where_its_gradient_is_nothing(name):
     for matching in ("induced", "full"):
         given = pairs / pairs.sum(-1, keepdim=True), imm.divergences.NAMED[name], 1000.0, matching
         theta = choice.fit(world, counts, view, *given).requires_grad_()
-        (slope,) = torch.autograd.grad(choice.objective(world, counts, view, *given)(theta).sum(), theta)
+        (slope,) = torch.autograd.grad(
+            choice.objective(world, counts, view, *given)(theta).sum(), theta
+        )
         assert slope.abs().max() < 1e-3  # of terms of the order of a thousand
 
 
@@ -193,7 +256,9 @@ def test_descent_finds_minima_of_each_row():
 def test_the_best_weight_is_read_with_its_runs():
     reads = {"0.0": {"excess": 0.2}, "1.0": {"excess": 0.1}}
     unit = {"unit": {"m": 200, "matching": "full", "divergence": "balanced"}}
-    found = choice.best({"units": [unit | {"numbers": {"by_lam": reads, "best": "1.0", "runs": [0.1, 0.2]}}]})
+    found = choice.best(
+        {"units": [unit | {"numbers": {"by_lam": reads, "best": "1.0", "runs": [0.1, 0.2]}}]}
+    )
     read = found["200", "full", "balanced"]
     assert (read["excess"], read["lam"]) == (0.1, 1.0) and read["by_lam"][0]["excess"] == 0.2
     assert read["runs"].tolist() == pytest.approx([0.1, 0.2])
@@ -216,21 +281,29 @@ def test_two_views_determine_an_additive_world_and_leave_an_interaction_open():
     terms = [several.perfect(additive, additive.views[name], 1.0) for name in ("x1", "x2")]
     theta, found = fit(additive.features, none, terms)
     assert found.all() and additive.excess(theta).item() < 1e-12
-    assert several.combined(world, ["x1"]).gain[-1] < 1e-9 < several.combined(world, ["x1", "x2"]).gain[-1]
+    assert (
+        several.combined(world, ["x1"]).gain[-1]
+        < 1e-9
+        < several.combined(world, ["x1", "x2"]).gain[-1]
+    )
 
 
 def test_closed_informations_are_those_of_autograd(world):
     """At the true parameters, and at others with cells that nothing was seen of."""
     view = world.views["s"]
     for found, wanted in zip(
-        finite.closed_informations(world.features, world.pi.unsqueeze(0), view, world.theta.unsqueeze(0)),
+        finite.closed_informations(
+            world.features, world.pi.unsqueeze(0), view, world.theta.unsqueeze(0)
+        ),
         world.informations(view),
         strict=True,
     ):
         torch.testing.assert_close(found[0], wanted)
     cells = world.sample(20, 3, torch.Generator().manual_seed(1)).sum(-1)
     cells[0, :6] = 0  # a short context that nothing was seen of
-    found = finite.closed_informations(world.features, cells, view, torch.randn(3, 4, dtype=torch.float64))
+    found = finite.closed_informations(
+        world.features, cells, view, torch.randn(3, 4, dtype=torch.float64)
+    )
     assert all(matrix.isfinite().all() and matrix.shape == (3, 4, 4) for matrix in found)
     assert (torch.linalg.eigvalsh(found[1] - found[2]) > -1e-12).all()  # K never exceeds J
 
@@ -239,7 +312,9 @@ def test_an_unseen_short_context_is_nothing_to_the_fit(world):
     """Of a short context without points there is no induced model; its term has weight 0, not NaN."""
     view, counts = world.views["s"], world.sample(40, 4, torch.Generator().manual_seed(2))
     counts[:, :6] = 0
-    term = Restriction(view, finite.by_view(counts.mT, view).mT, finite.share(counts.sum(-1), view), 2.0)
+    term = Restriction(
+        view, finite.by_view(counts.mT, view).mT, finite.share(counts.sum(-1), view), 2.0
+    )
     theta, found = fit(world.features, counts + 1e-3, [term])
     gradient, _ = finite.derivatives(world.features, counts + 1e-3, [term], theta)
     assert found.all() and gradient.abs().max() < 1e-9
@@ -253,6 +328,8 @@ def test_second_derivatives_are_those_of_autograd(world):
     for run in range(2):
 
         def total(point, run=run):
-            return finite.value(world.features, counts, [term], theta.index_put((torch.tensor(run),), point))[run]
+            return finite.value(
+                world.features, counts, [term], theta.index_put((torch.tensor(run),), point)
+            )[run]
 
         torch.testing.assert_close(found[run], torch.autograd.functional.hessian(total, theta[run]))

@@ -40,7 +40,10 @@ def test_one_class_is_too_few():
 
 
 def test_a_shifted_population_surprises_its_target():
-    z = [imm.premise.surprise(p.target(p.train.short), p.train.label).z for p in map(shifted, (0.0, 1.0))]
+    z = [
+        imm.premise.surprise(p.target(p.train.short), p.train.label).z
+        for p in map(shifted, (0.0, 1.0))
+    ]
     assert abs(z[0]) < 4 < z[1]
 
 
@@ -62,12 +65,16 @@ def test_pixels_return_to_their_places():
 def test_every_method_trains_and_repeats(problem, kind):
     losses = {}
     for method in real.METHODS:
-        twice = [real.evaluate(real.train(problem, kind, method, steps=20), problem) for _ in range(2)]
+        twice = [
+            real.evaluate(real.train(problem, kind, method, steps=20), problem) for _ in range(2)
+        ]
         assert twice[0] == twice[1]
         losses[method] = twice[0]["loss"]
     assert len(set(losses.values())) == 3
     alone = real.evaluate(real.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
-    assert alone["loss"] == pytest.approx(losses["baseline"], abs=0.05)  # up to the generator's other draws
+    assert alone["loss"] == pytest.approx(
+        losses["baseline"], abs=0.05
+    )  # up to the generator's other draws
 
 
 def test_a_narrow_kernel_is_reverse_distillation(problem):
@@ -104,7 +111,9 @@ def data():
 def test_every_rule_gives_a_weight_per_data_set(data):
     for name, rule in weights.RULES.items():
         lam = rule(data)
-        assert lam.shape == (6,) and (lam >= 0).all() and (lam <= weights.LARGEST + 1e-4).all(), name
+        assert lam.shape == (6,) and (lam >= 0).all() and (lam <= weights.LARGEST + 1e-4).all(), (
+            name
+        )
 
 
 def test_the_validation_gradient_is_that_of_the_held_out_loss(data):
@@ -146,7 +155,8 @@ def test_a_clinics_fit_has_no_gradient_left(clinic):
 def test_the_hypergradient_is_a_difference_quotient(clinic):
     step = 0.05
     high, low = (
-        clinic.cross_entropy(clinic.fit(2.0 * 2.718281828**sign, 0), clinic.fold(0)).item() for sign in (step, -step)
+        clinic.cross_entropy(clinic.fit(2.0 * 2.718281828**sign, 0), clinic.fold(0)).item()
+        for sign in (step, -step)
     )
     assert tuning.hypergradient(clinic, 2.0) == pytest.approx((high - low) / (2 * step), rel=0.02)
 
@@ -162,9 +172,16 @@ def test_every_rule_chooses_a_weight(clinic):
 def test_settings_are_chosen_on_the_other_half_of_the_splits():
     def run(one, three):
         reads = {"baseline": 1.0, "IMM, λ = 1": one, "IMM, λ = 3": three}
-        return {"methods": {name: {"loss": loss, "accuracy": -loss} for name, loss in reads.items()}}
+        return {
+            "methods": {name: {"loss": loss, "accuracy": -loss} for name, loss in reads.items()}
+        }
 
-    runs = [run(0.1, 0.5), run(0.9, 0.2), run(0.1, 0.6), run(0.8, 0.3)]  # even splits like λ = 1, odd ones λ = 3
+    runs = [
+        run(0.1, 0.5),
+        run(0.9, 0.2),
+        run(0.1, 0.6),
+        run(0.8, 0.3),
+    ]  # even splits like λ = 1, odd ones λ = 3
     assert real.chosen(runs, "IMM").tolist() == [0.5, 0.9, 0.6, 0.8]
     assert real.chosen(runs, "IMM", "accuracy").tolist() == [-0.5, -0.9, -0.6, -0.8]
     assert real.chosen(runs, "baseline").tolist() == [1.0] * 4
@@ -186,7 +203,9 @@ def test_a_gain_leaves_out_what_it_is_told_to():
 
 
 def test_too_few_examples_are_refused_before_anything_is_fitted():
-    with pytest.raises(ValueError, match=r"n must be at least 2, as features are standardised, got 1"):
+    with pytest.raises(
+        ValueError, match=r"n must be at least 2, as features are standardised, got 1"
+    ):
         sources.draw("wine", 1, 60, seed=0)
     with pytest.raises(ValueError, match=r"n must be at least 5, one example for each fold"):
         tuning.Clinic("wine", 4, 60, seed=0)
@@ -209,14 +228,22 @@ def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
 def test_shifted_runs_are_read_by_data_and_share():
     def entry(share, seed, loss):
         numbers = {
-            "methods": {"baseline": {"loss": 1.0, "accuracy": 0.0}, "IMM, λ = 1": {"loss": loss, "accuracy": 0.0}}
+            "methods": {
+                "baseline": {"loss": 1.0, "accuracy": 0.0},
+                "IMM, λ = 1": {"loss": loss, "accuracy": 0.0},
+            }
         }
         unit = {"data": "wine", "kind": "logistic", "n": 40, "shift": share, "seed": seed}
-        return {"unit": unit, "numbers": {**numbers, "surprise": 10 * share + seed, "lead": share - seed}}
+        return {
+            "unit": unit,
+            "numbers": {**numbers, "surprise": 10 * share + seed, "lead": share - seed},
+        }
 
     units = [entry(share, seed, 1 + share + seed) for share in (0.0, 0.5) for seed in range(3)]
     found = real.by_shift({"units": units})["wine"]
     assert found.share.tolist() == [[0.0], [0.5]]
     assert found.z.tolist() == [[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]]
     assert found.lead.tolist() == [[0.0, -1.0, -2.0], [0.5, -0.5, -1.5]]
-    torch.testing.assert_close(found.change, torch.tensor([[0.0, 1.0, 2.0], [0.5, 1.5, 2.5]], dtype=torch.float64))
+    torch.testing.assert_close(
+        found.change, torch.tensor([[0.0, 1.0, 2.0], [0.5, 1.5, 2.5]], dtype=torch.float64)
+    )

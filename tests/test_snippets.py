@@ -1,4 +1,6 @@
-"""A target that reads the last c words: what it reads, its extended contexts, and its term against brute force."""
+"""A target that reads the last c words: what it reads, its extended contexts, and its term against
+brute force.
+"""
 
 import copy
 
@@ -8,14 +10,21 @@ import torch
 import imm_lib as imm
 from imm_lib.experiments import language as lm
 from imm_lib.experiments.language import Stream, snippets
-from imm_lib.experiments.language.snippets import FirstWord, Reader, SampledSnippets, UncorrectedSnippets
+from imm_lib.experiments.language.snippets import (
+    FirstWord,
+    Reader,
+    SampledSnippets,
+    UncorrectedSnippets,
+)
 
 V, C = 7, 3
 
 
 @pytest.fixture
 def stream():
-    return Stream(torch.randint(V, (61,), generator=torch.Generator().manual_seed(0)), batch=4, unroll=5)
+    return Stream(
+        torch.randint(V, (61,), generator=torch.Generator().manual_seed(0)), batch=4, unroll=5
+    )
 
 
 def transformer(window, seed=1):

@@ -39,9 +39,13 @@ def test_informations_by_hand():
     expected = [torch.zeros(3, 3, dtype=torch.float64) for _ in range(3)]
     p = torch.sigmoid(world.features @ theta)
     p_bar = (world.belief * p).sum(1)
-    slope = (world.belief.unsqueeze(2) * (p * (1 - p)).unsqueeze(2) * world.features).sum(1)  # of p_bar, (3, 3)
+    slope = (world.belief.unsqueeze(2) * (p * (1 - p)).unsqueeze(2) * world.features).sum(
+        1
+    )  # of p_bar, (3, 3)
     for s in range(3):
-        scores = torch.stack([-slope[s] / (1 - p_bar[s]), slope[s] / p_bar[s]])  # of log Q̂, by label
+        scores = torch.stack(
+            [-slope[s] / (1 - p_bar[s]), slope[s] / p_bar[s]]
+        )  # of log Q̂, by label
         for e in range(4):
             w, x, q = world.pi[s, e], world.features[s, e], p[s, e]
             expected[0] += w * q * (1 - q) * torch.outer(x, x)
@@ -58,7 +62,11 @@ def test_the_price_never_exceeds_the_gain_and_the_gain_never_one():
     assert torch.linalg.eigvalsh(induced - context).min() > -1e-12
     assert torch.linalg.eigvalsh(full - induced).min() > -1e-12  # data processing: less is seen
     found = Worth.of(full, induced, context)
-    assert (found.gain <= 1).all() and (found.price <= found.gain + 1e-12).all() and (found.price >= 0).all()
+    assert (
+        (found.gain <= 1).all()
+        and (found.price <= found.gain + 1e-12).all()
+        and (found.price >= 0).all()
+    )
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -69,12 +77,20 @@ def test_the_diagonal_form_is_the_trace_formula(known, m):
     a = torch.linalg.inv(full + lam * induced)
     noise = full + lam**2 * ((0 if known else 1) * context + n / m * induced)
     expected = torch.trace(full @ a @ noise @ a).item() / (2 * n)
-    assert Worth.of(full, induced, context).excess_risk(lam, n, m, known) == pytest.approx(expected, rel=1e-10)
+    assert Worth.of(full, induced, context).excess_risk(lam, n, m, known) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_measure_is_both_in_one():
     world = World()
-    found = measure(world.query, [world.theta], imm.BeliefContexts(world.belief), *world.cells.T, world.pi.flatten())
+    found = measure(
+        world.query,
+        [world.theta],
+        imm.BeliefContexts(world.belief),
+        *world.cells.T,
+        world.pi.flatten(),
+    )
     torch.testing.assert_close(found.gain, Worth.of(*world.informations()).gain)
 
 
@@ -85,7 +101,8 @@ def test_the_best_weight():
         best = found.optimal_lambda(n, m)
         assert best < m / n
         assert all(
-            found.excess_risk(best, n, m) <= found.excess_risk(best * f, n, m) + 1e-12 for f in (0.5, 0.9, 1.1, 2)
+            found.excess_risk(best, n, m) <= found.excess_risk(best * f, n, m) + 1e-12
+            for f in (0.5, 0.9, 1.1, 2)
         )
     assert found.optimal_lambda(100, known=True) == math.inf
     assert 0 < found.optimal_lambda(100) < math.inf
@@ -110,11 +127,17 @@ def test_a_mixture_of_useless_and_priceless_directions():
 
 
 def test_on_a_network_with_sampled_contexts():
-    """K by simulation: the covariance of the IMM gradient over data sets of extended contexts, times their size."""
+    """K by simulation: the covariance of the IMM gradient over data sets of extended contexts,
+    times their size.
+    """
     world = World()
     generator = torch.Generator().manual_seed(1)
     target = torch.stack(
-        [1 - (p := (world.belief * torch.sigmoid(world.features @ world.theta.detach())).sum(1)), p], 1
+        [
+            1 - (p := (world.belief * torch.sigmoid(world.features @ world.theta.detach())).sum(1)),
+            p,
+        ],
+        1,
     )
     n, gradients = 4000, []
     for _ in range(150):
@@ -130,12 +153,20 @@ def test_on_a_network_with_sampled_contexts():
 
 @pytest.mark.parametrize("bandwidth", [0.05, 0.3, 3.0])
 def test_the_price_of_a_kernel(bandwidth):
-    """K by simulation again; a kernel lends a point to many short contexts, which the cell-wise formula overlooks."""
-    generator, n, theta = torch.Generator().manual_seed(2), 120, torch.tensor([1.0, -0.5], requires_grad=True)
+    """K by simulation again; a kernel lends a point to many short contexts, which the cell-wise
+    formula overlooks.
+    """
+    generator, n, theta = (
+        torch.Generator().manual_seed(2),
+        120,
+        torch.tensor([1.0, -0.5], requires_grad=True),
+    )
     short = torch.linspace(-1, 1, n).unsqueeze(1)
     contexts = imm.KernelContexts(short, bandwidth)
     grid = 1 + torch.randn(20_000, 2, generator=generator)
-    one = torch.sigmoid(grid @ theta.detach()).mean()  # e does not depend on s, so that no kernel is biased
+    one = torch.sigmoid(
+        grid @ theta.detach()
+    ).mean()  # e does not depend on s, so that no kernel is biased
     exact = imm.ExactIMM(lambda s: torch.stack([1 - one, one]).expand(len(s), 2), contexts)
     gradients, prices = [], []
     for _ in range(250):
@@ -195,7 +226,12 @@ def test_bad_input():
 def test_surprise_is_standard_normal_of_a_right_target():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(200, 5, generator=generator).softmax(-1)
-    z = torch.tensor([surprise(rows, torch.multinomial(rows, 1, generator=generator).squeeze(1)).z for _ in range(400)])
+    z = torch.tensor(
+        [
+            surprise(rows, torch.multinomial(rows, 1, generator=generator).squeeze(1)).z
+            for _ in range(400)
+        ]
+    )
     assert abs(z.mean()) < 4 / 20 and abs(z.std() - 1) < 0.15
 
 
@@ -204,7 +240,9 @@ def test_surprise_finds_a_shifted_population_and_a_timid_target():
     rows = (2 * torch.randn(400, 3, generator=generator)).softmax(-1)
     label = torch.multinomial(rows, 1, generator=generator).squeeze(1)
     found = surprise(rows, label)
-    assert found.loss == pytest.approx(torch.nn.functional.nll_loss(rows.log(), label).item(), rel=1e-5)
+    assert found.loss == pytest.approx(
+        torch.nn.functional.nll_loss(rows.log(), label).item(), rel=1e-5
+    )
     assert found.expected == pytest.approx(torch.special.entr(rows).sum(1).mean().item(), rel=1e-5)
     assert surprise(rows.flip(1), label).z > 5
     assert surprise((rows + 1) / 4, label).z < -5
@@ -252,12 +290,16 @@ def test_the_suggested_lambda_is_the_best_of_what_was_measured():
     for m in (6, 120, math.inf):
         lam = suggest_lambda(*arguments, m=m)
         assert lam == pytest.approx(worth.optimal_lambda(12, m), rel=1e-9) and lam <= 30
-        assert worth.excess_risk(lam, 12, m) <= min(worth.excess_risk(other, 12, m) for other in (0.1, 0.3, 1, 3, 10))
+        assert worth.excess_risk(lam, 12, m) <= min(
+            worth.excess_risk(other, 12, m) for other in (0.1, 0.3, 1, 3, 10)
+        )
     assert suggest_lambda(*arguments, m=120, largest=0.25) == 0.25
     with pytest.raises(ValueError, match="largest"):
         suggest_lambda(*arguments, largest=0)
     alone = imm.KernelContexts(features, bandwidth=1e-3)  # nobody has a neighbour
-    with pytest.warns(UserWarning, match=r"contexts give a short context only 1\.0 extended contexts"):
+    with pytest.warns(
+        UserWarning, match=r"contexts give a short context only 1\.0 extended contexts"
+    ):
         suggest_lambda(query, [theta], alone, features, extended, damping=0.1)
 
 
@@ -279,8 +321,14 @@ def test_the_lead_of_a_target_is_what_enumeration_finds(monkeypatch):
     """For grouped and for kernel contexts, and whatever the pairs are cut into."""
     generator = torch.Generator().manual_seed(0)
     log_q = torch.randn(7, 3, generator=generator, dtype=torch.float64).log_softmax(1)
-    group, value = torch.tensor([0, 1, 0, 1, 1, 0, 0]), torch.randn(7, 2, generator=generator, dtype=torch.float64)
-    label, table = torch.tensor([0, 1, 2, 2, 1]), torch.rand(2, 3, generator=generator, dtype=torch.float64).softmax(1)
+    group, value = (
+        torch.tensor([0, 1, 0, 1, 1, 0, 0]),
+        torch.randn(7, 2, generator=generator, dtype=torch.float64),
+    )
+    label, table = (
+        torch.tensor([0, 1, 2, 2, 1]),
+        torch.rand(2, 3, generator=generator, dtype=torch.float64).softmax(1),
+    )
 
     def mixed(short):
         share = short[:, :1].sigmoid()
@@ -291,7 +339,9 @@ def test_the_lead_of_a_target_is_what_enumeration_finds(monkeypatch):
         (
             imm.KernelContexts(value, 0.7),
             value[:5] + 0.1,
-            lambda short: short[:, :1].sigmoid() * table[0] + (1 - short[:, :1].sigmoid()) * table[1],
+            lambda short: (
+                short[:, :1].sigmoid() * table[0] + (1 - short[:, :1].sigmoid()) * table[1]
+            ),
         ),
     ]
     for contexts, short, target in cases:
@@ -301,11 +351,13 @@ def test_the_lead_of_a_target_is_what_enumeration_finds(monkeypatch):
         found = {}
         for part in (64, 2):
             monkeypatch.setattr(imm.premise, "PART", part)
-            found[part] = lead(lambda short, extended: log_q[extended], contexts, target, short, label)
+            found[part] = lead(
+                lambda short, extended: log_q[extended], contexts, target, short, label
+            )
         assert found[2].ahead == pytest.approx(found[64].ahead, abs=1e-12)
-        assert found[2].target == pytest.approx(ours.mean().item()) and found[2].induced == pytest.approx(
-            theirs.mean().item()
-        )
+        assert found[2].target == pytest.approx(ours.mean().item()) and found[
+            2
+        ].induced == pytest.approx(theirs.mean().item())
         assert found[2].error == pytest.approx((theirs - ours).std().item() / 5**0.5)
 
 
@@ -316,7 +368,13 @@ def test_a_label_that_the_target_rules_out_leaves_no_lead():
     found = lead(query, imm.GroupedContexts(zeros[:2]), certain, zeros, torch.tensor([0, 1, 0]))
     assert (found.target, found.ahead, found.error) == (math.inf, -math.inf, math.inf)
     with pytest.raises(ValueError, match="short"):
-        lead(query, imm.GroupedContexts(zeros[:2], num_short=2), certain.expand(2, 2), zeros + 1, zeros)
+        lead(
+            query,
+            imm.GroupedContexts(zeros[:2], num_short=2),
+            certain.expand(2, 2),
+            zeros + 1,
+            zeros,
+        )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ def random_probabilities(*shape: int, seed: int = 1, dtype: torch.dtype = torch.
 def brute_induce(log_q: Tensor, w: Tensor) -> list[float]:
     """log sum_e w_e Q_e(y) of one (k, Y) table with Python's own arithmetic, label by label."""
     k, labels = log_q.shape
-    sums = [math.fsum(w[e].item() * math.exp(log_q[e, y].item()) for e in range(k)) for y in range(labels)]
+    sums = [
+        math.fsum(w[e].item() * math.exp(log_q[e, y].item()) for e in range(k))
+        for y in range(labels)
+    ]
     return [math.log(s) for s in sums]
 
 
@@ -31,9 +34,13 @@ def brute_risk(target: Tensor, log_q: Tensor, w: Tensor) -> float:
 
 
 class PairModel(nn.Module):
-    """Q(y|s,e) with one embedding of each context, a hidden layer and dropout: smooth, small, not linear."""
+    """Q(y|s,e) with one embedding of each context, a hidden layer and dropout: smooth, small, not
+    linear.
+    """
 
-    def __init__(self, num_short: int, num_extended: int, labels: int, dropout: float = 0.0, seed: int = 0):
+    def __init__(
+        self, num_short: int, num_extended: int, labels: int, dropout: float = 0.0, seed: int = 0
+    ):
         super().__init__()
         g = generator(seed)
         self.short = nn.Parameter(torch.randn(num_short, 5, generator=g, dtype=torch.float64))
@@ -49,7 +56,11 @@ class PairModel(nn.Module):
 
 def gradients(value: Tensor, module: nn.Module) -> list[Tensor]:
     """Gradients by every parameter; zeros where it is not used."""
-    return list(torch.autograd.grad(value, list(module.parameters()), allow_unused=True, materialize_grads=True))
+    return list(
+        torch.autograd.grad(
+            value, list(module.parameters()), allow_unused=True, materialize_grads=True
+        )
+    )
 
 
 def assert_same(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-12) -> None:

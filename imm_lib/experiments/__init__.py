@@ -1,8 +1,9 @@
-"""The experiments by name, and the one runner that they share: units of work, each saved when it is done.
+"""The experiments by name, and the one runner that they share: units of work, each saved when it is
+done.
 
-An experiment lists its *units*, small JSON objects, and computes one unit at a time. The runner writes every finished
-unit to a partial file before it takes the next, so that a kill at any moment loses none of them; the result appears
-under its name when all are there.
+An experiment lists its *units*, small JSON objects, and computes one unit at a time. The runner
+writes every finished unit to a partial file before it takes the next, so that a kill at any moment
+loses none of them; the result appears under its name when all are there.
 """
 
 import hashlib
@@ -73,26 +74,34 @@ def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:
     Args:
         experiment: what is adjusted; it is not changed.
         scale: one of ``experiment.scales``.
-        changes: new values by name. A value has the type of the one that it replaces, or is a whole number for a real
-            one, or stands where there was None; lists and objects are replaced whole, and not looked into.
+        changes: new values by name. A value has the type of the one that it replaces, or is a whole
+            number for a real one, or stands where there was None; lists and objects are replaced
+            whole, and not looked into.
 
     Raises:
-        ValueError: an unknown scale, a name that the configuration does not have, or a value of another type.
+        ValueError: an unknown scale, a name that the configuration does not have, or a value of
+            another type.
     """
     check_scale(experiment, scale)
     config = experiment.scales[scale]
     for name, value in changes.items():
         if name not in config:
-            raise ValueError(f"{experiment.name} has no {name!r}: it must be one of {', '.join(config)}")
+            raise ValueError(
+                f"{experiment.name} has no {name!r}: it must be one of {', '.join(config)}"
+            )
         kinds = {float: (float, int), tuple: (list, tuple), type(None): (type(value),)}
         fits = type(value) in kinds.get(type(config[name]), (type(config[name]),))
         if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{name} must be like {json.dumps(config[name])}, got {json.dumps(value)}")
+            raise ValueError(
+                f"{name} must be like {json.dumps(config[name])}, got {json.dumps(value)}"
+            )
     return replace(experiment, scales={**experiment.scales, scale: {**config, **changes}})
 
 
 def file_name(experiment: Experiment, scale: str) -> str:
-    """NAME for the full scale, NAME-SCALE for another, so that a quick look never replaces a full run."""
+    """NAME for the full scale, NAME-SCALE for another, so that a quick look never replaces a full
+    run.
+    """
     return experiment.name if scale == "full" else f"{experiment.name}-{scale}"
 
 
@@ -107,7 +116,9 @@ def _resumed(file: Path, key: dict) -> list[dict]:
     except FileNotFoundError:
         return []
     if not isinstance(partial, dict) or not isinstance(partial.get("units"), list):
-        raise results.ResultError(f"{file.name}: not what an interrupted run leaves; run without --resume")
+        raise results.ResultError(
+            f"{file.name}: not what an interrupted run leaves; run without --resume"
+        )
     differing = [field for field in key if partial.get(field) != key[field]]
     if differing:
         raise ValueError(
@@ -126,7 +137,9 @@ def _device(name: str | torch.device) -> torch.device:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}")
     found = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= found:
-        raise ValueError(f"device must be one that this machine has, got {str(name)!r} with {found} of that kind")
+        raise ValueError(
+            f"device must be one that this machine has, got {str(name)!r} with {found} of that kind"
+        )
     return device
 
 
@@ -147,7 +160,8 @@ def run(
         scale: one of ``experiment.scales``.
         seed: handed to ``experiment.units``.
         device: "cpu", "cuda", ...
-        resume: keep the units that an interrupted run has finished; of the same configuration, seed, device and code.
+        resume: keep the units that an interrupted run has finished; of the same configuration,
+        seed, device and code.
         where: folder of the result; by default :func:`imm_lib.results.folder`.
         command: what reproduces the run, stored with it.
         jobs: units that run at a time, each in a process of its own where it is more than 1.
@@ -156,8 +170,8 @@ def run(
         The result's file.
 
     Raises:
-        ValueError: an unknown scale or device, a folder that cannot be written, or a partial run of another
-            configuration, seed, device or code.
+        ValueError: an unknown scale or device, a folder that cannot be written, or a partial run of
+            another configuration, seed, device or code.
     """
     check_scale(experiment, scale)
     checks.count("jobs", jobs)
@@ -165,23 +179,33 @@ def run(
     try:
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError("running experiments needs tqdm: pip install 'imm_lib[data,experiments]'") from error
+        raise ImportError(
+            "running experiments needs tqdm: pip install 'imm_lib[data,experiments]'"
+        ) from error
     where, config = where or results.folder(), experiment.scales[scale]
-    commit = results.commit()  # of the code that was imported, whatever happens to the files during the run
+    commit = (
+        results.commit()
+    )  # of the code that was imported, whatever happens to the files during the run
     key = {"config": config, "seed": seed, "device": str(device), "code": results.code()}
     key = json.loads(json.dumps(key))  # as it is read back: a file knows no tuples
     partial = _partial(experiment, scale, where)
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the first unit's hour
+        partial.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # now, and not after the first unit's hour
     except OSError as error:
-        raise ValueError(f"out must be a folder that can be written, got {str(where)!r}: {error.strerror}") from None
+        raise ValueError(
+            f"out must be a folder that can be written, got {str(where)!r}: {error.strerror}"
+        ) from None
     if not os.access(partial.parent, os.W_OK):
         raise ValueError(f"out must be a folder that can be written, got {str(where)!r}")
     units = experiment.units(config, seed)
     done = _resumed(partial, key) if resume else []
     finished = {_identity(entry["unit"]): entry for entry in done}
     pending = [unit for unit in units if _identity(unit) not in finished]
-    with tqdm(total=len(units), initial=len(finished), desc=file_name(experiment, scale), unit="unit") as bar:
+    with tqdm(
+        total=len(units), initial=len(finished), desc=file_name(experiment, scale), unit="unit"
+    ) as bar:
         for entry in _entries(experiment, pending, config, device, jobs):
             finished[_identity(entry["unit"])] = entry
             results.write_json(partial, {**key, "units": list(finished.values())})
@@ -224,14 +248,18 @@ def _entries(
         return
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
-        waiting = [pool.submit(_named_entry, experiment.name, unit, config, device) for unit in units]
+        waiting = [
+            pool.submit(_named_entry, experiment.name, unit, config, device) for unit in units
+        ]
         yield from (future.result() for future in as_completed(waiting))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def forget(experiment: Experiment, scale: str = "full", where: Path | None = None) -> None:
-    """Delete what ``run`` keeps for ``resume``; it is left in place so that a series of runs can be resumed whole."""
+    """Delete what ``run`` keeps for ``resume``; it is left in place so that a series of runs can be
+    resumed whole.
+    """
     _partial(experiment, scale, where or results.folder()).unlink(missing_ok=True)
 
 

@@ -1,8 +1,11 @@
-"""The core's benchmarks: ratios measured in one process, never asserted in a test (``python -m imm_lib bench``).
+"""The core's benchmarks: ratios measured in one process, never asserted in a test (``python -m
+imm_lib bench``).
 
 - sampling: SampledIMM joint against sequential, seconds and peak bytes, over k.
-- sharing: one set of extended contexts per distinct word of a Penn Treebank batch against one per position.
-- moving_average: a training step of a language model with MovingAverageIMM against the same step without.
+- sharing: one set of extended contexts per distinct word of a Penn Treebank batch against one per
+  position.
+- moving_average: a training step of a language model with MovingAverageIMM against the same step
+  without.
 - kneser_ney: fit and evaluation against NLTK's KneserNeyInterpolated on the same tokens.
 """
 
@@ -21,7 +24,14 @@ from imm_lib.surrogates import MovingAverageIMM
 from imm_lib.targets import KneserNeyBigram
 
 CONFIG = {
-    "sampling": {"k": [1, 4, 16, 64], "short": 256, "extended": 2048, "width": 256, "labels": 1000, "batch": 512},
+    "sampling": {
+        "k": [1, 4, 16, 64],
+        "short": 256,
+        "extended": 2048,
+        "width": 256,
+        "labels": 1000,
+        "batch": 512,
+    },
     "sharing": {"batches": 5, "k": 10, "width": 200, "batch": 20, "unroll": 35},
     "moving_average": {"width": 200, "layers": 2, "batch": 20, "unroll": 35, "batches": 3},
     "kneser_ney": {"train": 20_000, "test": 500},
@@ -30,7 +40,9 @@ CONFIG = {
 
 
 class LSTMLanguageModel(nn.Module):
-    """The paper's topology at another width: embedding, LSTM layers, softmax; (L, B) tokens -> (L B, V) log-probs."""
+    """The paper's topology at another width: embedding, LSTM layers, softmax; (L, B) tokens -> (L
+    B, V) log-probs.
+    """
 
     def __init__(self, vocab_size: int, width: int, layers: int):
         super().__init__()
@@ -46,7 +58,13 @@ class LSTMLanguageModel(nn.Module):
 def _pair_model(extended: int, width: int, labels: int, generator: torch.Generator) -> nn.Module:
     """A network of two hidden layers on random features of the extended context."""
     features = torch.randn(extended, width, generator=generator)
-    layers = [nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, labels)]
+    layers = [
+        nn.Linear(width, width),
+        nn.Tanh(),
+        nn.Linear(width, width),
+        nn.Tanh(),
+        nn.Linear(width, labels),
+    ]
     network = nn.Sequential(*layers, nn.LogSoftmax(-1))
     network.register_buffer("features", features)
     return network
@@ -61,9 +79,13 @@ def _step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def sampling(config: dict, device: torch.device, repeats: int) -> dict:
-    """Joint against sequential sampling over k: seconds, peak bytes of a forward and backward pass, their ratios."""
+    """Joint against sequential sampling over k: seconds, peak bytes of a forward and backward pass,
+    their ratios.
+    """
     generator = torch.Generator().manual_seed(0)
-    network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(device)
+    network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(
+        device
+    )
     short = torch.randint(config["short"], (config["extended"],), generator=generator)
     contexts = GroupedContexts(short).to(device)
     target = torch.rand(config["short"], config["labels"], generator=generator).softmax(-1)
@@ -72,7 +94,9 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
     def step(k: int, sequential: bool) -> Callable[[], None]:
         draws = torch.Generator().manual_seed(1)
         term = SampledIMM(target, contexts, k, sequential, draws).to(device)
-        return _step(network, lambda: term(lambda _, extended: network(network.features[extended]), batch))
+        return _step(
+            network, lambda: term(lambda _, extended: network(network.features[extended]), batch)
+        )
 
     table = {}
     for k in config["k"]:
@@ -91,7 +115,9 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
 
 
 def sharing(config: dict, device: torch.device, repeats: int) -> dict:
-    """Samples shared between equal words of a batch against samples of every position's own: seconds and ratio."""
+    """Samples shared between equal words of a batch against samples of every position's own:
+    seconds and ratio.
+    """
     words, vocab_size = tokens()
     contexts = GroupedContexts(words[:-1], vocab_size).to(device)
     target = KneserNeyBigram.fit(words, vocab_size).to(device)
@@ -132,12 +158,21 @@ def sharing(config: dict, device: torch.device, repeats: int) -> dict:
 
 
 def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
-    """A language model's training step with MovingAverageIMM over the plain step: seconds, ratio, bytes."""
+    """A language model's training step with MovingAverageIMM over the plain step: seconds, ratio,
+    bytes.
+    """
     words, vocab_size = tokens()
     network = LSTMLanguageModel(vocab_size, config["width"], config["layers"]).to(device)
-    term = MovingAverageIMM(KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1).to(device)
+    term = MovingAverageIMM(
+        KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1
+    ).to(device)
     length, batch = config["unroll"], config["batch"]
-    streams = words[: len(words) // batch * batch].view(batch, -1).T[: length * config["batches"] + 1].to(device)
+    streams = (
+        words[: len(words) // batch * batch]
+        .view(batch, -1)
+        .T[: length * config["batches"] + 1]
+        .to(device)
+    )
     turn = {"plain": 0, "with_imm": 0}
 
     def loss(name: str) -> Tensor:
@@ -162,12 +197,17 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
 
 
 def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
-    """Fit plus evaluation against NLTK's interpolated Kneser-Ney bigram on the same tokens: seconds and ratio."""
+    """Fit plus evaluation against NLTK's interpolated Kneser-Ney bigram on the same tokens: seconds
+    and ratio.
+    """
     from nltk.lm import KneserNeyInterpolated
     from nltk.util import bigrams
 
     words, vocab_size = tokens()
-    train, test = words[: config["train"]], words[config["train"] : config["train"] + config["test"]]
+    train, test = (
+        words[: config["train"]],
+        words[config["train"] : config["train"] + config["test"]],
+    )
     texts = [[str(w) for w in part.tolist()] for part in (train, test)]
 
     def ours() -> float:
@@ -189,7 +229,12 @@ def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
     }
 
 
-PARTS = {"sampling": sampling, "sharing": sharing, "moving_average": moving_average, "kneser_ney": kneser_ney}
+PARTS = {
+    "sampling": sampling,
+    "sharing": sharing,
+    "moving_average": moving_average,
+    "kneser_ney": kneser_ney,
+}
 
 
 def _units(config: dict, seed: int) -> list[dict]:
@@ -206,11 +251,18 @@ def _table(result: dict) -> list[list[str]]:
     for k, numbers in part["sampling"]["by_k"].items():
         joint, sequential = numbers["joint_bytes"] / 1e6, numbers["sequential_bytes"] / 1e6
         rows.append([f"sampling, k = {k}: sequential / joint time", f"{numbers['time_ratio']:.2f}"])
-        rows.append([f"sampling, k = {k}: joint, sequential peak", f"{joint:.1f} MB, {sequential:.1f} MB"])
+        rows.append(
+            [f"sampling, k = {k}: joint, sequential peak", f"{joint:.1f} MB, {sequential:.1f} MB"]
+        )
     growth = part["sampling"]["sequential_growth_4_to_64"]
     rows.append(["sequential peak, growth from k = 4 to 64", f"{100 * growth:.1f} %"])
     rows.append(["samples per position / shared, time", f"{part['sharing']['ratio']:.2f}"])
-    rows.append(["step with moving-average IMM / plain step, time", f"{part['moving_average']['ratio']:.2f}"])
+    rows.append(
+        [
+            "step with moving-average IMM / plain step, time",
+            f"{part['moving_average']['ratio']:.2f}",
+        ]
+    )
     rows.append(["Kneser-Ney, NLTK / ours, time", f"{part['kneser_ney']['ratio']:.0f}"])
     return rows
 

@@ -1,4 +1,6 @@
-"""The restricted model of the language experiments: Kneser-Ney on the Penn Treebank (Table 5's last column)."""
+"""The restricted model of the language experiments: Kneser-Ney on the Penn Treebank (Table 5's last
+column).
+"""
 
 import time
 
@@ -19,7 +21,10 @@ CONVENTIONS = ("safe", "zero-loss", "drop", "paper")
 
 
 def _units(config: dict, seed: int) -> list[dict]:
-    return [{"part": "fit"}, *({"part": "perplexity", "split": split} for split in config["splits"])]
+    return [
+        {"part": "fit"},
+        *({"part": "perplexity", "split": split} for split in config["splits"]),
+    ]
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
@@ -53,7 +58,9 @@ def _table(result: dict) -> list[list[str]]:
         if entry["unit"]["part"] == "perplexity":
             split, numbers = entry["unit"]["split"], entry["numbers"]
             values = [f"{numbers[convention]:.2f}" for convention in CONVENTIONS]
-            rows.append([split, f"{PAPER[split]:.2f}", *values, f"{numbers['paper'] - PAPER[split]:+.3f}"])
+            rows.append(
+                [split, f"{PAPER[split]:.2f}", *values, f"{numbers['paper'] - PAPER[split]:+.3f}"]
+            )
     return rows
 
 

@@ -1,4 +1,6 @@
-"""How time and memory are measured: ratios in one process, alternating, medians; live tensor bytes at their peak."""
+"""How time and memory are measured: ratios in one process, alternating, medians; live tensor bytes
+at their peak.
+"""
 
 import json
 import statistics
@@ -37,7 +39,8 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def compare(
     works: dict[str, Callable[[], object]], repeats: int = 9, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each piece of work, run in turns so that a change of the machine's mood meets all alike.
+    """Median seconds of each piece of work, run in turns so that a change of the machine's mood
+    meets all alike.
 
     Args:
         works: functions of no argument by name. Each runs once before the clock starts.
@@ -64,10 +67,12 @@ def compare(
 
 
 def peak_bytes(work: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Bytes of tensors alive at the peak of ``work``, above what was alive before; exact and repeatable.
+    """Bytes of tensors alive at the peak of ``work``, above what was alive before; exact and
+    repeatable.
 
-    Counted by the allocator on CUDA, from the profiler's allocation events on a CPU. ``work`` runs twice: what it keeps
-    from its first run (gradients, optimiser states) belongs to what was there before.
+    Counted by the allocator on CUDA, from the profiler's allocation events on a CPU. ``work`` runs
+    twice: what it keeps from its first run (gradients, optimiser states) belongs to what was there
+    before.
     """
     device = torch.device(device)
     work()

@@ -1,11 +1,15 @@
-"""What the paper prints about language models. Of logistic regression: :mod:`imm_lib.experiments.logistic.paper`."""
+"""What the paper prints about language models. Of logistic regression:
+:mod:`imm_lib.experiments.logistic.paper`.
+"""
 
 TABLE_1 = {
     "none": {"valid": 81.6, "test": 77.5},
     "KN noising": {"valid": 76.7, "test": 73.9},
     "IMM": {"valid": 76.0, "test": 73.3},
 }
-"""Perplexities of an LSTM of 1,500 units on the Penn Treebank, with the whole history; the best of several restarts."""
+"""Perplexities of an LSTM of 1,500 units on the Penn Treebank, with the whole history; the best of
+several restarts.
+"""
 
 TABLE_2 = {
     "CoLA": {"base": ("52.1", "4.0"), "+MLM": ("55.0", "3.0"), "+MLM+IMM": ("60.0", "1.0")},
@@ -13,8 +17,9 @@ TABLE_2 = {
     "QNLI": {"base": ("90.5", "2.0"), "+MLM": ("91.0", "2.0"), "+MLM+IMM": ("93.5", "1.0")},
     "RTE": {"base": ("66", "3.0"), "+MLM": ("68", "2.0"), "+MLM+IMM": ("71", "1.0")},
 }
-"""BERT base on GLUE by task and arm, means of restarts and their ±, per cent, as printed; Matthews' correlation for
-CoLA, F1 for MRPC, accuracy otherwise."""
+"""BERT base on GLUE by task and arm, means of restarts and their ±, per cent, as printed; Matthews'
+correlation for CoLA, F1 for MRPC, accuracy otherwise.
+"""
 
 TABLE_5 = {
     "train": {"none": 260.16, "IMM": 237.55, "Kneser-Ney": 92.19},

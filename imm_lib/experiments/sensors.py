@@ -1,9 +1,11 @@
-"""IMM on a small real data set (chapter 21): an old system reads one sensor of many cases, a new one all of few.
+"""IMM on a small real data set (chapter 21): an old system reads one sensor of many cases, a new
+one all of few.
 
-Every unit is one random partition of the breast-cancer data that scikit-learn ships: ``old`` cases, of which only the
-sensor and the label are used, to fit the restricted model; n ``new`` cases with all sensors, to train on; cases to
-choose settings with; cases to test on. All methods of a unit see the same partition, so that they are paired.
-``python -m imm_lib.experiments.sensors`` draws the stored result into book/_static/payoff.svg, for the front page.
+Every unit is one random partition of the breast-cancer data that scikit-learn ships: ``old`` cases,
+of which only the sensor and the label are used, to fit the restricted model; n ``new`` cases with
+all sensors, to train on; cases to choose settings with; cases to test on. All methods of a unit see
+the same partition, so that they are paired. ``python -m imm_lib.experiments.sensors`` draws the
+stored result into book/_static/payoff.svg, for the front page.
 """
 
 from __future__ import annotations
@@ -34,14 +36,18 @@ METHODS = {
 """The methods of the front page's picture, by their names in results, and how they look."""
 
 CLIP = 3.0
-"""Standardised values are clipped there: few cases estimate the scale of a heavy-tailed sensor badly."""
+"""Standardised values are clipped there: few cases estimate the scale of a heavy-tailed sensor
+badly.
+"""
 
 Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One partition. Column ``sensor`` of ``x`` is ``s``; both are in standard deviations of the new cases."""
+    """One partition. Column ``sensor`` of ``x`` is ``s``; both are in standard deviations of the
+    new cases.
+    """
 
     x: Tensor  # (cases, sensors) float64
     y: Tensor  # (cases,)
@@ -55,7 +61,8 @@ class Task:
 
 
 def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Task:
-    """Partition and standardise the data, and fit the restricted model, a logistic regression on one sensor.
+    """Partition and standardise the data, and fit the restricted model, a logistic regression on
+    one sensor.
 
     All sensors are standardised by the n new cases, the only ones that have them all.
 
@@ -71,9 +78,16 @@ def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Tas
         raise ValueError(f"sensor must be one of {', '.join(names)}, got {sensor!r}")
     x, y = torch.tensor(bunch.data), torch.tensor(bunch.target)
     if old + n + valid + test > len(y):
-        raise ValueError(f"old + n + valid + test must be at most {len(y)}, got {old + n + valid + test}")
+        raise ValueError(
+            f"old + n + valid + test must be at most {len(y)}, got {old + n + valid + test}"
+        )
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    parts = order[:old], order[len(y) - n :], order[old : old + valid], order[old + valid : old + valid + test]
+    parts = (
+        order[:old],
+        order[len(y) - n :],
+        order[old : old + valid],
+        order[old + valid : old + valid + test],
+    )
     column = names.index(sensor)
     x = ((x - x[parts[1]].mean(0)) / x[parts[1]].std(0)).clamp(-CLIP, CLIP)
     s = x[:, column].contiguous()
@@ -88,9 +102,14 @@ def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Tas
 
 
 def fit(
-    x: Tensor, y: Tensor, decay: float, extra: Callable[[Model], Tensor] | None = None, offset: Tensor | None = None
+    x: Tensor,
+    y: Tensor,
+    decay: float,
+    extra: Callable[[Model], Tensor] | None = None,
+    offset: Tensor | None = None,
 ):
-    """Logistic regression by L-BFGS from zero: mean cross-entropy + decay / 2 · |W|² + ``extra(model)``, in nats.
+    """Logistic regression by L-BFGS from zero: mean cross-entropy + decay / 2 · |W|² +
+    ``extra(model)``, in nats.
 
     Args:
         x: (N, sensors) inputs.
@@ -100,7 +119,8 @@ def fit(
         offset: (N, 2) fixed logits to add while training; whoever predicts adds theirs.
 
     Returns:
-        the model, (N, sensors) -> (N, 2) log-probabilities, and the bare logits, (N, sensors) -> (N, 2).
+        the model, (N, sensors) -> (N, 2) log-probabilities, and the bare logits, (N, sensors) ->
+        (N, 2).
     """
     weight, bias = torch.zeros(x.shape[1], 2, dtype=x.dtype), torch.zeros(2, dtype=x.dtype)
     optimiser = torch.optim.LBFGS(
@@ -118,7 +138,10 @@ def fit(
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = cross_entropy(logits(x) if offset is None else logits(x) + offset, y) + decay / 2 * weight.square().sum()
+        loss = (
+            cross_entropy(logits(x) if offset is None else logits(x) + offset, y)
+            + decay / 2 * weight.square().sum()
+        )
         if extra is not None:
             loss = loss + extra(model)
         loss.backward()
@@ -131,10 +154,14 @@ def fit(
 
 
 def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Model], Tensor]]:
-    """The IMM risk of a model on the cases ``rows``: with the chapter's contexts, with others, with an empty target."""
+    """The IMM risk of a model on the cases ``rows``: with the chapter's contexts, with others, with
+    an empty target.
+    """
     x, s = t.x[rows], t.s[rows]
     prior = torch.bincount(t.y[t.old], minlength=2).double() / len(t.old)
-    edges = torch.quantile(t.s[t.old], torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1])
+    edges = torch.quantile(
+        t.s[t.old], torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1]
+    )
     group = torch.bucketize(t.s, edges)
     counts = torch.zeros(config["groups"], 2, dtype=torch.float64).index_put_(
         (group[t.old], t.y[t.old]), torch.ones(len(t.old), dtype=torch.float64), accumulate=True
@@ -147,7 +174,10 @@ def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Mo
     arms = {
         "IMM": kernel(t.target, config["bandwidth"]),
         **{f"IMM, bandwidth {b:g}": kernel(t.target, b) for b in config["other_bandwidths"]},
-        "IMM, groups": (imm.ExactIMM(table, imm.GroupedContexts(group[rows], config["groups"])), group[rows]),
+        "IMM, groups": (
+            imm.ExactIMM(table, imm.GroupedContexts(group[rows], config["groups"])),
+            group[rows],
+        ),
         "IMM, prior": kernel(lambda short: prior.expand(len(short), 2), config["bandwidth"]),
     }
 
@@ -155,7 +185,9 @@ def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Mo
         def of_model(model: Model) -> Tensor:
             def query(asked: Tensor, extended: Tensor) -> Tensor:
                 mixed = x[extended]
-                if asked.is_floating_point():  # a group's contexts keep their own values of the sensor
+                if (
+                    asked.is_floating_point()
+                ):  # a group's contexts keep their own values of the sensor
                     mixed[:, t.sensor] = asked
                 return model(mixed)
 
@@ -166,8 +198,12 @@ def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Mo
     return {name: penalty(*arm) for name, arm in arms.items()}
 
 
-def candidates(t: Task, rows: Tensor, decay: float, config: dict, methods: list[str]) -> dict[str, dict[str, Model]]:
-    """Every method at every setting, trained on ``rows``: method -> setting -> case indices -> log-probabilities."""
+def candidates(
+    t: Task, rows: Tensor, decay: float, config: dict, methods: list[str]
+) -> dict[str, dict[str, Model]]:
+    """Every method at every setting, trained on ``rows``: method -> setting -> case indices ->
+    log-probabilities.
+    """
     x, y, s = t.x[rows], t.y[rows], t.s[rows]
     baseline, _ = fit(x, y, decay)
     plain = {"0": lambda cases: baseline(t.x[cases])}
@@ -178,7 +214,8 @@ def candidates(t: Task, rows: Tensor, decay: float, config: dict, methods: list[
         if name == "interpolation":
             mixes = {f"{w:g}": imm.Interpolation(t.target, w) for w in config["weights"]}
             found[name] = plain | {
-                key: lambda cases, mix=mix: mix(baseline(t.x[cases]), t.s[cases]) for key, mix in mixes.items()
+                key: lambda cases, mix=mix: mix(baseline(t.x[cases]), t.s[cases])
+                for key, mix in mixes.items()
             }
         elif name == "offset":
             found[name] = {}
@@ -197,11 +234,18 @@ def candidates(t: Task, rows: Tensor, decay: float, config: dict, methods: list[
 
 def scores(log_q: Tensor, y: Tensor) -> dict[str, float]:
     """Mean log-loss in nats and accuracy of (N, 2) log-probabilities."""
-    return {"loss": nll_loss(log_q, y).item(), "accuracy": (log_q.argmax(-1) == y).double().mean().item()}
+    return {
+        "loss": nll_loss(log_q, y).item(),
+        "accuracy": (log_q.argmax(-1) == y).double().mean().item(),
+    }
 
 
-def _losses(found: dict[str, dict[str, Model]], cases: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
-    return {m: {k: scores(f(cases), y[cases])["loss"] for k, f in fs.items()} for m, fs in found.items()}
+def _losses(
+    found: dict[str, dict[str, Model]], cases: Tensor, y: Tensor
+) -> dict[str, dict[str, float]]:
+    return {
+        m: {k: scores(f(cases), y[cases])["loss"] for k, f in fs.items()} for m, fs in found.items()
+    }
 
 
 def _best_decay(t: Task, splits: list[tuple[Tensor, Tensor]], decays: list[float]) -> float:
@@ -213,7 +257,9 @@ def _best_decay(t: Task, splits: list[tuple[Tensor, Tensor]], decays: list[float
 
 
 def _choose(t: Task, splits: list[tuple[Tensor, Tensor]], config: dict, methods: list[str]) -> dict:
-    """Choose the baseline's decay, then each method's setting, by held-out loss over ``splits``; score them on test."""
+    """Choose the baseline's decay, then each method's setting, by held-out loss over ``splits``;
+    score them on test.
+    """
     decay = _best_decay(t, splits, config["decays"])
     final = candidates(t, t.new, decay, config, methods)
     held = [
@@ -221,7 +267,9 @@ def _choose(t: Task, splits: list[tuple[Tensor, Tensor]], config: dict, methods:
         for rows, cases in splits
     ]
     curves = {m: final[m] for m in ("reverse-KD", "IMM") if m in final}
-    chosen = {m: min(final[m], key=lambda k, m=m: sum(losses[m][k] for losses in held)) for m in final}
+    chosen = {
+        m: min(final[m], key=lambda k, m=m: sum(losses[m][k] for losses in held)) for m in final
+    }
     return {
         "decay": decay,
         "chosen": chosen,
@@ -231,7 +279,9 @@ def _choose(t: Task, splits: list[tuple[Tensor, Tensor]], config: dict, methods:
 
 
 def diagnostic(t: Task, decay: float, config: dict) -> float:
-    """How much better than the baseline's induced model the target predicts held-out (s, y) pairs, in nats."""
+    """How much better than the baseline's induced model the target predicts held-out (s, y) pairs,
+    in nats.
+    """
     baseline, _ = fit(t.x[t.new], t.y[t.new], decay)
     contexts = imm.KernelContexts(t.s[t.new], config["bandwidth"])
     mixed = t.x[t.new].expand(len(t.valid), -1, -1).clone()
@@ -256,7 +306,10 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"])
     main = unit["sensor"] == next(iter(config["sensors"]))
     methods = ["reverse-KD", "interpolation", "offset", "IMM"]
-    more = [f"IMM, bandwidth {b:g}" for b in config["other_bandwidths"]] + ["IMM, groups", "IMM, prior"]
+    more = [f"IMM, bandwidth {b:g}" for b in config["other_bandwidths"]] + [
+        "IMM, groups",
+        "IMM, prior",
+    ]
     numbers = _choose(t, [(t.new, t.valid)], config, methods + more if main else methods)
     numbers["diagnostic"] = diagnostic(t, numbers["decay"], config)
     numbers["target"] = scores(t.target(t.s[t.test]).log(), t.y[t.test])
@@ -270,41 +323,63 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def cells(result: dict, sensor: str, n: int) -> list[dict]:
     """The numbers of all seeds of one sensor and size."""
-    entries = [e["numbers"] for e in result["units"] if (e["unit"]["sensor"], e["unit"]["n"]) == (sensor, n)]
+    entries = [
+        e["numbers"]
+        for e in result["units"]
+        if (e["unit"]["sensor"], e["unit"]["n"]) == (sensor, n)
+    ]
     if not entries:
         raise ValueError(f"the result has no sensor {sensor!r} with n = {n!r}")
     return entries
 
 
 def gain(
-    entries: list[dict], method: str, score: str = "loss", choice: str | None = None, against: str = "baseline"
+    entries: list[dict],
+    method: str,
+    score: str = "loss",
+    choice: str | None = None,
+    against: str = "baseline",
 ) -> tuple[float, float]:
-    """Paired change of a test score, mean and half width: below 0 is better for "loss", above for "accuracy"."""
+    """Paired change of a test score, mean and half width: below 0 is better for "loss", above for
+    "accuracy".
+    """
     tests = [(e if choice is None else e[choice])["test"] for e in entries]
     return imm.results.mean_interval([test[method][score] - test[against][score] for test in tests])
 
 
 def payoff(result: dict) -> dict:
-    """What the front page's picture draws, for the first sensor: mean test losses, and paired changes ± half widths."""
+    """What the front page's picture draws, for the first sensor: mean test losses, and paired
+    changes ± half widths.
+    """
     sensor, sizes = next(iter(result["config"]["sensors"].items()))
     at = [cells(result, sensor, n) for n in sizes]
     return {
         "sensor": sensor,
         "n": sizes,
-        "target": [imm.results.mean_interval([e["target"]["loss"] for e in entries])[0] for entries in at],
-        "loss": {m: [imm.results.mean_interval([e["test"][m]["loss"] for e in es])[0] for es in at] for m in METHODS},
+        "target": [
+            imm.results.mean_interval([e["target"]["loss"] for e in entries])[0] for entries in at
+        ],
+        "loss": {
+            m: [imm.results.mean_interval([e["test"][m]["loss"] for e in es])[0] for es in at]
+            for m in METHODS
+        },
         "gain": {m: [gain(es, m) for es in at] for m in METHODS if m != "baseline"},
     }
 
 
 def draw(result: dict) -> Figure:
-    """Two panels: test loss over n, and what each method changes against the baseline, with 95 % intervals."""
+    """Two panels: test loss over n, and what each method changes against the baseline, with 95 %
+    intervals.
+    """
     from matplotlib import pyplot
 
     numbers = payoff(result)
     figure, (left, right) = pyplot.subplots(2, 1, figsize=(5.0, 5.6), sharex=True)
     left.plot(
-        numbers["n"], numbers["target"], label="restricted model", **imm.plotting.METHOD_STYLE["target"]._asdict()
+        numbers["n"],
+        numbers["target"],
+        label="restricted model",
+        **imm.plotting.METHOD_STYLE["target"]._asdict(),
     )
     for i, (method, style) in enumerate(METHODS.items()):
         look = style._asdict()
@@ -325,13 +400,20 @@ def draw(result: dict) -> Figure:
 
 
 def curve(result: dict, sensor: str, n: int, method: str) -> list[tuple[float, float]]:
-    """Paired change of the test loss at every weight of the extra term, none of them selected: mean and half width."""
+    """Paired change of the test loss at every weight of the extra term, none of them selected: mean
+    and half width.
+    """
     losses = [e["curves"][method] for e in cells(result, sensor, n)]
-    return [imm.results.mean_interval([loss[i] - loss[0] for loss in losses]) for i in range(1, len(losses[0]))]
+    return [
+        imm.results.mean_interval([loss[i] - loss[0] for loss in losses])
+        for i in range(1, len(losses[0]))
+    ]
 
 
 def draw_curves(result: dict) -> Figure:
-    """The first sensor's curves over the weight, for the smallest (above) and the largest n (below)."""
+    """The first sensor's curves over the weight, for the smallest (above) and the largest n
+    (below).
+    """
     from matplotlib import pyplot
 
     sensor, sizes = next(iter(result["config"]["sensors"].items()))
@@ -349,7 +431,9 @@ def draw_curves(result: dict) -> Figure:
 
 
 def diagnostics(result: dict) -> list[dict]:
-    """For every sensor and n: how far the target is ahead, IMM's change, and how the two go together over the seeds."""
+    """For every sensor and n: how far the target is ahead, IMM's change, and how the two go
+    together over the seeds.
+    """
     from scipy.stats import spearmanr
 
     rows = []
@@ -372,7 +456,9 @@ def diagnostics(result: dict) -> list[dict]:
 
 
 def draw_diagnostics(result: dict) -> Figure:
-    """IMM's change of the test loss over how far the target is ahead, a marker per sensor, a colour per n."""
+    """IMM's change of the test loss over how far the target is ahead, a marker per sensor, a colour
+    per n.
+    """
     from matplotlib import pyplot
 
     figure, ax = pyplot.subplots(figsize=(5.0, 3.8))
@@ -382,9 +468,21 @@ def draw_diagnostics(result: dict) -> Figure:
     markers = dict(zip(result["config"]["sensors"], "o^sD", strict=True))
     for row in rows:
         (x, x_half), (y, y_half) = row["ahead"], row["change"]
-        look = {"color": colors[row["n"]], "fmt": markers[row["sensor"]], "linewidth": 1, "capsize": 2}
+        look = {
+            "color": colors[row["n"]],
+            "fmt": markers[row["sensor"]],
+            "linewidth": 1,
+            "capsize": 2,
+        }
         ax.errorbar(x, y, y_half, x_half, **look)
-        ax.annotate(str(row["n"]), (x, y), (5, 5), textcoords="offset points", fontsize=10, color=colors[row["n"]])
+        ax.annotate(
+            str(row["n"]),
+            (x, y),
+            (5, 5),
+            textcoords="offset points",
+            fontsize=10,
+            color=colors[row["n"]],
+        )
     for sensor, marker in markers.items():
         ax.plot([], [], marker, color="#555555", label=sensor)
     ax.axhline(0, color="black", linewidth=1)
@@ -394,7 +492,9 @@ def draw_diagnostics(result: dict) -> Figure:
 
 
 def write_picture(result: dict, file: Path) -> None:
-    """Save the picture as SVG, with the numbers it draws as its description, so that a test can compare them."""
+    """Save the picture as SVG, with the numbers it draws as its description, so that a test can
+    compare them.
+    """
     from matplotlib import pyplot
 
     imm.plotting.use_style()
@@ -409,7 +509,9 @@ def _table(result: dict) -> list[list[str]]:
     for sensor, sizes in result["config"]["sensors"].items():
         for n in sizes:
             entries = cells(result, sensor, n)
-            baseline, _ = imm.results.mean_interval([e["test"]["baseline"]["loss"] for e in entries])
+            baseline, _ = imm.results.mean_interval(
+                [e["test"]["baseline"]["loss"] for e in entries]
+            )
             gains = ["{:+.3f} ± {:.3f}".format(*gain(entries, m)) for m in methods]
             ahead, _ = imm.results.mean_interval([e["diagnostic"] for e in entries])
             rows.append([sensor, str(n), f"{baseline:.3f}", *gains, f"{ahead:+.3f}"])
@@ -450,4 +552,6 @@ EXPERIMENTS = [
 ]
 
 if __name__ == "__main__":
-    write_picture(imm.results.load("sensors"), Path(imm.results.folder()).parent / "_static" / "payoff.svg")
+    write_picture(
+        imm.results.load("sensors"), Path(imm.results.folder()).parent / "_static" / "payoff.svg"
+    )

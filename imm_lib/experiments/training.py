@@ -1,4 +1,6 @@
-"""What the experiments' training loops share: checkpoints that a kill cannot spoil, and passes without dropout."""
+"""What the experiments' training loops share: checkpoints that a kill cannot spoil, and passes
+without dropout.
+"""
 
 import contextlib
 import io
@@ -16,7 +18,8 @@ from imm_lib import results
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time of the block, except for LSTMs, which drop nothing themselves.
 
-    CUDA's fused LSTM has no backward pass in evaluation mode, and the IMM term needs gradients without dropout.
+    CUDA's fused LSTM has no backward pass in evaluation mode, and the IMM term needs gradients
+    without dropout.
     """
     modes = {module: module.training for module in model.modules()}
     for module in modes:
@@ -40,4 +43,6 @@ def load(checkpoint: Path) -> dict:
     try:
         return torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"checkpoint must be a file that train has written, got {checkpoint.name}: {error}") from None
+        raise ValueError(
+            f"checkpoint must be a file that train has written, got {checkpoint.name}: {error}"
+        ) from None

@@ -1,7 +1,8 @@
-"""The fast informed bound: alpha vectors of a finite POMDP, and the policies that they give to a belief.
+"""The fast informed bound: alpha vectors of a finite POMDP, and the policies that they give to a
+belief.
 
-It stands in for an exact POMDP policy in the reinforcement-learning experiments (Appendix D.3): the restricted model is
-a policy that knows its belief and not its state.
+It stands in for an exact POMDP policy in the reinforcement-learning experiments (Appendix D.3): the
+restricted model is a policy that knows its belief and not its state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class FinitePOMDP(NamedTuple):
 
         Raises:
             TypeError: an argument is not a floating-point tensor.
-            ValueError: shapes that do not fit, rows that are not distributions, or rewards that are not finite.
+            ValueError: shapes that do not fit, rows that are not distributions, or rewards that are
+                not finite.
         """
         checks.probabilities("transition", transition)
         if transition.dim() != 3 or transition.shape[1] != transition.shape[2]:
@@ -40,26 +42,39 @@ class FinitePOMDP(NamedTuple):
         checks.probabilities("observation", observation)
         if observation.dim() != 3 or observation.shape[:2] != transition.shape[:2]:
             shape = tuple(transition.shape[:2])
-            raise ValueError(f"observation must be (A, S, O) with (A, S) = {shape}, got {checks.describe(observation)}")
+            raise ValueError(
+                f"observation must be (A, S, O) with (A, S) = {shape}, got {checks.describe(observation)}"
+            )
         if checks.floating("reward", reward).shape != transition.shape[:2]:
-            raise ValueError(f"reward must be (A, S) = {tuple(transition.shape[:2])}, got {checks.describe(reward)}")
+            raise ValueError(
+                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got {checks.describe(reward)}"
+            )
         if not torch.isfinite(reward).all():
             raise ValueError("reward must be finite, got NaN or infinite entries")
         return cls(transition.double(), observation.double(), reward.double())
 
     @classmethod
-    def read(cls, agent: pomdp_py.Agent, states: Sequence, actions: Sequence, observations: Sequence) -> FinitePOMDP:
+    def read(
+        cls, agent: pomdp_py.Agent, states: Sequence, actions: Sequence, observations: Sequence
+    ) -> FinitePOMDP:
         """Read the tensors out of a ``pomdp_py`` agent's explicit models.
 
-        A reward that depends on the next state is averaged over it. The reward model's ``sample(state, action, next)``
-        is asked, so it has to be deterministic.
+        A reward that depends on the next state is averaged over it. The reward model's
+        ``sample(state, action, next)`` is asked, so it has to be deterministic.
 
         Raises:
-            ValueError: a row that does not sum to 1: a state or an observation is missing from its list.
+            ValueError: a row that does not sum to 1: a state or an observation is missing from its
+                list.
         """
 
-        def table(rows: Sequence, columns: Sequence, entry: Callable[[Hashable, Hashable, Hashable], float]) -> Tensor:
-            cells = [[[entry(a, row, column) for column in columns] for row in rows] for a in actions]
+        def table(
+            rows: Sequence,
+            columns: Sequence,
+            entry: Callable[[Hashable, Hashable, Hashable], float],
+        ) -> Tensor:
+            cells = [
+                [[entry(a, row, column) for column in columns] for row in rows] for a in actions
+            ]
             return torch.tensor(cells, dtype=torch.float64)
 
         moves, sees, pays = agent.transition_model, agent.observation_model, agent.reward_model
@@ -67,40 +82,48 @@ class FinitePOMDP(NamedTuple):
         observation = table(states, observations, lambda a, after, o: sees.probability(o, after, a))
         reward = torch.zeros(transition.shape[:2], dtype=torch.float64)
         for a, s, after in transition.nonzero().tolist():
-            reward[a, s] += transition[a, s, after] * pays.sample(states[s], actions[a], states[after])
+            reward[a, s] += transition[a, s, after] * pays.sample(
+                states[s], actions[a], states[after]
+            )
         return cls.of(transition, observation, reward)
 
     def update(self, belief: Tensor, action: int, observation: int) -> Tensor:
         """(S,) belief after an action and what was then seen (Bayes' rule).
 
         Raises:
-            ValueError: the belief does not fit or is no distribution, or the observation has probability 0 under it.
+            ValueError: the belief does not fit or is no distribution, or the observation has
+                probability 0 under it.
         """
         belief = self._belief(belief.unsqueeze(0))[0]
         joint = (belief @ self.transition[action]) * self.observation[action, :, observation]
         if joint.sum() <= 0:
-            raise ValueError(f"observation {observation} has probability 0 under the belief after action {action}")
+            raise ValueError(
+                f"observation {observation} has probability 0 under the belief after action {action}"
+            )
         return joint / joint.sum()
 
     def _belief(self, belief: Tensor) -> Tensor:
         states = self.transition.shape[1]
         if checks.floating("belief", belief).dim() != 2 or belief.shape[1] != states:
-            raise ValueError(f"belief must be (B, S) with S = {states}, got {checks.describe(belief)}")
+            raise ValueError(
+                f"belief must be (B, S) with S = {states}, got {checks.describe(belief)}"
+            )
         return checks.probabilities("belief", belief).double()
 
 
 class FastInformedBound(KeepsPrecision):
-    """Alpha vectors of the fast informed bound, one per action, and a policy on beliefs (Hauskrecht, 2000).
+    """Alpha vectors of the fast informed bound, one per action, and a policy on beliefs
+    (Hauskrecht, 2000).
 
     The bound solves, by value iteration from zero,
 
         α_a(s) = R(s, a) + γ Σ_o max_a' Σ_s' P(o|s', a) P(s'|s, a) α_a'(s'),
 
-    and max_a Σ_s b(s) α_a(s) is an upper bound of the POMDP's value at belief b, at most that of QMDP. Where moves are
-    deterministic the two agree.
+    and max_a Σ_s b(s) α_a(s) is an upper bound of the POMDP's value at belief b, at most that of
+    QMDP. Where moves are deterministic the two agree.
 
-    Build it with :meth:`solve`. Called with (B, S) beliefs it gives (B, A) action probabilities, so that
-    ``bound(beliefs)`` is the table of a target.
+    Build it with :meth:`solve`. Called with (B, S) beliefs it gives (B, A) action probabilities, so
+    that ``bound(beliefs)`` is the table of a target.
 
     Args:
         model: the POMDP.
@@ -127,7 +150,9 @@ class FastInformedBound(KeepsPrecision):
     def __init__(self, model: FinitePOMDP, alpha: Tensor, sweeps: int):
         super().__init__()
         if checks.floating("alpha", alpha).shape != model.reward.shape:
-            raise ValueError(f"alpha must be (A, S) = {tuple(model.reward.shape)}, got {checks.describe(alpha)}")
+            raise ValueError(
+                f"alpha must be (A, S) = {tuple(model.reward.shape)}, got {checks.describe(alpha)}"
+            )
         self.model, self.sweeps = model, sweeps
         self.register_buffer("alpha", alpha, persistent=False)
 
@@ -137,10 +162,12 @@ class FastInformedBound(KeepsPrecision):
     ) -> FastInformedBound:
         """Iterate from zero until no entry changes by ``tolerance``, in units of the reward.
 
-        Work per sweep is proportional to the transitions and observations of positive probability, times A.
+        Work per sweep is proportional to the transitions and observations of positive probability,
+        times A.
 
         Raises:
-            ValueError: a discount outside [0, 1), a tolerance that is not positive, or no convergence.
+            ValueError: a discount outside [0, 1), a tolerance that is not positive, or no
+                convergence.
         """
         if not 0 <= checks.number("discount", discount, 0, 1) < 1:
             raise ValueError(f"discount must be in [0, 1), got {discount}")
@@ -153,12 +180,20 @@ class FastInformedBound(KeepsPrecision):
         owner, weight, after = situation // seen, joint[entry, o].unsqueeze(1), after[entry]
         alpha = torch.zeros_like(model.reward)
         for sweep in range(1, checks.count("max_sweeps", max_sweeps) + 1):
-            reached = alpha.new_zeros(len(situation), actions).index_add_(0, group, weight * alpha.T[after])
-            future = alpha.new_zeros(actions * states).index_add_(0, owner, reached.amax(1)).view(actions, states)
+            reached = alpha.new_zeros(len(situation), actions).index_add_(
+                0, group, weight * alpha.T[after]
+            )
+            future = (
+                alpha.new_zeros(actions * states)
+                .index_add_(0, owner, reached.amax(1))
+                .view(actions, states)
+            )
             alpha, before = model.reward + discount * future, alpha
             if (alpha - before).abs().max() < tolerance:
                 return cls(model, alpha, sweep)
-        raise ValueError(f"max_sweeps must be enough for a tolerance of {tolerance:g}, got {max_sweeps}")
+        raise ValueError(
+            f"max_sweeps must be enough for a tolerance of {tolerance:g}, got {max_sweeps}"
+        )
 
     def utilities(self, belief: Tensor) -> Tensor:
         """(B, S) beliefs -> (B, A) Σ_s b(s) α_a(s), in units of the discounted reward.
@@ -169,13 +204,17 @@ class FastInformedBound(KeepsPrecision):
         return self.model._belief(belief) @ self.alpha.T
 
     def _best(self, belief: Tensor) -> Tensor:
-        """(B, A) which actions have the largest utility; a tie that rounding has broken counts as one."""
+        """(B, A) which actions have the largest utility; a tie that rounding has broken counts as
+        one.
+        """
         utilities = self.utilities(belief)
         slack = 1e-9 * utilities.abs().amax(-1, keepdim=True)
         return utilities >= utilities.amax(-1, keepdim=True) - slack
 
     def forward(self, belief: Tensor) -> Tensor:
-        """(B, S) beliefs -> (B, A): all of it on the best action, the first of equals; raises as ``utilities``."""
+        """(B, S) beliefs -> (B, A): all of it on the best action, the first of equals; raises as
+        ``utilities``.
+        """
         best = self._best(belief)
         return (best & (best.cumsum(-1) == 1)).to(self.alpha.dtype)
 
@@ -190,10 +229,14 @@ class FastInformedBound(KeepsPrecision):
         return torch.softmax(self.utilities(belief) / temperature, -1)
 
     def policy(self, states: Sequence, actions: Sequence) -> pomdp_py.AlphaVectorPolicy:
-        """The alpha vectors as a ``pomdp_py`` planner, for agents whose states and actions are listed in this order."""
+        """The alpha vectors as a ``pomdp_py`` planner, for agents whose states and actions are
+        listed in this order.
+        """
         from pomdp_py import AlphaVectorPolicy
 
         if (len(actions), len(states)) != tuple(self.alpha.shape):
             shape = tuple(self.alpha.shape)
-            raise ValueError(f"actions and states must be {shape} long, got {(len(actions), len(states))}")
+            raise ValueError(
+                f"actions and states must be {shape} long, got {(len(actions), len(states))}"
+            )
         return AlphaVectorPolicy(list(zip(self.alpha.tolist(), actions, strict=True)), list(states))

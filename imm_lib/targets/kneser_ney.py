@@ -1,4 +1,6 @@
-"""The modified Kneser-Ney bigram: the restricted model of the language experiments, stored sparsely."""
+"""The modified Kneser-Ney bigram: the restricted model of the language experiments, stored
+sparsely.
+"""
 
 import math
 
@@ -13,10 +15,12 @@ BLOCK = 35
 
 
 def discounts(counts: Tensor) -> tuple[float, float, float]:
-    """Chen and Goodman's discounts D1, D2, D3+ from how many bigrams occur once, twice, three and four times.
+    """Chen and Goodman's discounts D1, D2, D3+ from how many bigrams occur once, twice, three and
+    four times.
 
-    Where a corpus is too small for the estimate (a count of counts is 0, or a discount leaves (0, count]), all three
-    are n1 / (n1 + 2 n2), the absolute discount, or 0.5 where even that is not inside (0, 1).
+    Where a corpus is too small for the estimate (a count of counts is 0, or a discount leaves (0,
+    count]), all three are n1 / (n1 + 2 n2), the absolute discount, or 0.5 where even that is not
+    inside (0, 1).
 
     Args:
         counts: (N,) occurrences of each distinct bigram.
@@ -27,24 +31,32 @@ def discounts(counts: Tensor) -> tuple[float, float, float]:
     n1, n2, n3, n4 = ((counts == c).sum().item() for c in (1, 2, 3, 4))
     absolute = n1 / (n1 + 2 * n2) if n1 else 0.0
     if n1 and n2 and n3:
-        estimate = (1 - 2 * absolute * n2 / n1, 2 - 3 * absolute * n3 / n2, 3 - 4 * absolute * n4 / n3)
+        estimate = (
+            1 - 2 * absolute * n2 / n1,
+            2 - 3 * absolute * n3 / n2,
+            3 - 4 * absolute * n4 / n3,
+        )
         if all(0 < d <= count for d, count in zip(estimate, (1, 2, 3), strict=True)):
             return estimate
     return (absolute,) * 3 if 0 < absolute < 1 else (0.5,) * 3
 
 
 class KneserNeyBigram(KeepsPrecision):
-    """P̂(y|x) = max(c(x,y) - D, 0) / c(x) + γ(x) b(y), with b from continuation counts (Kneser & Ney; Chen & Goodman).
+    """P̂(y|x) = max(c(x,y) - D, 0) / c(x) + γ(x) b(y), with b from continuation counts (Kneser &
+    Ney; Chen & Goodman).
 
-    b(y) counts the distinct words that precede y. A known word that none precedes (the first word of a corpus may be
-    one, and every word that a small corpus lacks) would have probability 0 everywhere; it counts as half a
-    continuation, so that every known word has positive probability. A word that nothing follows has b as its row.
+    b(y) counts the distinct words that precede y. A known word that none precedes (the first word
+    of a corpus may be one, and every word that a small corpus lacks) would have probability 0
+    everywhere; it counts as half a continuation, so that every known word has positive probability.
+    A word that nothing follows has b as its row.
 
-    Build it with :meth:`fit` or :meth:`fit_pairs`. Called with (B,) ids it gives (B, V) float32 probabilities, so that
-    it serves as the target of every estimator. Stored are the distinct bigrams only: 12 bytes each, and 24 a word.
+    Build it with :meth:`fit` or :meth:`fit_pairs`. Called with (B,) ids it gives (B, V) float32
+    probabilities, so that it serves as the target of every estimator. Stored are the distinct
+    bigrams only: 12 bytes each, and 24 a word.
 
-    Buffers (not in ``state_dict``, since fitting again is quicker than reading them): ``keys`` (N,) sorted x V + y;
-    ``values`` (N,) discounted relative counts; ``starts`` (V + 1,); ``gamma`` (V,); ``backoff`` (V,).
+    Buffers (not in ``state_dict``, since fitting again is quicker than reading them): ``keys`` (N,)
+    sorted x V + y; ``values`` (N,) discounted relative counts; ``starts`` (V + 1,); ``gamma`` (V,);
+    ``backoff`` (V,).
 
     >>> model = KneserNeyBigram.fit(torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1]), vocab_size=3)
     >>> model(torch.tensor([0])).sum().item()
@@ -57,7 +69,14 @@ class KneserNeyBigram(KeepsPrecision):
     gamma: Tensor
     backoff: Tensor
 
-    def __init__(self, keys: Tensor, values: Tensor, gamma: Tensor, backoff: Tensor, d: tuple[float, float, float]):
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        gamma: Tensor,
+        backoff: Tensor,
+        d: tuple[float, float, float],
+    ):
         super().__init__()
         self.vocab_size, self.discounts = len(backoff), d
         rows = torch.arange(len(backoff) + 1, device=keys.device) * len(backoff)
@@ -86,7 +105,8 @@ class KneserNeyBigram(KeepsPrecision):
 
     @classmethod
     def fit_pairs(cls, short: Tensor, label: Tensor, vocab_size: int) -> "KneserNeyBigram":
-        """:meth:`fit` of given bigrams: for a text of sentences, whose ends say nothing of the next one's beginning.
+        """:meth:`fit` of given bigrams: for a text of sentences, whose ends say nothing of the next
+        one's beginning.
 
         Args:
             short: (N,) ids of the first words, N >= 1.
@@ -95,8 +115,8 @@ class KneserNeyBigram(KeepsPrecision):
 
         Raises:
             TypeError: an argument is not an integer tensor, or ``vocab_size`` not an int.
-            ValueError: no pair, arguments of different lengths or devices, ids outside [0, vocab_size), or
-                vocab_size < 1.
+            ValueError: no pair, arguments of different lengths or devices, ids outside [0,
+                vocab_size), or vocab_size < 1.
 
         >>> text = torch.tensor([0, 1, 2, 0, 1])
         >>> pairs = KneserNeyBigram.fit_pairs(text[:-1], text[1:], vocab_size=3)
@@ -104,34 +124,52 @@ class KneserNeyBigram(KeepsPrecision):
         True
         """
         vocab_size = checks.count("vocab_size", vocab_size)
-        short, label = checks.ids("short", short, vocab_size), checks.ids("label", label, vocab_size)
+        short, label = (
+            checks.ids("short", short, vocab_size),
+            checks.ids("label", label, vocab_size),
+        )
         checks.same_device("label", label, "short", short)
         if short.shape != label.shape:
-            raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
+            raise ValueError(
+                f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
+            )
         keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
         left, right = keys // vocab_size, keys % vocab_size
         d = discounts(counts)
-        total = torch.zeros(vocab_size, dtype=torch.float64, device=keys.device).index_add_(0, left, counts.double())
+        total = torch.zeros(vocab_size, dtype=torch.float64, device=keys.device).index_add_(
+            0, left, counts.double()
+        )
         removed = counts.new_tensor([0.0, *d], dtype=torch.float64)[counts.clamp(max=3)]
         # a word that nothing follows keeps no mass of its own: all of it backs off
-        gamma = torch.where(total > 0, torch.zeros_like(total).index_add_(0, left, removed) / total, 1.0)
+        gamma = torch.where(
+            total > 0, torch.zeros_like(total).index_add_(0, left, removed) / total, 1.0
+        )
         continuations = torch.bincount(right, minlength=vocab_size).double()
         continuations = torch.where(continuations == 0, 0.5, continuations)
-        return cls(keys, (counts - removed) / total[left], gamma, continuations / continuations.sum(), d)
+        return cls(
+            keys, (counts - removed) / total[left], gamma, continuations / continuations.sum(), d
+        )
 
     def forward(self, short: Tensor) -> Tensor:
-        """(B,) ids of the previous word -> (B, V) probabilities of the next; raises as ``log_prob``."""
+        """(B,) ids of the previous word -> (B, V) probabilities of the next; raises as
+        ``log_prob``.
+        """
         short = self._ids("short", short)
         first, count = self.starts[short], self.starts[short + 1] - self.starts[short]
         row = torch.repeat_interleave(count)
-        place = first[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        place = (
+            first[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        )
         rows = self.gamma[short].unsqueeze(1) * self.backoff
         # (row, column) pairs are distinct, so an unordered addition is exact
-        rows.view(-1).index_add_(0, row * self.vocab_size + self.keys[place] % self.vocab_size, self.values[place])
+        rows.view(-1).index_add_(
+            0, row * self.vocab_size + self.keys[place] % self.vocab_size, self.values[place]
+        )
         return rows
 
     def log_prob(self, short: Tensor, label: Tensor) -> Tensor:
-        """(B,) previous words, (B,) next words -> (B,) float64 log-probabilities in nats, without building rows.
+        """(B,) previous words, (B,) next words -> (B,) float64 log-probabilities in nats, without
+        building rows.
 
         Raises:
             TypeError: an argument is not an integer tensor.
@@ -139,7 +177,9 @@ class KneserNeyBigram(KeepsPrecision):
         """
         short, label = self._ids("short", short), self._ids("label", label)
         if short.shape != label.shape:
-            raise ValueError(f"label must be as long as short, {len(short)}, got {checks.describe(label)}")
+            raise ValueError(
+                f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
+            )
         key = short * self.vocab_size + label
         place = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
         seen = torch.where(self.keys[place] == key, self.values[place], 0.0)
@@ -152,17 +192,20 @@ class KneserNeyBigram(KeepsPrecision):
     def perplexity(self, tokens: Tensor, zero: str = "safe") -> float:
         """exp of the mean of -log P̂(next word | word) over a text.
 
-        An *orphan* is a word that no word precedes in the training text; without a floor its probability is 0 and the
-        perplexity of any other text that holds one is infinite. The conventions differ in what they do about orphans.
+        An *orphan* is a word that no word precedes in the training text; without a floor its
+        probability is 0 and the perplexity of any other text that holds one is infinite. The
+        conventions differ in what they do about orphans.
 
         Args:
             tokens: (n,) ids, n >= 2.
-            zero: "safe", the model as it is, which gives orphans a positive probability; "zero-loss", an orphan costs
-                nothing but is counted; "drop", an orphan is not counted; "paper", as "zero-loss" over whole blocks of
-                35 words, the last partial block dropped, which gives the paper's printed numbers.
+            zero: "safe", the model as it is, which gives orphans a positive probability;
+                "zero-loss", an orphan costs nothing but is counted; "drop", an orphan is not
+                counted; "paper", as "zero-loss" over whole blocks of 35 words, the last partial
+                block dropped, which gives the paper's printed numbers.
 
         Raises:
-            TypeError, ValueError: bad ids, another device, fewer than 2 tokens (36 for "paper"), an unknown ``zero``.
+            TypeError, ValueError: bad ids, another device, fewer than 2 tokens (36 for "paper"), an
+                unknown ``zero``.
         """
         conventions = ("safe", "zero-loss", "drop", "paper")
         if zero not in conventions:
@@ -174,13 +217,17 @@ class KneserNeyBigram(KeepsPrecision):
             short, label = short[:whole], label[:whole]
         if len(label) == 0:
             least = BLOCK + 1 if zero == "paper" else 2
-            raise ValueError(f"tokens must hold at least {least} ids for zero={zero!r}, got {len(tokens)}")
+            raise ValueError(
+                f"tokens must hold at least {least} ids for zero={zero!r}, got {len(tokens)}"
+            )
         loss = -self.log_prob(short, label)
         if zero == "safe":
             return math.exp(loss.mean().item())
         known = ~self.orphans[label]
         if zero == "drop" and not known.any():
-            raise ValueError("tokens must hold a word that is no orphan for zero='drop', got orphans only")
+            raise ValueError(
+                "tokens must hold a word that is no orphan for zero='drop', got orphans only"
+            )
         return math.exp((loss[known].sum() / (known.sum() if zero == "drop" else len(loss))).item())
 
     @property

@@ -11,15 +11,21 @@ from imm_lib.targets.kneser_ney import KneserNeyBigram
 
 
 class TableTarget(KeepsPrecision):
-    """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is given, not learnt."""
+    """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is
+    given, not learnt.
+    """
 
     table: Tensor
 
     def __init__(self, table: Tensor):
         super().__init__()
         if checks.floating("target", table).dim() != 2:
-            raise ValueError(f"target must be a (S, Y) table or a callable, got {checks.describe(table)}")
-        self.register_buffer("table", checks.probabilities("target", table).detach(), persistent=False)
+            raise ValueError(
+                f"target must be a (S, Y) table or a callable, got {checks.describe(table)}"
+            )
+        self.register_buffer(
+            "table", checks.probabilities("target", table).detach(), persistent=False
+        )
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
@@ -29,15 +35,19 @@ class TableTarget(KeepsPrecision):
 
 
 class CallableTarget(nn.Module):
-    """A function short -> (B, Y) probabilities. Every answer has its shape checked; its values, on a GPU, once.
+    """A function short -> (B, Y) probabilities. Every answer has its shape checked; its values, on
+    a GPU, once.
 
-    A module moves with the estimator but is not part of it: it is in eval mode, and neither ``parameters()``, nor
-    ``state_dict()``, nor ``train()`` nor a cast to half precision reach it, since the target is given and not learnt.
+    A module moves with the estimator but is not part of it: it is in eval mode, and neither
+    ``parameters()``, nor ``state_dict()``, nor ``train()`` nor a cast to half precision reach it,
+    since the target is given and not learnt.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.held = (function.eval() if isinstance(function, nn.Module) else function,)  # a tuple: not a submodule
+        self.held = (
+            function.eval() if isinstance(function, nn.Module) else function,
+        )  # a tuple: not a submodule
         self.checked = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -50,7 +60,9 @@ class CallableTarget(nn.Module):
         """B short contexts -> (B, Y) probabilities."""
         rows = checks.floating("target(short)", self.held[0](short))
         if rows.dim() != 2 or len(rows) != len(short):
-            raise ValueError(f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}")
+            raise ValueError(
+                f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"
+            )
         if not self.checked or checks.visible(rows):
             checks.probabilities("target(short)", rows)
             self.checked = True
@@ -58,11 +70,15 @@ class CallableTarget(nn.Module):
 
 
 def as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
-    """``target`` as a module short -> (B, Y) probabilities; raises TypeError if it is neither table nor callable."""
+    """``target`` as a module short -> (B, Y) probabilities; raises TypeError if it is neither table
+    nor callable.
+    """
     if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
         return target
     if isinstance(target, Tensor):
         return TableTarget(target)
     if callable(target):
         return CallableTarget(target)
-    raise TypeError(f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {checks.describe(target)}")
+    raise TypeError(
+        f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {checks.describe(target)}"
+    )

@@ -1,7 +1,7 @@
 """Every page in a real browser, at a desk and on a phone, in the light and in the dark theme.
 
-Chromium is driven by Playwright, with the system's own browser; `.ci/run` installs it. Without one these checks are
-skipped, and those of the HTML in test_pages.py remain.
+Chromium is driven by Playwright, with the system's own browser; `.ci/run` installs it. Without one
+these checks are skipped, and those of the HTML in test_pages.py remain.
 """
 
 import functools
@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from test_pages import DOCUMENTS, HTML
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path, e.g. apt-get install chromium")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium on the path, e.g. apt-get install chromium"
+)
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PAGES = [f"{name}.html" for name in DOCUMENTS] + ["search.html", "genindex.html"]
@@ -57,10 +61,19 @@ def page(browser):
     """A fresh page that notes what goes wrong in it, as ``page.problems``."""
     page = browser.new_page(viewport=DESK)
     page.problems = []
-    page.on("console", lambda m: page.problems.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on(
+        "console",
+        lambda m: page.problems.append(f"console: {m.text}") if m.type == "error" else None,
+    )
     page.on("pageerror", lambda error: page.problems.append(f"script: {error}"))
-    page.on("requestfailed", lambda request: page.problems.append(f"failed: {request.url} {request.failure}"))
-    page.on("response", lambda r: page.problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+    page.on(
+        "requestfailed",
+        lambda request: page.problems.append(f"failed: {request.url} {request.failure}"),
+    )
+    page.on(
+        "response",
+        lambda r: page.problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None,
+    )
     yield page
     page.close()
 
@@ -68,7 +81,9 @@ def page(browser):
 def settle(page):
     """Wait for scripts, fonts and formulas."""
     page.wait_for_load_state("networkidle")
-    page.evaluate("async () => { await document.fonts.ready; if (window.MathJax) await MathJax.startup.promise }")
+    page.evaluate(
+        "async () => { await document.fonts.ready; if (window.MathJax) await MathJax.startup.promise }"
+    )
 
 
 CONTRAST = """async theme => {
@@ -88,9 +103,8 @@ WIDE = """() => {
 UNRENDERED = """() => [...document.querySelectorAll("mjx-merror")].map(e => e.textContent).concat(
   [...document.querySelectorAll(".math")].filter(e => !e.querySelector("mjx-container")).map(e => e.textContent))"""
 
-PICTURES = (
-    """() => [...document.images].filter(i => !(i.naturalWidth > 0) || !i.alt.trim()).map(i => i.src.slice(0, 100))"""
-)
+PICTURES = """() =>
+  [...document.images].filter(i => !(i.naturalWidth > 0) || !i.alt.trim()).map(i => i.src.slice(0, 100))"""
 
 
 # every position of a slider shows the frame of its own, with its label in words
@@ -115,7 +129,9 @@ def test_page(name, page, address, axe):
     assert page.evaluate(UNRENDERED) == []
     assert page.evaluate(PICTURES) == []
     page.evaluate(axe)
-    assert [problem for theme in ("light", "dark") for problem in page.evaluate(CONTRAST, theme)] == []
+    assert [
+        problem for theme in ("light", "dark") for problem in page.evaluate(CONTRAST, theme)
+    ] == []
     for slider in page.query_selector_all(".imm-slider"):
         assert page.evaluate(MOVED, slider) == []
     page.set_viewport_size(PHONE)
@@ -138,6 +154,7 @@ def test_a_chapter_prints(page, address):
     page.set_viewport_size({"width": 720, "height": 1000})
     assert not page.is_visible(".bd-sidebar-primary")
     cut = (
-        "() => [...document.querySelectorAll('.bd-article pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        "() => [...document.querySelectorAll('.bd-article pre')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1).length"
     )
     assert page.evaluate(cut) == 0

@@ -1,4 +1,6 @@
-"""The rendered pages as a browser meets them: links lead somewhere, pictures are described, nothing is external."""
+"""The rendered pages as a browser meets them: links lead somewhere, pictures are described, nothing
+is external.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -54,18 +56,32 @@ def broken_links(path: Path) -> list[str]:
 
 
 def missing_assets(path: Path) -> list[str]:
-    """Scripts, styles, fonts and pictures that would be fetched from another host, or that are not there."""
-    tags = [(t, t["src"]) for t in soup(path).find_all(["script", "img", "iframe", "source", "video"], src=True)]
+    """Scripts, styles, fonts and pictures that would be fetched from another host, or that are not
+    there.
+    """
+    tags = [
+        (t, t["src"])
+        for t in soup(path).find_all(["script", "img", "iframe", "source", "video"], src=True)
+    ]
     inline = [
-        script.get_text()[:120] for script in soup(path).find_all("script", src=False) if "//" in script.get_text()
+        script.get_text()[:120]
+        for script in soup(path).find_all("script", src=False)
+        if "//" in script.get_text()
     ]
     wanted = {"stylesheet", "preload", "icon", "preconnect", "dns-prefetch", "modulepreload"}
-    tags += [(t, t["href"]) for t in soup(path).find_all("link", href=True) if wanted & set(t.get("rel", []))]
+    tags += [
+        (t, t["href"])
+        for t in soup(path).find_all("link", href=True)
+        if wanted & set(t.get("rel", []))
+    ]
     return inline + [
         url
         for _, url in tags
         if external(url)
-        or (not url.startswith("data:") and not (path.parent / unquote(urlsplit(url).path)).resolve().is_file())
+        or (
+            not url.startswith("data:")
+            and not (path.parent / unquote(urlsplit(url).path)).resolve().is_file()
+        )
     ]
 
 
@@ -79,12 +95,18 @@ def unrendered(path: Path) -> list[str]:
     words = "".join(
         text
         for text in article.find_all(string=True)
-        if not any(p.name == "code" or "highlight" in p.get("class", []) for p in text.parents if hasattr(p, "get"))
+        if not any(
+            p.name == "code" or "highlight" in p.get("class", [])
+            for p in text.parents
+            if hasattr(p, "get")
+        )
     )
     marks = ("{numref}", "{eq}", "{ref}", "{cite", "{prf:", "{doc}", "{math}", "```", ":::", "](#")
     found = [mark for mark in marks if mark in words]
     outputs = "".join(tag.get_text() for tag in article.select(".cell_output"))
-    return found + [mark for mark in ("Traceback (most recent call last)",) if mark in words + outputs]
+    return found + [
+        mark for mark in ("Traceback (most recent call last)",) if mark in words + outputs
+    ]
 
 
 def uncaptioned(path: Path) -> list[str]:
@@ -131,18 +153,29 @@ def test_all_markup_was_understood(page):
 
 def test_math_is_drawn_by_the_vendored_mathjax(page):
     if soup(page).select(".math"):
-        assert any("_static/mathjax/" in script["src"] for script in soup(page).find_all("script", src=True))
+        assert any(
+            "_static/mathjax/" in script["src"]
+            for script in soup(page).find_all("script", src=True)
+        )
 
 
 def test_style_sheets_fetch_nothing(page):
     for link in soup(page).find_all("link", rel="stylesheet", href=True):
-        css = (page.parent / unquote(urlsplit(link["href"]).path)).resolve().read_text(encoding="utf-8")
+        css = (
+            (page.parent / unquote(urlsplit(link["href"]).path))
+            .resolve()
+            .read_text(encoding="utf-8")
+        )
         assert "url(http" not in css.replace('"', "").replace("'", "")
         assert "url(//" not in css.replace('"', "").replace("'", "")
 
 
 def test_every_chapter_is_in_the_contents_and_pages_serves_all_files():
-    chapters = {f"book/{path.stem}" for pattern in ("*.ipynb", "*.md") for path in (ROOT / "book").glob(pattern)}
+    chapters = {
+        f"book/{path.stem}"
+        for pattern in ("*.ipynb", "*.md")
+        for path in (ROOT / "book").glob(pattern)
+    }
     assert chapters == set(DOCUMENTS)
     assert (HTML / ".nojekyll").is_file()
     assert (HTML / "index.html").is_file()
@@ -152,8 +185,14 @@ def test_the_code_on_a_page_is_the_code_that_ran():
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         shown = soup(HTML / "book" / f"{path.stem}.html").select(".cell_input")
         hidden = {"remove-cell", "remove-input"}
-        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
-        assert len(shown) == sum(not hidden & set(c.metadata.get("tags", [])) for c in cells), path.name
+        cells = [
+            c
+            for c in nbformat.read(path, as_version=4).cells
+            if c.cell_type == "code" and c.source.strip()
+        ]
+        assert len(shown) == sum(not hidden & set(c.metadata.get("tags", [])) for c in cells), (
+            path.name
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +207,10 @@ def test_the_code_on_a_page_is_the_code_that_ran():
         ('<link rel="stylesheet" href="//example.org/x.css">', missing_assets),
         ('<img alt="x" src="absent.png">', missing_assets),
         ("<p>see {numref}`x`</p>", unrendered),
-        ('<div class="cell_output"><pre>Traceback (most recent call last):</pre></div>', unrendered),
+        (
+            '<div class="cell_output"><pre>Traceback (most recent call last):</pre></div>',
+            unrendered,
+        ),
     ],
 )
 def test_the_checks_notice_damage(tmp_path, body, check):

@@ -1,4 +1,6 @@
-"""Why a test or chapter is skipped: a data set that is not on this machine. Nothing is ever downloaded for a test."""
+"""Why a test or chapter is skipped: a data set that is not on this machine. Nothing is ever
+downloaded for a test.
+"""
 
 import imm_lib as imm
 

@@ -1,9 +1,10 @@
-"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=5``. A chapter that fails keeps its old file.
+"""Re-execute chapters in place: ``make rerun``, ``make rerun CHAPTER=5``. A chapter that fails
+keeps its old file.
 
-Says whether the texts that the cells print are those of before. What each took, in seconds and bytes, goes to
-``book/chapters.json``, for the execution page, with ``make rerun NOTE=1`` only: it is another one on every machine.
-Every chapter begins with the hidden cell that installs the library where the chapter was opened from the book's launch
-buttons.
+Says whether the texts that the cells print are those of before. What each took, in seconds and
+bytes, goes to ``book/chapters.json``, for the execution page, with ``make rerun NOTE=1`` only: it
+is another one on every machine. Every chapter begins with the hidden cell that installs the library
+where the chapter was opened from the book's launch buttons.
 """
 
 import argparse
@@ -52,7 +53,8 @@ def texts(notebook: nbformat.NotebookNode) -> dict[int | None, list[str]]:
     """What each executed cell wrote, by its number, without those whose outputs are not compared."""
     return {
         cell.execution_count: [
-            output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs
+            output.get("text") or output.get("data", {}).get("text/plain", "")
+            for output in cell.outputs
         ]
         for cell in notebook.cells
         if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])
@@ -77,14 +79,22 @@ def execute(path: Path) -> tuple[dict, str]:
     notebook.cells.append(nbformat.v4.new_code_cell(COST))
     where = {"metadata": {"path": path.parent}}
     # what a cell prints is one output, however the messages were cut on their way
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True)
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True
+    )
     client.execute()
     provenance = json.loads(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps would change in every diff
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     notebook.metadata["language_info"] = {"name": "python"}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", suffix=".partial", delete=False) as partial:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".", suffix=".partial", delete=False
+    ) as partial:
         try:
             nbformat.write(notebook, partial)
             partial.close()
@@ -104,12 +114,17 @@ def spent_before() -> dict:
 def note(name: str, seconds: float, provenance: dict) -> None:
     """Put what a chapter took into the stored table, beside what the others did."""
     known = spent_before()
-    known[name] = {"seconds": round(seconds, 1), **{key: provenance[key] for key in ("peak_memory_bytes", "versions")}}
+    known[name] = {
+        "seconds": round(seconds, 1),
+        **{key: provenance[key] for key in ("peak_memory_bytes", "versions")},
+    }
     results.write_json(BOOK / SPENT, dict(sorted(known.items())))
 
 
 def left(spent: list[float], names: list[str]) -> str:
-    """How long the chapters that remain will take, by what they took last time, or the mean of those that are done."""
+    """How long the chapters that remain will take, by what they took last time, or the mean of
+    those that are done.
+    """
     known = spent_before()
     mean = sum(spent) / len(spent) if spent else 30.0
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
@@ -148,7 +163,14 @@ def main(chapter: str = "", keep: bool = False) -> str | None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Re-execute chapters in place.")
-    parser.add_argument("chapter", nargs="?", default="", help="number or beginning of the file name; all by default")
-    parser.add_argument("--note", action="store_true", help="store seconds and bytes for the execution page")
+    parser.add_argument(
+        "chapter",
+        nargs="?",
+        default="",
+        help="number or beginning of the file name; all by default",
+    )
+    parser.add_argument(
+        "--note", action="store_true", help="store seconds and bytes for the execution page"
+    )
     given = parser.parse_args()
     sys.exit(main(given.chapter, given.note))

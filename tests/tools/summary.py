@@ -1,4 +1,6 @@
-"""The gate's last line, counted from the JUnit reports; exits 1 where a step ran nothing it should have run."""
+"""The gate's last line, counted from the JUnit reports; exits 1 where a step ran nothing it should
+have run.
+"""
 
 import sys
 import xml.etree.ElementTree as ET
@@ -12,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def count(report: Path) -> dict[str, int]:
     """Passed, skipped and failed tests of a report, notebook cells and what needs a browser apart."""
-    counts = dict.fromkeys(("passed", "skipped", "no_browser", "failed", "cells", "cells_skipped"), 0)
+    counts = dict.fromkeys(
+        ("passed", "skipped", "no_browser", "failed", "cells", "cells_skipped"), 0
+    )
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
         cell = "cells" if case.get("name", "").startswith("Cell ") else ""
@@ -39,14 +43,19 @@ def summarise(reports: Path, notebook_cells: int, pages: int) -> tuple[str, list
     left_out = f" ({total['cells_skipped']} skipped)" if total["cells_skipped"] else ""
     tests = f"gate: {total['passed']} tests passed, {total['skipped']} skipped"
     tests += f", {total['no_browser']} without a browser" if total["no_browser"] else ""
-    return f"{tests}, {total['cells']} notebook cells re-executed{left_out}, {pages} pages checked", complaints
+    return (
+        f"{tests}, {total['cells']} notebook cells re-executed{left_out}, {pages} pages checked",
+        complaints,
+    )
 
 
 def main(reports: str) -> int:
     """Print the line; 0 when nothing is wrong."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     pages = 1 + sum(len(part["chapters"]) for part in toc.get("parts", [toc]))
-    notebooks = [nbformat.read(path, as_version=4) for path in sorted((ROOT / "book").glob("*.ipynb"))]
+    notebooks = [
+        nbformat.read(path, as_version=4) for path in sorted((ROOT / "book").glob("*.ipynb"))
+    ]
     cells = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
     line, complaints = summarise(Path(reports), cells, pages)
     for complaint in complaints:

@@ -1,4 +1,6 @@
-"""POMDPs helping MDPs: the torus of the reinforcement-learning experiments, REINFORCE with IMM, and its results."""
+"""POMDPs helping MDPs: the torus of the reinforcement-learning experiments, REINFORCE with IMM, and
+its results.
+"""
 
 from imm_lib.experiments.grid import runs, speed
 from imm_lib.experiments.grid.learning import induced_matching, learn, policy_matching
@@ -7,4 +9,13 @@ from imm_lib.experiments.grid.torus import HORIZON, MOVES, Torus
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *speed.EXPERIMENTS]
 
-__all__ = ["EXPERIMENTS", "HORIZON", "MOVES", "Torus", "induced_matching", "learn", "policy_matching", "target"]
+__all__ = [
+    "EXPERIMENTS",
+    "HORIZON",
+    "MOVES",
+    "Torus",
+    "induced_matching",
+    "learn",
+    "policy_matching",
+    "target",
+]

@@ -1,7 +1,8 @@
 """REINFORCE, alone and with IMM, for many independent runs as one batched program.
 
-The policy network is the paper's: a one-hot state, 32 hidden units with tanh, four actions. Every tensor has the run as
-its first dimension; a sum of losses over runs differentiates each of them by itself.
+The policy network is the paper's: a one-hot state, 32 hidden units with tanh, four actions. Every
+tensor has the run as its first dimension; a sum of losses over runs differentiates each of them by
+itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ class Trajectory(NamedTuple):
 
 
 def network(states: int, actions: int, runs: int, generator: torch.Generator) -> list[Tensor]:
-    """R freshly drawn networks, as PyTorch initialises linear layers: (R, S, H), (R, 1, H), (R, H, A), (R, 1, A)."""
+    """R freshly drawn networks, as PyTorch initialises linear layers: (R, S, H), (R, 1, H), (R, H,
+    A), (R, 1, A).
+    """
     device = generator.device
 
     def uniform(*shape: int, fan_in: int) -> Tensor:
@@ -82,19 +85,33 @@ def reinforce(log_pi: Tensor, path: Trajectory, weight: Tensor) -> Tensor:
 
 
 def induced_matching(
-    torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor, divergence: Divergence = cross_entropy
+    torus: Torus,
+    log_pi: Tensor,
+    path: Trajectory,
+    target: Tensor,
+    divergence: Divergence = cross_entropy,
 ) -> Tensor:
-    """(R,) the IMM risk mean_t H(P̂(·|x_t), Q̂(·|x_t)); the induced policy averages over all y, exactly (eq. 9)."""
+    """(R,) the IMM risk mean_t H(P̂(·|x_t), Q̂(·|x_t)); the induced policy averages over all y,
+    exactly (eq. 9).
+    """
     size = torus.size
     induced = induce(log_pi.unflatten(1, (size, size)))
-    visits = torch.zeros_like(induced[..., 0]).scatter_add_(1, path.state // size, torch.ones_like(path.reward))
+    visits = torch.zeros_like(induced[..., 0]).scatter_add_(
+        1, path.state // size, torch.ones_like(path.reward)
+    )
     return (visits * divergence(target.to(induced), induced)).sum(1) / path.state.shape[1]
 
 
 def policy_matching(
-    torus: Torus, log_pi: Tensor, path: Trajectory, target: Tensor, divergence: Divergence = cross_entropy
+    torus: Torus,
+    log_pi: Tensor,
+    path: Trajectory,
+    target: Tensor,
+    divergence: Divergence = cross_entropy,
 ) -> Tensor:
-    """(R,) reverse distillation mean_t H(P̂(·|x_t), π(·|s_t)): the target against the policy itself (eq. 1)."""
+    """(R,) reverse distillation mean_t H(P̂(·|x_t), π(·|s_t)): the target against the policy itself
+    (eq. 1).
+    """
     runs = torch.arange(len(log_pi), device=log_pi.device).unsqueeze(1)
     x = path.state // torus.size
     rows = target.to(log_pi)[runs, x] if target.dim() == 3 else target.to(log_pi)[x]
@@ -102,18 +119,31 @@ def policy_matching(
 
 
 class Critic:
-    """A table of state values, moved towards the λ-returns, and generalised advantages (Schulman et al., 2016)."""
+    """A table of state values, moved towards the λ-returns, and generalised advantages (Schulman et
+    al., 2016).
+    """
 
-    def __init__(self, torus: Torus, runs: int, device: torch.device, trace: float = 0.95, rate: float = 0.3):
+    def __init__(
+        self, torus: Torus, runs: int, device: torch.device, trace: float = 0.95, rate: float = 0.3
+    ):
         self.value = torch.zeros(runs, torus.size**2, device=device)
-        self.trace, self.rate = checks.number("trace", trace, 0, 1), checks.number("rate", rate, 0, 1, open_low=True)
+        self.trace, self.rate = (
+            checks.number("trace", trace, 0, 1),
+            checks.number("rate", rate, 0, 1, open_low=True),
+        )
 
     def __call__(self, path: Trajectory) -> Tensor:
         """(R, T) advantages of the moves; the table learns from them."""
         reached = torch.cat([path.state[:, 1:], path.last.unsqueeze(1)], 1)
-        error = path.reward + DISCOUNT * self.value.gather(1, reached) - self.value.gather(1, path.state)
+        error = (
+            path.reward
+            + DISCOUNT * self.value.gather(1, reached)
+            - self.value.gather(1, path.state)
+        )
         advantage = rewards_to_go(error, DISCOUNT * self.trace)
-        visits = torch.zeros_like(self.value).scatter_add_(1, path.state, torch.ones_like(advantage))
+        visits = torch.zeros_like(self.value).scatter_add_(
+            1, path.state, torch.ones_like(advantage)
+        )
         total = torch.zeros_like(self.value).scatter_add_(1, path.state, advantage)
         self.value += self.rate * total / visits.clamp(min=1)
         return advantage
@@ -132,36 +162,47 @@ def learn(
     lr: float = 1e-2,
     critic: bool = False,
 ) -> Iterator[Tensor]:
-    """Train R networks, without end; after each epoch, one trajectory and one Adam step, yields log π, (R, S, A).
+    """Train R networks, without end; after each epoch, one trajectory and one Adam step, yields log
+    π, (R, S, A).
 
     Args:
         torus: the world.
         runs: number R of independent runs.
         generator: of the networks and the trajectories; its device is where everything is computed.
         target: (N, A) or (R, N, A) action probabilities of the policy that knows x.
-        lam: λ, the weight of the matching term: one number or (R,); the loss is REINFORCE + λ · matching.
+        lam: λ, the weight of the matching term: one number or (R,); the loss is REINFORCE + λ ·
+        matching.
         matching: ``induced_matching`` or ``policy_matching``.
         lr: Adam's learning rate.
         critic: weigh moves by generalised advantages instead of the rewards to go.
 
     Raises:
-        TypeError, ValueError: bad numbers, or a target that does not fit the torus or is no distribution.
+        TypeError, ValueError: bad numbers, or a target that does not fit the torus or is no
+            distribution.
     """
     checks.count("runs", runs)
     actions, states = torus.after.shape
-    lam = torch.as_tensor(lam if isinstance(lam, Tensor) else checks.number("lam", lam, 0), device=generator.device)
+    lam = torch.as_tensor(
+        lam if isinstance(lam, Tensor) else checks.number("lam", lam, 0), device=generator.device
+    )
     if lam.shape not in ((), (runs,)) or not (torch.isfinite(lam) & (lam >= 0)).all():
-        raise ValueError(f"lam must be finite, at least 0, and a number or ({runs},), got {checks.describe(lam)}")
+        raise ValueError(
+            f"lam must be finite, at least 0, and a number or ({runs},), got {checks.describe(lam)}"
+        )
     if target is not None:
         wanted = (torus.size, actions)
         if checks.probabilities("target", target).shape not in (wanted, (runs, *wanted)):
-            raise ValueError(f"target must be {wanted} or {(runs, *wanted)}, got {checks.describe(target)}")
+            raise ValueError(
+                f"target must be {wanted} or {(runs, *wanted)}, got {checks.describe(target)}"
+            )
         target = target.to(generator.device)
     elif lam.any():
         raise ValueError("target must be given when lam is above 0, got None")
     weights = network(states, actions, runs, generator)
     optimiser = torch.optim.Adam(weights, checks.number("lr", lr, 0, open_low=True))
-    judge = Critic(torus, runs, generator.device) if critic else lambda path: rewards_to_go(path.reward)
+    judge = (
+        Critic(torus, runs, generator.device) if critic else lambda path: rewards_to_go(path.reward)
+    )
     log_pi = log_policy(weights)
     while True:
         path = play(torus, log_pi.detach().exp(), LENGTH, generator)

@@ -87,7 +87,9 @@ class Reward(pomdp_py.RewardModel):
 class Policy(pomdp_py.RolloutPolicy):
     """All actions, anywhere."""
 
-    def get_all_actions(self, state: State | None = None, history: tuple | None = None) -> list[Action]:
+    def get_all_actions(
+        self, state: State | None = None, history: tuple | None = None
+    ) -> list[Action]:
         """The four moves."""
         return actions()
 

@@ -8,12 +8,20 @@ from torch import Tensor
 
 from imm_lib.divergences import NAMED, as_divergence
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.grid.learning import DISCOUNT, induced_matching, learn, play, policy_matching
+from imm_lib.experiments.grid.learning import (
+    DISCOUNT,
+    induced_matching,
+    learn,
+    play,
+    policy_matching,
+)
 from imm_lib.experiments.grid.torus import HORIZON, Torus
 from imm_lib.targets import FastInformedBound
 
 POMDP_WIDTH = 0.3
-"""The authors' POMDP has a wider peak than their MDP (0.1); the best actions agree, softmax policies do not."""
+"""The authors' POMDP has a wider peak than their MDP (0.1); the best actions agree, softmax
+policies do not.
+"""
 
 ROLLOUTS = 10
 EPOCHS = [10, 25, 50, 75, 100, 125, 150, 175, 200, 250, 300, 350, 400, 450, 500]
@@ -22,12 +30,16 @@ MATCHINGS = {"IMM": induced_matching, "reverse-KD": policy_matching}
 
 
 def ratio(epochs: int) -> float:
-    """λ / (1 + λ) of the authors' program for a run of that many epochs; the paper's text says 0.2 throughout."""
+    """λ / (1 + λ) of the authors' program for a run of that many epochs; the paper's text says 0.2
+    throughout.
+    """
     return round(-0.0002 * epochs + 0.1891, 1)
 
 
 def target(torus: Torus, name: str) -> Tensor | None:
-    """(N, A) the policy of an agent that knows x: "none", "argmax", "split" or "softmax TEMPERATURE"."""
+    """(N, A) the policy of an agent that knows x: "none", "argmax", "split" or "softmax
+    TEMPERATURE".
+    """
     if name == "none":
         return None
     bound = FastInformedBound.solve(Torus(torus.size, POMDP_WIDTH).pomdp(), DISCOUNT)
@@ -42,7 +54,12 @@ def target(torus: Torus, name: str) -> Tensor | None:
 def _spread(values: Tensor) -> dict[str, float]:
     values = values.double().cpu()
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
-    numbers = {"mean": values.mean(), "se": values.std() / len(values) ** 0.5, "p10": low, "p90": high}
+    numbers = {
+        "mean": values.mean(),
+        "se": values.std() / len(values) ** 0.5,
+        "p10": low,
+        "p90": high,
+    }
     return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
@@ -73,7 +90,9 @@ def _figures(unit: dict, config: dict, device: torch.device) -> dict:
     own = [e for e in config["epochs"] if unit["target"] == "none" or ratio(e) == unit["ratio"]]
     start = time.process_time()
     for epoch, policy, generator in _learned(unit, config, device, torus, own):
-        rolled = torch.stack([play(torus, policy, HORIZON, generator).reward.sum(1) for _ in range(ROLLOUTS)]).mean(0)
+        rolled = torch.stack(
+            [play(torus, policy, HORIZON, generator).reward.sum(1) for _ in range(ROLLOUTS)]
+        ).mean(0)
         exact = torus.returns(policy)
         cells[str(epoch)] = {
             "rolled": _spread(rolled),
@@ -87,7 +106,9 @@ def _figures(unit: dict, config: dict, device: torch.device) -> dict:
 def _arms(config: dict, seed: int) -> list[dict]:
     shares = sorted({ratio(e) for e in config["epochs"]})
     units = [{"seed": seed, "target": "none"}]
-    return units + [{"seed": seed, "target": t, "ratio": r} for t in config["targets"] for r in shares]
+    return units + [
+        {"seed": seed, "target": t, "ratio": r} for t in config["targets"] for r in shares
+    ]
 
 
 def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
@@ -98,7 +119,11 @@ def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
         str(epoch): _spread(torus.returns(policy, steps))
         for epoch, policy, _ in _learned(unit, config, device, torus, config["epochs"])
     }
-    return {"exact": found, "optimum": torus.optimum(steps), "cpu_s": round(time.process_time() - start, 3)}
+    return {
+        "exact": found,
+        "optimum": torus.optimum(steps),
+        "cpu_s": round(time.process_time() - start, 3),
+    }
 
 
 def _settings(config: dict, seed: int) -> list[dict]:
@@ -116,7 +141,15 @@ def _table_figures(result: dict) -> list[list[str]]:
             rolled, exact = cell["rolled"], cell["exact"]
             mean = f"{rolled['mean']:.2f} ± {rolled['se']:.2f}"
             ends = [f"{rolled['p10']:.2f}", f"{rolled['p90']:.2f}"]
-            rows.append([entry["unit"]["target"], epoch, mean, *ends, f"{exact['mean']:.2f} ± {exact['se']:.2f}"])
+            rows.append(
+                [
+                    entry["unit"]["target"],
+                    epoch,
+                    mean,
+                    *ends,
+                    f"{exact['mean']:.2f} ± {exact['se']:.2f}",
+                ]
+            )
     return rows
 
 
@@ -131,7 +164,12 @@ def _table_beyond(result: dict) -> list[list[str]]:
 RATIOS = [0.1, 0.2, 0.4, 0.6, 0.8]
 _BEYOND = [
     {"target": "none"},
-    *({"target": t, "ratio": r, "matching": m} for m in MATCHINGS for t in ("argmax", "split") for r in RATIOS),
+    *(
+        {"target": t, "ratio": r, "matching": m}
+        for m in MATCHINGS
+        for t in ("argmax", "split")
+        for r in RATIOS
+    ),
     {"target": "none", "critic": True},
     {"target": "none", "critic": True, "lr": 0.03},
     *(
@@ -157,7 +195,9 @@ _DIVERGENCES = [
     for m in MATCHINGS
     for name in NAMED
     if name != "forward KL"  # the cross-entropy's gradient is the same
-    and not (target == "split" and name in ("reverse KL", "balanced"))  # infinite, where the target has zeros
+    and not (
+        target == "split" and name in ("reverse KL", "balanced")
+    )  # infinite, where the target has zeros
     for r in RATIOS
 ]
 

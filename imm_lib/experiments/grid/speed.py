@@ -14,14 +14,20 @@ def _seconds(torus: Torus, count: int, epochs: int, lam: float) -> float:
     """CPU seconds of ``epochs`` epochs of ``count`` runs, solving the POMDP not included."""
     target = runs.target(torus, "split")
     start = time.process_time()
-    for _ in zip(range(epochs), learn(torus, count, torch.Generator().manual_seed(0), target, lam), strict=False):
+    for _ in zip(
+        range(epochs),
+        learn(torus, count, torch.Generator().manual_seed(0), target, lam),
+        strict=False,
+    ):
         pass
     return time.process_time() - start
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     if device.type != "cpu":
-        raise ValueError(f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}")
+        raise ValueError(
+            f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}"
+        )
     if unit["part"] == "figures":
         settings = {"runs": config["runs"], "epochs": config["epochs"], "targets": runs.ARMS[1:]}
         start = time.process_time()
@@ -29,7 +35,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             runs._figures(arm, settings, device)
         return {"cpu_s": time.process_time() - start}
     epochs = config["measured"]
-    return {"cpu_s": _seconds(Torus(unit["size"]), config["runs"], epochs, 0.25) * max(config["epochs"]) / epochs}
+    return {
+        "cpu_s": _seconds(Torus(unit["size"]), config["runs"], epochs, 0.25)
+        * max(config["epochs"])
+        / epochs
+    }
 
 
 def _units(config: dict, seed: int) -> list[dict]:
@@ -53,7 +63,10 @@ EXPERIMENTS = [
     Experiment(
         name="bench-grid",
         description="CPU seconds of the grid's figures, and of learning against the size of the grid",
-        scales={"full": _FULL, "ci": {**_FULL, "runs": 2, "epochs": [1, 2], "sizes": [5], "measured": 1}},
+        scales={
+            "full": _FULL,
+            "ci": {**_FULL, "runs": 2, "epochs": [1, 2], "sizes": [5], "measured": 1},
+        },
         units=_units,
         run=_run,
         table=_table,

@@ -1,7 +1,9 @@
-"""The torus of the reinforcement-learning experiments: an agent knows where it is, or one coordinate only (App. D.3).
+"""The torus of the reinforcement-learning experiments: an agent knows where it is, or one
+coordinate only (App. D.3).
 
-The POMDP agent knows x and holds a uniform belief over y; moves are deterministic and wrap around, so that its belief
-stays uniform and x is all its state. Returns are exact: backward sweeps instead of rollouts.
+The POMDP agent knows x and holds a uniform belief over y; moves are deterministic and wrap around,
+so that its belief stays uniform and x is all its state. Returns are exact: backward sweeps instead
+of rollouts.
 """
 
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ HORIZON = 22
 
 @dataclass(frozen=True)
 class Torus:
-    """An N x N grid that wraps around, with one peak of reward in its middle. State x, y has the index x N + y.
+    """An N x N grid that wraps around, with one peak of reward in its middle. State x, y has the
+    index x N + y.
 
-    The reward of a move is the density of a Gaussian, of covariance ``width`` times the identity, at the state that is
-    reached; the grid covers [-2, 2] in both directions.
+    The reward of a move is the density of a Gaussian, of covariance ``width`` times the identity,
+    at the state that is reached; the grid covers [-2, 2] in both directions.
 
     Raises:
         TypeError, ValueError: N is not an int of at least 3, or the width not a positive number.
@@ -50,30 +53,41 @@ class Torus:
     def after(self) -> Tensor:
         """(A, S) the state that each action leads to."""
         x, y = torch.meshgrid(torch.arange(self.size), torch.arange(self.size), indexing="ij")
-        steps = [((x + dx) % self.size) * self.size + (y + dy) % self.size for dx, dy in MOVES.values()]
+        steps = [
+            ((x + dx) % self.size) * self.size + (y + dy) % self.size for dx, dy in MOVES.values()
+        ]
         return torch.stack(steps).flatten(1)
 
     @cached_property
     def belief(self) -> Tensor:
-        """(N, S) the belief of an agent that knows x: uniform over y. Row x is also π(e|s) of the short context x."""
+        """(N, S) the belief of an agent that knows x: uniform over y. Row x is also π(e|s) of the
+        short context x.
+        """
         return torch.eye(self.size, dtype=torch.float64).repeat_interleave(self.size, 1) / self.size
 
     def pomdp(self) -> FinitePOMDP:
         """The tensors; what is observed is x."""
         actions, states = self.after.shape
         transition = torch.nn.functional.one_hot(self.after, states).double()
-        observation = torch.eye(self.size, dtype=torch.float64).repeat_interleave(self.size, 0).expand(actions, -1, -1)
+        observation = (
+            torch.eye(self.size, dtype=torch.float64)
+            .repeat_interleave(self.size, 0)
+            .expand(actions, -1, -1)
+        )
         return FinitePOMDP.of(transition, observation, self.reward[self.after])
 
     def returns(self, policy: Tensor, steps: int = HORIZON) -> Tensor:
-        """(..., S, A) action probabilities -> (...) exact expected sum of rewards over ``steps`` moves, uniform start.
+        """(..., S, A) action probabilities -> (...) exact expected sum of rewards over ``steps``
+        moves, uniform start.
 
         Raises:
             TypeError, ValueError: a policy of another shape or no distribution.
         """
         actions, states = self.after.shape
         if checks.floating("policy", policy).shape[-2:] != (states, actions):
-            raise ValueError(f"policy must end in (S, A) = {(states, actions)}, got {checks.describe(policy)}")
+            raise ValueError(
+                f"policy must end in (S, A) = {(states, actions)}, got {checks.describe(policy)}"
+            )
         policy = checks.probabilities("policy", policy).double()
         after, reward = self.after.T.to(policy.device), self.reward.to(policy.device)
         value = policy.new_zeros(policy.shape[:-1])
@@ -82,7 +96,9 @@ class Torus:
         return value.mean(-1)
 
     def optimum(self, steps: int = HORIZON) -> float:
-        """The largest expected return of any policy that may change with time, from a uniform start."""
+        """The largest expected return of any policy that may change with time, from a uniform
+        start.
+        """
         value = torch.zeros_like(self.reward)
         for _ in range(checks.count("steps", steps)):
             value = (self.reward + value)[self.after].amax(0)

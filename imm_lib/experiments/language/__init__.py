@@ -1,4 +1,6 @@
-"""Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms, training, results."""
+"""Language modelling on the Penn Treebank (Tables 1 and 5): texts, models, histories, terms,
+training, results.
+"""
 
 from imm_lib.experiments import paper
 from imm_lib.experiments.language import arms, fidelity, measures, readings, snippets, speed

@@ -9,7 +9,10 @@ _ARMS = {
     "baseline, lr 0.5": {"lr": 0.5},
     "KN noising": {"term": "noising"},
     **{f"reverse-KD, λ = {lam:g}": {"term": "reverse-KD", "lam": lam} for lam in (0.2, 1.0, 3.0)},
-    **{f"moving average, λ = {lam:g}": {"term": "moving average", "lam": lam} for lam in (0.2, 1.0, 3.0)},
+    **{
+        f"moving average, λ = {lam:g}": {"term": "moving average", "lam": lam}
+        for lam in (0.2, 1.0, 3.0)
+    },
     "serialized, λ = 1": {"term": "serialized", "lam": 1.0},
     **{f"cached states, λ = {lam:g}": {"term": "sampled", "lam": lam} for lam in (0.2, 1.0)},
 }
@@ -26,7 +29,10 @@ _PAPER = {
 
 
 _COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
-_LATE = {"lam": 1.0, "start_lr": 0.5}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
+_LATE = {
+    "lam": 1.0,
+    "start_lr": 0.5,
+}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
 _AVERAGE = {**_LATE, "term": "moving average"}
 _CACHED = {**_LATE, "term": "sampled", "clip_apart": False}
 _PUZZLE = {
@@ -43,7 +49,8 @@ _PUZZLE = {
     "cached states, uncorrected": {**_CACHED, "term": "sampled, uncorrected"},
     "cached states, from the first step": {**_CACHED, "start_lr": 1.0},
 }
-# what the moving average's learning rate did in the puzzle, for every arm; terms act from its first fall on
+# what the moving average's learning rate did in the puzzle, for every arm; terms act from its first
+# fall on
 _RATE = {"epochs": 34, "start": 3, "falls": [3, 18, 21, 24, 27, 30]}
 _TOPICS = {
     "corpus": "topics",
@@ -61,10 +68,24 @@ _PTB_FIDELITY = {
 
 
 _SNIPPETS = {
-    **{"lines": 421, "snippet_lines": [1262], "parts": 20, "held_out": 400, "size": 3, "snippet_batch": 256},
+    **{
+        "lines": 421,
+        "snippet_lines": [1262],
+        "parts": 20,
+        "held_out": 400,
+        "size": 3,
+        "snippet_batch": 256,
+    },
     **{"k": 5, "places": 40},
     "settings": {
-        **{"model": "transformer", "width": 64, "dropout": 0.2, "window": 20, "unroll": 20, "epochs": 12},
+        **{
+            "model": "transformer",
+            "width": 64,
+            "dropout": 0.2,
+            "window": 20,
+            "unroll": 20,
+            "epochs": 12,
+        },
         **{"optimiser": "adam", "lr": 2e-3},
     },
     "arms": {
@@ -77,10 +98,18 @@ _SNIPPETS = {
 
 
 def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
-    """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some of the arms."""
+    """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some
+    of the arms.
+    """
     arms = list(full["arms"])
-    quick = {**_QUICK, "sizes": [[100, 1]], "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]}}
-    return Experiment(name, description, {"full": full, "ci": quick}, runs.units, runs.run, runs.table, gpu)
+    quick = {
+        **_QUICK,
+        "sizes": [[100, 1]],
+        "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]},
+    }
+    return Experiment(
+        name, description, {"full": full, "ci": quick}, runs.units, runs.run, runs.table, gpu
+    )
 
 
 EXPERIMENTS = [
@@ -174,7 +203,9 @@ EXPERIMENTS = [
             "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
         },
         units=lambda config, seed: [
-            {"text": text, "seed": seed + s} for text in config["texts"] for s in range(config["seeds"])
+            {"text": text, "seed": seed + s}
+            for text in config["texts"]
+            for s in range(config["seeds"])
         ],
         run=runs.fidelity_run,
         table=runs.fidelity_table,

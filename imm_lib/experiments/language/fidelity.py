@@ -1,4 +1,6 @@
-"""How true an estimator's gradient is: against the exact gradient of the IMM risk, at weights that stand still."""
+"""How true an estimator's gradient is: against the exact gradient of the IMM risk, at weights that
+stand still.
+"""
 
 from collections.abc import Iterator
 
@@ -14,7 +16,9 @@ from imm_lib.targets import KneserNeyBigram
 
 
 def _flat(model: LanguageModel, parts: Iterator[Tensor]) -> Tensor:
-    """The gradient of the sum of ``parts`` by all parameters, one vector; each part's graph is freed after it."""
+    """The gradient of the sum of ``parts`` by all parameters, one vector; each part's graph is
+    freed after it.
+    """
     model.zero_grad(set_to_none=True)
     for part in parts:
         part.backward()
@@ -26,8 +30,9 @@ def _flat(model: LanguageModel, parts: Iterator[Tensor]) -> Tensor:
 def exact_gradient(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram) -> Tensor:
     """(P,) the gradient of the empirical IMM risk (eq. 9) of a text, without dropout.
 
-    Every place of the text is an extended context of its word, and ``stream.unroll`` bounds how far back gradients go.
-    By eq. 13 it is the gradient of a corrected cross-entropy, whose correction one sweep has made exact.
+    Every place of the text is an extended context of its word, and ``stream.unroll`` bounds how far
+    back gradients go. By eq. 13 it is the gradient of a corrected cross-entropy, whose correction
+    one sweep has made exact.
     """
     table = induced(model, stream, bigram)
 
@@ -37,13 +42,17 @@ def exact_gradient(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram
             for block in stream:
                 log_q, state = model(block.words, state.detach())
                 log_q = log_q.flatten(0, 1)
-                yield table(log_q, block.words.flatten(), log_q.detach()) * (block.words.numel() / len(stream.words))
+                yield table(log_q, block.words.flatten(), log_q.detach()) * (
+                    block.words.numel() / len(stream.words)
+                )
 
     return _flat(model, parts())
 
 
 def mean_gradient(model: LanguageModel, stream: Stream, term: Term, passes: int = 1) -> Tensor:
-    """(P,) the mean over blocks of what a term adds at λ = 1, over whole passes; the model's dropout as it is set."""
+    """(P,) the mean over blocks of what a term adds at λ = 1, over whole passes; the model's
+    dropout as it is set.
+    """
 
     def parts() -> Iterator[Tensor]:
         for _ in range(passes):

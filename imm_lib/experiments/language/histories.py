@@ -1,8 +1,9 @@
-"""Extended contexts of a text: the histories that end before each occurrence of a word, run again when they are drawn.
+"""Extended contexts of a text: the histories that end before each occurrence of a word, run again
+when they are drawn.
 
-An extended context is a place in the text. From it the model's answer costs ``steps`` words: they are read either from
-the state that the model had before them on its last pass (``cache``), or from the beginning state, their whole past
-forgotten, as in the published program.
+An extended context is a place in the text. From it the model's answer costs ``steps`` words: they
+are read either from the state that the model had before them on its last pass (``cache``), or from
+the beginning state, their whole past forgotten, as in the published program.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,12 @@ from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.training import without_dropout
 
 
-def read(model: LanguageModel, stream: Stream, states: bool = False) -> Iterator[tuple[Block, Tensor]]:
-    """One pass without dropout or gradients: each block, and its features or the states before its words."""
+def read(
+    model: LanguageModel, stream: Stream, states: bool = False
+) -> Iterator[tuple[Block, Tensor]]:
+    """One pass without dropout or gradients: each block, and its features or the states before its
+    words.
+    """
     with torch.no_grad(), without_dropout(model):
         state, step = model.begin(stream.batch), model.states if states else model.hidden
         for block in stream:
@@ -28,7 +33,8 @@ def read(model: LanguageModel, stream: Stream, states: bool = False) -> Iterator
 
 
 class Histories(nn.Module):
-    """Where the extended contexts of a text come from (``contexts``), and what the model answers there (``query``).
+    """Where the extended contexts of a text come from (``contexts``), and what the model answers
+    there (``query``).
 
     Args:
         stream: the text.
@@ -42,7 +48,8 @@ class Histories(nn.Module):
 
     Raises:
         TypeError, ValueError: a bad number.
-        MemoryError: on refresh, a cache that does not fit; the message says how large it is and what to choose.
+        MemoryError: on refresh, a cache that does not fit; the message says how large it is and
+            what to choose.
     """
 
     def __init__(
@@ -71,12 +78,15 @@ class Histories(nn.Module):
             dtype = self.dtype if one.is_floating_point() else one.dtype
             size = len(self.stream.words) * one.numel() * dtype.itemsize
             self._check_room(size)
-            self.states = torch.empty(len(self.stream.words), *one.shape, dtype=dtype, device=self.device)
+            self.states = torch.empty(
+                len(self.stream.words), *one.shape, dtype=dtype, device=self.device
+            )
         for block, found in read(model, stream, states=True):
             self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
 
     def query(self, model: LanguageModel, state: Tensor | None = None) -> Query:
-        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model as it is.
+        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model
+        as it is.
 
         With ``state``, (N, ...), every call begins from it, whatever text it comes from.
         """
@@ -97,7 +107,9 @@ class Histories(nn.Module):
         import psutil
 
         cuda = self.device.type == "cuda"
-        room = torch.cuda.mem_get_info(self.device)[0] if cuda else psutil.virtual_memory().available
+        room = (
+            torch.cuda.mem_get_info(self.device)[0] if cuda else psutil.virtual_memory().available
+        )
         if size > room:
             kind = str(self.dtype).removeprefix("torch.")
             raise MemoryError(

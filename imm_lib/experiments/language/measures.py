@@ -1,4 +1,6 @@
-"""What is read off a language model: perplexity, its mixture with the bigram, and the bigram that it induces."""
+"""What is read off a language model: perplexity, its mixture with the bigram, and the bigram that
+it induces.
+"""
 
 import math
 
@@ -18,7 +20,9 @@ WEIGHTS = [i / 20 for i in range(20)]
 
 
 def label_log_probs(model: LanguageModel, stream: Stream) -> Tensor:
-    """(n,) log Q(next word) in nats at every place of the stream, in the order of the text; no dropout."""
+    """(n,) log Q(next word) in nats at every place of the stream, in the order of the text; no
+    dropout.
+    """
     found = torch.empty(len(stream.words), device=stream.words.device)
     for block, features in read(model, stream):
         log_q = model.log_probs(features).gather(-1, block.labels.unsqueeze(-1)).squeeze(-1)
@@ -39,11 +43,14 @@ def mixture(log_q: Tensor, log_p: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(log_q.double() + math.log1p(-weight), log_p + math.log(weight))
 
 
-def induced(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram, lag: int = 0) -> SerializedIMM:
-    """The bigram that the model induces on a text, as a table: ``.table`` (V, V) log Q̂, NaN where not ``.visited``.
+def induced(
+    model: LanguageModel, stream: Stream, bigram: KneserNeyBigram, lag: int = 0
+) -> SerializedIMM:
+    """The bigram that the model induces on a text, as a table: ``.table`` (V, V) log Q̂, NaN where
+    not ``.visited``.
 
-    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all places of the text; with
-    a lag, over those with x that many words before their end.
+    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all
+    places of the text; with a lag, over those with x that many words before their end.
     """
     found = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size).to(stream.words.device)
     found.refresh(
@@ -54,10 +61,12 @@ def induced(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram, lag: 
 
 
 def induced_perplexities(found: SerializedIMM, texts: data.Corpus) -> dict[str, dict[str, float]]:
-    """Perplexity of an induced bigram on every split (Table 5), "paper" and "safe", as of KneserNeyBigram.perplexity.
+    """Perplexity of an induced bigram on every split (Table 5), "paper" and "safe", as of
+    KneserNeyBigram.perplexity.
 
-    "safe" counts every word, and a word that the text of the table lacks as a short context gets the mean of all rows;
-    "paper" reads whole blocks of 35 words, drops the last partial block, and counts such words as no loss.
+    "safe" counts every word, and a word that the text of the table lacks as a short context gets
+    the mean of all rows; "paper" reads whole blocks of 35 words, drops the last partial block, and
+    counts such words as no loss.
     """
     table, visited = found.table, found.visited
     mean = torch.logsumexp(table[visited].double(), 0) - math.log(int(visited.sum()))
@@ -70,6 +79,8 @@ def induced_perplexities(found: SerializedIMM, texts: data.Corpus) -> dict[str, 
         whole = len(label) // BLOCK * BLOCK
         paper = torch.where(known, log_p, 0.0)[:whole]
         numbers[split] = (
-            {"paper": perplexity(paper), "safe": perplexity(log_p)} if whole else {"safe": perplexity(log_p)}
+            {"paper": perplexity(paper), "safe": perplexity(log_p)}
+            if whole
+            else {"safe": perplexity(log_p)}
         )
     return numbers

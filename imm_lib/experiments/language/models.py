@@ -1,8 +1,10 @@
-"""Language models behind one interface: an LSTM and a small causal transformer, whose state is a tensor.
+"""Language models behind one interface: an LSTM and a small causal transformer, whose state is a
+tensor.
 
-``begin(B)`` gives the state before any word; ``hidden(words, state)`` reads (B, T) words and gives (B, T, H) features
-and the state after them; ``log_probs(features)`` gives log-probabilities of the next word; the call joins the two.
-``states(words, state)`` gives the state before each of the words, from which a history can be taken up again.
+``begin(B)`` gives the state before any word; ``hidden(words, state)`` reads (B, T) words and gives
+(B, T, H) features and the state after them; ``log_probs(features)`` gives log-probabilities of the
+next word; the call joins the two. ``states(words, state)`` gives the state before each of the
+words, from which a history can be taken up again.
 """
 
 import torch
@@ -14,11 +16,15 @@ from imm_lib import checks
 
 
 class LanguageModel(nn.Module):
-    """Embedding, something that reads, dropout, softmax; ``symbols`` are ids beyond the vocabulary, no words."""
+    """Embedding, something that reads, dropout, softmax; ``symbols`` are ids beyond the vocabulary,
+    no words.
+    """
 
     def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool, symbols: int = 0):
         super().__init__()
-        self.embedding = nn.Embedding(checks.count("vocab_size", vocab_size) + symbols, checks.count("width", width))
+        self.embedding = nn.Embedding(
+            checks.count("vocab_size", vocab_size) + symbols, checks.count("width", width)
+        )
         self.head = nn.Linear(width, vocab_size)
         self.vocab_size, self.width, self.tied = vocab_size, width, tied
         self.dropout = nn.Dropout(checks.number("dropout", dropout, 0, 1))
@@ -32,7 +38,9 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, (B, ...) the one after the last."""
+        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, (B, ...) the one
+        after the last.
+        """
         raise NotImplementedError
 
     def log_probs(self, features: Tensor) -> Tensor:
@@ -42,13 +50,16 @@ class LanguageModel(nn.Module):
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def forward(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) words, (B, ...) state -> (B, T, V) log-probabilities of the next words, (B, ...) state."""
+        """(B, T) words, (B, ...) state -> (B, T, V) log-probabilities of the next words, (B, ...)
+        state.
+        """
         features, state = self.hidden(words, state)
         return self.log_probs(features), state
 
 
 class LSTM(LanguageModel):
-    """The paper's topology: embedding, LSTM layers of the same width, softmax, with dropout between (Zaremba et al.).
+    """The paper's topology: embedding, LSTM layers of the same width, softmax, with dropout between
+    (Zaremba et al.).
 
     The state is (B, layers, 2, H): what each layer put out and its cells.
 
@@ -92,11 +103,15 @@ class LSTM(LanguageModel):
 
     @override
     def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        # the fused kernel returns every output but only the last cells: these follow from the outputs, whose gates
-        # are one product for all words at once
+        # the fused kernel returns every output but only the last cells: these follow from the
+        # outputs, whose gates are one product for all words at once
         features, found, after = self.dropout(self.embedding(words)), [], []
-        for lstm, (output, cell) in zip(self.lstms, state.transpose(0, 1).transpose(1, 2), strict=True):
-            outputs, _ = lstm(features, (output.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous()))
+        for lstm, (output, cell) in zip(
+            self.lstms, state.transpose(0, 1).transpose(1, 2), strict=True
+        ):
+            outputs, _ = lstm(
+                features, (output.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
+            )
             before = torch.cat([output.unsqueeze(1), outputs[:, :-1]], 1)
             gates = F.linear(features, lstm.weight_ih_l0, lstm.bias_ih_l0)
             i, f, g, _ = (gates + F.linear(before, lstm.weight_hh_l0, lstm.bias_hh_l0)).chunk(4, -1)
@@ -110,7 +125,8 @@ class LSTM(LanguageModel):
 
 
 class Transformer(LanguageModel):
-    """A small causal transformer. Its state is (B, window): the ids of the words before, the start symbol V at first.
+    """A small causal transformer. Its state is (B, window): the ids of the words before, the start
+    symbol V at first.
 
     Args:
         vocab_size: number V of words.
@@ -120,7 +136,8 @@ class Transformer(LanguageModel):
         tied: use the embedding as the softmax's weight.
         heads: attention heads; they divide ``width``.
         window: words of the past that are carried over.
-        longest: the most words of one call; with the window, the number of places that have an embedding.
+        longest: the most words of one call; with the window, the number of places that have an
+            embedding.
 
     Raises:
         ValueError: a number out of range; when called, more than ``longest`` words.
@@ -142,7 +159,9 @@ class Transformer(LanguageModel):
             raise ValueError(f"heads must divide width = {width}, got {heads}")
         self.window, self.longest = checks.count("window", window), checks.count("longest", longest)
         self.place = nn.Embedding(window + longest, width)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
         self.blocks = nn.TransformerEncoder(
             layer, checks.count("layers", layers), nn.LayerNorm(width), enable_nested_tensor=False
         )
@@ -156,13 +175,17 @@ class Transformer(LanguageModel):
     @override
     def hidden(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         if words.shape[1] > self.longest:
-            raise ValueError(f"words must be at most longest = {self.longest} a call, got {words.shape[1]}")
+            raise ValueError(
+                f"words must be at most longest = {self.longest} a call, got {words.shape[1]}"
+            )
         read = torch.cat([state, words], 1)
         places = torch.arange(read.shape[1], device=read.device)
         mask = nn.Transformer.generate_square_subsequent_mask(
             len(places), device=read.device, dtype=self.head.weight.dtype
         )
-        features = self.blocks(self.dropout(self.embedding(read) + self.place(places)), mask=mask, is_causal=True)
+        features = self.blocks(
+            self.dropout(self.embedding(read) + self.place(places)), mask=mask, is_causal=True
+        )
         return features[:, self.window :], read[:, -self.window :]
 
     @override

@@ -1,4 +1,6 @@
-"""Units of the language experiments: one training run, or one comparison of gradients, and their tables."""
+"""Units of the language experiments: one training run, or one comparison of gradients, and their
+tables.
+"""
 
 import functools
 import hashlib
@@ -25,7 +27,8 @@ FREQUENT = 200
 
 @functools.lru_cache(maxsize=1)
 def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corpus:
-    """The seed's own part of the training lines, a fifth of the corpus away from the next seed's; or all of them.
+    """The seed's own part of the training lines, a fifth of the corpus away from the next seed's;
+    or all of them.
 
     The learning rate follows the first ``held_out`` validation lines. Of "topics", lines are words.
     """
@@ -41,15 +44,22 @@ def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corp
 
 def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> terms.Term:
     """The term that ``spec`` names; raises ValueError listing the known ones."""
-    options = {key: spec[key] for key in spec if key not in {f.name for f in fields(Settings)} | {"term"}}
+    options = {
+        key: spec[key] for key in spec if key not in {f.name for f in fields(Settings)} | {"term"}
+    }
     bigram, size = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)), len(corpus.vocab)
 
-    def sampled(lam: float, steps: int = 1, cache: bool = True, kind: type = terms.Sampled, **rest) -> terms.Term:
+    def sampled(
+        lam: float, steps: int = 1, cache: bool = True, kind: type = terms.Sampled, **rest
+    ) -> terms.Term:
         stream = Stream(corpus.train, settings.batch, settings.unroll)
         return kind(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
 
     def both(lam: float) -> terms.Term:
-        halves = terms.MovingAverage(bigram, lam / 2), terms.MovingAverage(_skip(corpus), lam / 2, lag=1)
+        halves = (
+            terms.MovingAverage(bigram, lam / 2),
+            terms.MovingAverage(_skip(corpus), lam / 2, lag=1),
+        )
         return terms.Several(halves)
 
     known = {
@@ -71,23 +81,34 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
 
 def _skip(corpus: data.Corpus) -> KneserNeyBigram:
     """The Kneser-Ney skip-bigram: in the text's every other word, neighbours are two places apart."""
-    return KneserNeyBigram.fit(torch.cat([corpus.train[::2], corpus.train[1::2]]), len(corpus.vocab))
+    return KneserNeyBigram.fit(
+        torch.cat([corpus.train[::2], corpus.train[1::2]]), len(corpus.vocab)
+    )
 
 
 def _settings(spec: dict, seed: int) -> Settings:
-    return Settings(**{f.name: spec[f.name] for f in fields(Settings) if f.name in spec} | {"seed": seed})
+    return Settings(
+        **{f.name: spec[f.name] for f in fields(Settings) if f.name in spec} | {"seed": seed}
+    )
 
 
 def _checkpoint(unit: dict, spec: dict, device: torch.device) -> Path:
     """The unit's own file, which the same code and configuration finds again."""
     identity = json.dumps([unit, spec, str(device), results.code()], sort_keys=True)
-    return results.folder() / ".partial" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+    return (
+        results.folder() / ".partial" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+    )
 
 
-def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings, device: torch.device) -> dict:
+def _read_off(
+    trained: Trained, corpus: data.Corpus, settings: Settings, device: torch.device
+) -> dict:
     """Everything that is reported of the weights of the best epoch."""
     bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)).to(device)
-    streams = {s: Stream(getattr(corpus, s).to(device), settings.batch, settings.unroll) for s in data.SPLITS}
+    streams = {
+        s: Stream(getattr(corpus, s).to(device), settings.batch, settings.unroll)
+        for s in data.SPLITS
+    }
     log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
     log_p = {s: bigram.log_prob(streams[s].words, streams[s].labels) for s in ("valid", "test")}
 
@@ -101,7 +122,11 @@ def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings, device:
         **rows,
         "valid": mixed("valid", 0.0),
         "test": mixed("test", 0.0),
-        "mixture": {"weight": weight, "valid": mixed("valid", weight), "test": mixed("test", weight)},
+        "mixture": {
+            "weight": weight,
+            "valid": mixed("valid", weight),
+            "test": mixed("test", weight),
+        },
         "bigram": {s: bigram.perplexity(getattr(corpus, s).to(device)) for s in data.SPLITS},
         "induced": measures.induced_perplexities(found, corpus),
         "vocabulary": len(corpus.vocab),
@@ -112,10 +137,15 @@ def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings, device:
 
 def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> dict:
     """KL(P̂ || Q̂) in nats of the most frequent words' rows, by word."""
-    words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(descending=True, stable=True)[:FREQUENT]
+    words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(
+        descending=True, stable=True
+    )[:FREQUENT]
     target = bigram(words.to(table.device)).double()
     kl = (target * (target.log() - table[words.to(table.device)].double())).sum(1)
-    return {corpus.vocab[w]: round(value, 4) for w, value in zip(words.tolist(), kl.tolist(), strict=True)}
+    return {
+        corpus.vocab[w]: round(value, 4)
+        for w, value in zip(words.tolist(), kl.tolist(), strict=True)
+    }
 
 
 def run(unit: dict, config: dict, device: torch.device) -> dict:
@@ -130,7 +160,8 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         return {"diverged": str(error)}
     numbers = _read_off(trained, corpus, settings, device)
     numbers["epochs"] = [
-        {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")} for entry in trained.history
+        {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
+        for entry in trained.history
     ]
     file.unlink(missing_ok=True)
     return numbers
@@ -148,23 +179,34 @@ def units(config: dict, seed: int) -> list[dict]:
 
 def table(result: dict) -> list[list[str]]:
     """A row for each training run."""
-    rows = [["arm", "lines", "seed", "valid", "test", "induced test", "mixture test", "epochs", "CPU s"]]
+    rows = [
+        ["arm", "lines", "seed", "valid", "test", "induced test", "mixture test", "epochs", "CPU s"]
+    ]
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
         row = [unit["arm"], str(unit["lines"]), str(unit["seed"])]
         if "diverged" in numbers:
             rows.append([*row, "diverged", *[""] * 5])
             continue
-        values = [numbers["valid"], numbers["test"], numbers["induced"]["test"]["safe"], numbers["mixture"]["test"]]
+        values = [
+            numbers["valid"],
+            numbers["test"],
+            numbers["induced"]["test"]["safe"],
+            numbers["mixture"]["test"],
+        ]
         seconds = sum(e["cpu_s"] for e in numbers["epochs"])
-        rows.append([*row, *(f"{v:.2f}" for v in values), str(len(numbers["epochs"])), f"{seconds:.0f}"])
+        rows.append(
+            [*row, *(f"{v:.2f}" for v in values), str(len(numbers["epochs"])), f"{seconds:.0f}"]
+        )
     return rows
 
 
 def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
-    """Every estimator's mean gradient against the exact one, on one model that moving-average IMM was training.
+    """Every estimator's mean gradient against the exact one, on one model that moving-average IMM
+    was training.
 
-    "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are of the model itself.
+    "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are
+    of the model itself.
     """
     case = config["texts"][unit["text"]]
     settings, seed, steps, passes = (
@@ -184,8 +226,12 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
         before = train(corpus, average, settings, device, file).last
         for histories in cached.values():
             histories.refresh(before)
-        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), device, file).last
-    far = Stream(corpus.train.to(device), settings.batch, 10 * settings.unroll)  # the same columns, read further back
+        model = train(
+            corpus, average, replace(settings, epochs=settings.epochs + 1), device, file
+        ).last
+    far = Stream(
+        corpus.train.to(device), settings.batch, 10 * settings.unroll
+    )  # the same columns, read further back
     exact = fidelity.exact_gradient(model, far, bigram)
     found = {}
 
@@ -205,17 +251,29 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
     measure("reverse-KD", terms.Uncorrected(bigram, 1.0))
     measure("reverse-KD, dropout", terms.Uncorrected(bigram, 1.0), passes, dropout=True)
     for m, histories in cached.items():
-        measure(f"cached, m = {m}, 70 words, as in training", terms.Sampled(bigram, 1.0, histories), passes)
+        measure(
+            f"cached, m = {m}, 70 words, as in training",
+            terms.Sampled(bigram, 1.0, histories),
+            passes,
+        )
         histories.refresh(model)
         measure(f"cached, m = {m}", terms.Sampled(bigram, 1.0, histories, **whole), passes)
-        measure(f"cached, m = {m}, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, **whole), passes)
+        measure(
+            f"cached, m = {m}, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, **whole), passes
+        )
     anew = Histories(stream, size, settings.unroll, cache=False)
-    measure(f"from nothing, m = {settings.unroll}, 70 words", terms.Sampled(bigram, 1.0, anew), passes)
+    measure(
+        f"from nothing, m = {settings.unroll}, 70 words", terms.Sampled(bigram, 1.0, anew), passes
+    )
     if case["published"]:
         published = terms.Published(bigram, 1.0, anew)
         published.begin_epoch(model, stream, True)
         measure("as published", published, passes)
-    return {"estimators": found, "exact_norm": exact.norm().item(), "valid": _valid(model, corpus, settings, device)}
+    return {
+        "estimators": found,
+        "exact_norm": exact.norm().item(),
+        "valid": _valid(model, corpus, settings, device),
+    }
 
 
 def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device) -> float:
@@ -230,5 +288,12 @@ def fidelity_table(result: dict) -> list[list[str]]:
     for entry in result["units"]:
         for name, f in entry["numbers"]["estimators"].items():
             values = (f[key] for key in ("cosine", "error", "norm_ratio"))
-            rows.append([entry["unit"]["text"], str(entry["unit"]["seed"]), name, *(f"{v:.3f}" for v in values)])
+            rows.append(
+                [
+                    entry["unit"]["text"],
+                    str(entry["unit"]["seed"]),
+                    name,
+                    *(f"{v:.3f}" for v in values),
+                ]
+            )
     return rows

@@ -1,9 +1,11 @@
-"""A short-context model helps a longer-context one: a target that reads the last c words of a text and no more.
+"""A short-context model helps a longer-context one: a target that reads the last c words of a text
+and no more.
 
-Many snippets of c + 1 words are enough to train it; the full model needs long text, of which there is little. A short
-context is now a tuple of c words, most of which occur once. Its extended contexts are therefore taken from its first
-word: what stands before other occurrences of that word in the text, with the c words read after it. That is π(e|s)
-with all of s but its first word forgotten.
+Many snippets of c + 1 words are enough to train it; the full model needs long text, of which there
+is little. A short context is now a tuple of c words, most of which occur once. Its extended
+contexts are therefore taken from its first
+word: what stands before other occurrences of that word in the text, with the c words read after it.
+That is π(e|s) with all of s but its first word forgotten.
 """
 
 from collections.abc import Iterator
@@ -44,8 +46,12 @@ class Reader(nn.Module):
 
 
 def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
-    """(...,) places -> (..., c) the words that end there; before the first word the text's last ones stand."""
-    return words[(place.unsqueeze(-1) + torch.arange(1 - size, 1, device=place.device)) % len(words)]
+    """(...,) places -> (..., c) the words that end there; before the first word the text's last
+    ones stand.
+    """
+    return words[
+        (place.unsqueeze(-1) + torch.arange(1 - size, 1, device=place.device)) % len(words)
+    ]
 
 
 class FirstWord(nn.Module):
@@ -83,7 +89,14 @@ class SampledSnippets(terms._Random):
     """
 
     def __init__(
-        self, target: Reader, lam: float, stream: Stream, vocab_size: int, k: int = 5, places: int = 70, seed: int = 0
+        self,
+        target: Reader,
+        lam: float,
+        stream: Stream,
+        vocab_size: int,
+        k: int = 5,
+        places: int = 70,
+        seed: int = 0,
     ):
         super().__init__(lam, seed)
         self.histories, self.places = Histories(stream, vocab_size), checks.count("places", places)
@@ -95,7 +108,9 @@ class SampledSnippets(terms._Random):
         self.histories.refresh(model)
 
     def query(self, model: LanguageModel) -> Query:
-        """(N, c) snippets, (N,) places -> (N, V): the snippet read after what stands before the place."""
+        """(N, c) snippets, (N,) places -> (N, V): the snippet read after what stands before the
+        place.
+        """
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
             before = self.histories.states[extended].to(model.begin(1).dtype)
@@ -106,10 +121,13 @@ class SampledSnippets(terms._Random):
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
         place = block.place.flatten()
-        drawn = place[torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)]
+        drawn = place[
+            torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)
+        ]
         with without_dropout(model):
             yield self.imm(
-                self.query(model), last_words(self.histories.stream.words.to(place.device), drawn, self.size)
+                self.query(model),
+                last_words(self.histories.stream.words.to(place.device), drawn, self.size),
             )
 
 
@@ -132,11 +150,14 @@ class UncorrectedSnippets(terms._OnePass):
 
     @override
     def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size))
+        return self.imm(
+            log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size)
+        )
 
 
 def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, data.Corpus]:
-    """The seed's long text, and the same with the text of the snippets for training; one vocabulary, the long text's.
+    """The seed's long text, and the same with the text of the snippets for training; one
+    vocabulary, the long text's.
 
     The snippets come from other lines, those that follow.
     """
@@ -165,20 +186,30 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         options = {key: value for key, value in arm.items() if key != "term"}
         known = {
             "none": terms.Term,
-            "IMM": lambda lam: SampledSnippets(reader, lam, stream, size, config["k"], config["places"], seed),
+            "IMM": lambda lam: SampledSnippets(
+                reader, lam, stream, size, config["k"], config["places"], seed
+            ),
             "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
             "bigram": lambda lam: terms.MovingAverage(bigram, lam),
         }
         return known[arm["term"]](**options)
 
     found = {}
-    held = {s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll) for s in ("valid", "test")}
+    held = {
+        s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll)
+        for s in ("valid", "test")
+    }
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
     for name, arm in config["arms"].items():
         trained = train(long, term(arm), settings, device, folder / f"{name}.pt")
-        log_q = {split: measures.label_log_probs(trained.model, words) for split, words in held.items()}
+        log_q = {
+            split: measures.label_log_probs(trained.model, words) for split, words in held.items()
+        }
         mixed = {
-            split: [measures.perplexity(measures.mixture(log_q[split], log_p[split], w)) for w in measures.WEIGHTS]
+            split: [
+                measures.perplexity(measures.mixture(log_q[split], log_p[split], w))
+                for w in measures.WEIGHTS
+            ]
             for split in held
         }
         best = mixed["valid"].index(min(mixed["valid"]))
@@ -193,7 +224,12 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-    return {"arms": found, "target": target, "vocabulary": size, "words": [len(long.train), len(many.train)]}
+    return {
+        "arms": found,
+        "target": target,
+        "vocabulary": size,
+        "words": [len(long.train), len(many.train)],
+    }
 
 
 def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
@@ -209,12 +245,16 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
 def units(config: dict, seed: int) -> list[dict]:
     """One per amount of side text and seed."""
     return [
-        {"snippet_lines": lines, "seed": seed + s} for s in range(config["seeds"]) for lines in config["snippet_lines"]
+        {"snippet_lines": lines, "seed": seed + s}
+        for s in range(config["seeds"])
+        for lines in config["snippet_lines"]
     ]
 
 
 def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
-    """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm "target" has "test"."""
+    """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm
+    "target" has "test".
+    """
     found = {}
     for entry in result["units"]:
         runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
@@ -234,12 +274,18 @@ def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
 
 def table(result: dict) -> list[list[str]]:
     """Means over the seeds, and differences from the baseline with 95 % intervals."""
-    rows = [["side text", "arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]]
+    rows = [
+        ["side text", "arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]
+    ]
     for lines, runs in readings(result).items():
         for arm, run in runs.items():
             several = len(run["test"]) > 1 and arm not in ("target", "baseline")
             less = run["test"] - runs["baseline"]["test"]
             change = "{:+.2f} ± {:.2f}".format(*results.mean_interval(less)) if several else ""
-            rest = [f"{run['mixed'].mean():.2f}", f"{run['cpu_s'].mean():.0f}"] if "mixed" in run else ["", ""]
+            rest = (
+                [f"{run['mixed'].mean():.2f}", f"{run['cpu_s'].mean():.0f}"]
+                if "mixed" in run
+                else ["", ""]
+            )
             rows.append([f"{lines} lines", arm, f"{run['test'].mean():.2f}", change, *rest])
     return rows

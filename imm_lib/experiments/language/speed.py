@@ -1,4 +1,6 @@
-"""What each term costs: a training step with it over the plain one, in one process; peak memory; Table 5's pass."""
+"""What each term costs: a training step with it over the plain one, in one process; peak memory;
+Table 5's pass.
+"""
 
 from collections.abc import Callable
 
@@ -19,7 +21,9 @@ class _Bench:
 
     def __init__(self, config: dict, device: torch.device):
         words, self.size = tokens()
-        self.settings = Settings(width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1)
+        self.settings = Settings(
+            width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1
+        )
         self.bigram = KneserNeyBigram.fit(words, self.size).to(device)
         few = words[: config["batch"] * config["unroll"] * config["blocks"] + 1]
         vocab = [str(word) for word in range(self.size)]
@@ -27,8 +31,12 @@ class _Bench:
         self.stream = Stream(few.to(device), config["batch"], config["unroll"])
         self.blocks = list(self.stream)
 
-    def sampled(self, steps: int, k: int = 10, cache: bool = True, words: int = 70) -> terms.Sampled:
-        return terms.Sampled(self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words)
+    def sampled(
+        self, steps: int, k: int = 10, cache: bool = True, words: int = 70
+    ) -> terms.Sampled:
+        return terms.Sampled(
+            self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words
+        )
 
     def step(self, term: terms.Term) -> Callable[[], None]:
         """A function that takes the next block's training step."""
@@ -49,13 +57,17 @@ class _Bench:
 
 
 def _steps(config: dict, device: torch.device, repeats: int) -> dict:
-    """Medians of a step of each kind, and of the passes over the text that come on top once an epoch, in seconds."""
+    """Medians of a step of each kind, and of the passes over the text that come on top once an
+    epoch, in seconds.
+    """
     bench = _Bench(config, device)
     steps = {
         "plain": bench.step(terms.Term()),
         "reverse-KD": bench.step(terms.Uncorrected(bench.bigram, 0.2)),
         "moving average": bench.step(terms.MovingAverage(bench.bigram, 0.2)),
-        "moving average, own pass": bench.step(terms.MovingAverage(bench.bigram, 0.2, own_pass=True)),
+        "moving average, own pass": bench.step(
+            terms.MovingAverage(bench.bigram, 0.2, own_pass=True)
+        ),
         "serialized": bench.step(terms.Serialized(bench.bigram, 0.2)),
         "cached, m = 1": bench.step(bench.sampled(1)),
         "cached, m = 5": bench.step(bench.sampled(5)),
@@ -69,7 +81,8 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
         "table": lambda: measures.induced(model, one, bench.bigram),
     }
     seconds = compare({**steps, **sweeps}, repeats, device)
-    # what a pass adds to each of its blocks; the table's own cost, of V x V entries, comes once a pass
+    # what a pass adds to each of its blocks; the table's own cost, of V x V entries, comes once a
+    # pass
     per_block = {
         "states": seconds["states"] / len(bench.blocks),
         "induced": (seconds["induced"] - seconds["table"]) / len(bench.blocks),
@@ -79,17 +92,24 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
     return {
         "seconds": {name: seconds[name] for name in steps},
         "ratio": {name: seconds[name] / plain for name in steps},
-        "ratio_with_sweep": {name: (seconds[name] + per_block[s]) / plain for name, s in sweep.items()},
+        "ratio_with_sweep": {
+            name: (seconds[name] + per_block[s]) / plain for name, s in sweep.items()
+        },
         "sweep_over_plain": {name: value / plain for name, value in per_block.items()},
         "table_s": seconds["table"],
     }
 
 
 def _published(config: dict, device: torch.device, repeats: int) -> dict:
-    """The published scheme, whose k histories of every place are run again on each fifth block, over the plain step."""
+    """The published scheme, whose k histories of every place are run again on each fifth block,
+    over the plain step.
+    """
     bench = _Bench(config, device)
     histories = Histories(bench.stream, bench.size, config["unroll"], cache=False)
-    works = {"plain": bench.step(terms.Term()), "published": bench.step(terms.Published(bench.bigram, 0.2, histories))}
+    works = {
+        "plain": bench.step(terms.Term()),
+        "published": bench.step(terms.Published(bench.bigram, 0.2, histories)),
+    }
     seconds = compare(works, 1, device)
     ratio = seconds["published"] / seconds["plain"]
     return {"seconds": seconds, "ratio_when_sampled": ratio, "ratio_every_fifth": (4 + ratio) / 5}
@@ -116,11 +136,23 @@ def _table(result: dict) -> list[list[str]]:
         rows.append([f"the same with its pass once an epoch, {name}", f"{ratio:.2f}"])
     for name, ratio in part["steps"]["sweep_over_plain"].items():
         rows.append([f"pass for {name} / plain training epoch", f"{ratio:.2f}"])
-    rows.append(["published scheme, step with samples / plain", f"{part['published']['ratio_when_sampled']:.0f}"])
-    rows.append(["published scheme, every fifth block / plain", f"{part['published']['ratio_every_fifth']:.1f}"])
+    rows.append(
+        [
+            "published scheme, step with samples / plain",
+            f"{part['published']['ratio_when_sampled']:.0f}",
+        ]
+    )
+    rows.append(
+        [
+            "published scheme, every fifth block / plain",
+            f"{part['published']['ratio_every_fifth']:.1f}",
+        ]
+    )
     for name, size in part["memory"]["bytes"].items():
         rows.append([f"peak, {name}", f"{size / 1e6:.0f} MB"])
-    rows.append(["peak, growth from k = 5 to 20", f"{100 * part['memory']['growth_5_to_20']:.1f} %"])
+    rows.append(
+        ["peak, growth from k = 5 to 20", f"{100 * part['memory']['growth_5_to_20']:.1f} %"]
+    )
     return rows
 
 

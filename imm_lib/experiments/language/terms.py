@@ -1,8 +1,10 @@
-"""What each method adds to the cross-entropy of a block of text: nothing, noised labels, or a term weighted by λ.
+"""What each method adds to the cross-entropy of a block of text: nothing, noised labels, or a term
+weighted by λ.
 
-A term works in one of two ways. ``shared`` uses the log-probabilities of the block that the cross-entropy has just
-computed; ``own`` runs the model itself, and gives one part after another to differentiate, so that the memory of a part
-is free before the next. Both are means over the block's words.
+A term works in one of two ways. ``shared`` uses the log-probabilities of the block that the
+cross-entropy has just computed; ``own`` runs the model itself, and gives one part after another to
+differentiate, so that the memory of a part is free before the next. Both are means over the block's
+words.
 """
 
 import contextlib
@@ -66,8 +68,8 @@ class _Random(Term):
 class Noising(_Random):
     """Kneser-Ney noising of the predicted words (Xie et al. 2017).
 
-    With probability γ0 N₁₊(x,·)/c(x) after the word x, the label is drawn from q(y) ∝ N₁₊(·,y), where N₁₊ counts
-    distinct neighbours in ``tokens`` and c occurrences.
+    With probability γ0 N₁₊(x,·)/c(x) after the word x, the label is drawn from q(y) ∝ N₁₊(·,y),
+    where N₁₊ counts distinct neighbours in ``tokens`` and c occurrences.
     """
 
     def __init__(self, tokens: Tensor, vocab_size: int, gamma: float = 0.2, seed: int = 0):
@@ -78,19 +80,25 @@ class Noising(_Random):
         count = torch.bincount(tokens[:-1], minlength=vocab_size).clamp(min=1)
         self.register_buffer("rate", (gamma * followers / count).float(), persistent=False)
         self.register_buffer(
-            "proposal", torch.bincount(pairs % vocab_size, minlength=vocab_size).float(), persistent=False
+            "proposal",
+            torch.bincount(pairs % vocab_size, minlength=vocab_size).float(),
+            persistent=False,
         )
 
     @override
     def labels(self, block: Block) -> Tensor:
         shape, device = block.labels.shape, block.labels.device
         noised = torch.rand(shape, generator=self.generator).to(device) < self.rate[block.words]
-        drawn = torch.multinomial(self.proposal.cpu(), shape.numel(), replacement=True, generator=self.generator)
+        drawn = torch.multinomial(
+            self.proposal.cpu(), shape.numel(), replacement=True, generator=self.generator
+        )
         return torch.where(noised, drawn.view(shape).to(device), block.labels)
 
 
 class _OnePass(Term):
-    """A term from one pass over the block: that of the cross-entropy, dropout and all, or one of its own without."""
+    """A term from one pass over the block: that of the cross-entropy, dropout and all, or one of
+    its own without.
+    """
 
     def __init__(self, lam: float, own_pass: bool):
         super().__init__(lam)
@@ -136,15 +144,18 @@ class Uncorrected(_OnePass):
 
 
 class MovingAverage(_OnePass):
-    """Moving-average IMM. The table begins as the induced bigram of the model when the term first acts.
+    """Moving-average IMM. The table begins as the induced bigram of the model when the term first
+    acts.
 
     Args:
         bigram: the target.
         lam: λ.
-        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1 / memory.
+        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1
+        / memory.
         max_ratio: largest correction Q / Q̂.
         own_pass: as of :class:`Uncorrected`.
-        lag: words between the short context and the predicted word; at 1 the target is a skip-bigram.
+        lag: words between the short context and the predicted word; at 1 the target is a
+            skip-bigram.
     """
 
     def __init__(
@@ -159,7 +170,9 @@ class MovingAverage(_OnePass):
         super().__init__(lam, own_pass)
         size = bigram.vocab_size
         self.bigram, self.lag, self.text = bigram, 0 if lag == 0 else checks.count("lag", lag), None
-        self.imm = MovingAverageIMM(bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio)
+        self.imm = MovingAverageIMM(
+            bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio
+        )
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
@@ -184,7 +197,9 @@ class Several(Term):
         super().__init__(1.0)
         own = [type(term).__name__ for term in terms if getattr(term, "own_pass", True)]
         if own or not terms:
-            raise ValueError(f"terms must share the pass of the cross-entropy, at least one, got {own or 'none'}")
+            raise ValueError(
+                f"terms must share the pass of the cross-entropy, at least one, got {own or 'none'}"
+            )
         self.terms = nn.ModuleList(terms)
 
     @override
@@ -198,7 +213,8 @@ class Several(Term):
 
 
 class Serialized(_OnePass):
-    """Serialized IMM; Q† is the model as it was before the pass over the text, without dropout, and Q̂† its bigram.
+    """Serialized IMM; Q† is the model as it was before the pass over the text, without dropout, and
+    Q̂† its bigram.
 
     Args:
         bigram: the target.
@@ -234,8 +250,10 @@ class Sampled(_Random):
         lam: λ.
         histories: where extended contexts come from.
         k: extended contexts of a distinct word.
-        words: words drawn from the block's for each step, with replacement; 0 takes all of the block.
-        chunk: extended contexts in memory at a time, of whole words; what bounds the memory whatever k is.
+        words: words drawn from the block's for each step, with replacement; 0 takes all of the
+        block.
+        chunk: extended contexts in memory at a time, of whole words; what bounds the memory
+        whatever k is.
         with_dropout: keep dropout in the term's passes; an ablation.
         seed: of the draws.
     """
@@ -267,8 +285,11 @@ class Sampled(_Random):
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
         drawn = block.words.flatten()
         if self.words:
-            # a word is drawn as often as it occurs, so that the mean over draws is the mean over the block
-            drawn = drawn[torch.randint(len(drawn), (self.words,), generator=self.generator).to(drawn.device)]
+            # a word is drawn as often as it occurs, so that the mean over draws is the mean over
+            # the block
+            drawn = drawn[
+                torch.randint(len(drawn), (self.words,), generator=self.generator).to(drawn.device)
+            ]
         drawn = drawn.sort().values
         # crosstalk couples contexts of one word alone, so that parts of whole words add up exactly
         for group in drawn.unique().split(self.group):
@@ -279,10 +300,12 @@ class Sampled(_Random):
 
 
 class Published(_Random):
-    """The published program's way with sampled contexts: k histories of every place of the block, run again in full.
+    """The published program's way with sampled contexts: k histories of every place of the block,
+    run again in full.
 
-    They begin from the state that the model had before the block, of a text that is not theirs, and equal words share
-    nothing. (The program does so on every fifth block, and with one history, that of the block, on the others.)
+    They begin from the state that the model had before the block, of a text that is not theirs, and
+    equal words share nothing. (The program does so on every fifth block, and with one history, that
+    of the block, on the others.)
 
     Args:
         bigram: the target.
@@ -292,7 +315,9 @@ class Published(_Random):
         seed: of the draws.
     """
 
-    def __init__(self, bigram: KneserNeyBigram, lam: float, histories: Histories, k: int = 10, seed: int = 0):
+    def __init__(
+        self, bigram: KneserNeyBigram, lam: float, histories: Histories, k: int = 10, seed: int = 0
+    ):
         super().__init__(lam, seed)
         self.bigram, self.histories, self.k = bigram, histories, checks.count("k", k)
         self.state = None
@@ -307,13 +332,17 @@ class Published(_Random):
             query = self.histories.query(model, self.state.repeat_interleave(self.k, 0))
             for words in block.words.unbind(1):
                 places = self.histories.contexts.sample(words, self.k, self.generator)
-                log_q = query(words.repeat_interleave(self.k), places.flatten()).unflatten(0, (-1, self.k))
+                log_q = query(words.repeat_interleave(self.k), places.flatten()).unflatten(
+                    0, (-1, self.k)
+                )
                 yield imm_risk(self.bigram(words), log_q).sum() / block.words.numel()
             with torch.no_grad():
                 _, self.state = model.hidden(block.words, self.state)
 
 
 class SampledUncorrected(Sampled):
-    """The same passes with the target against the model itself in each history: :class:`Sampled` without IMM."""
+    """The same passes with the target against the model itself in each history: :class:`Sampled`
+    without IMM.
+    """
 
     _estimator = SampledNoising

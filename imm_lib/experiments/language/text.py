@@ -1,4 +1,6 @@
-"""Texts for language models: parts of a corpus with a vocabulary of their own, and columns read side by side."""
+"""Texts for language models: parts of a corpus with a vocabulary of their own, and columns read
+side by side.
+"""
 
 import copy
 from collections import Counter
@@ -13,11 +15,13 @@ from imm_lib import checks, data
 UNKNOWN, END = "<unk>", "<eos>"
 
 
-def topics(size: int, seed: int = 0, vocab_size: int = 40, count: int = 4, switch: float = 0.02) -> Tensor:
+def topics(
+    size: int, seed: int = 0, vocab_size: int = 40, count: int = 4, switch: float = 0.02
+) -> Tensor:
     """A synthetic text: every topic has a bigram of its own, and lasts 1 / switch words on average.
 
-    The topic is what a longer history tells and the previous word alone does not. Texts of different seeds are drawn
-    from the same bigrams.
+    The topic is what a longer history tells and the previous word alone does not. Texts of
+    different seeds are drawn from the same bigrams.
 
     Args:
         size: number of words.
@@ -30,7 +34,9 @@ def topics(size: int, seed: int = 0, vocab_size: int = 40, count: int = 4, switc
         (size,) ids.
     """
     size, switch = checks.count("size", size), checks.number("switch", switch, 0, 1)
-    rows = torch.rand(count, vocab_size, vocab_size, generator=torch.Generator().manual_seed(0)).pow(20)
+    rows = torch.rand(
+        count, vocab_size, vocab_size, generator=torch.Generator().manual_seed(0)
+    ).pow(20)
     generator = torch.Generator().manual_seed(seed)
     new = torch.rand(size, generator=generator) < switch
     drawn = torch.randint(count, (size,), generator=generator)
@@ -42,8 +48,11 @@ def topics(size: int, seed: int = 0, vocab_size: int = 40, count: int = 4, switc
     return torch.tensor(words)
 
 
-def part(corpus: data.Corpus, lines: int, first: int = 0, held_out: int | None = None, least: int = 2) -> data.Corpus:
-    """A corpus of fewer training lines, as if there were no others: rarer words become ``<unk>`` in every split.
+def part(
+    corpus: data.Corpus, lines: int, first: int = 0, held_out: int | None = None, least: int = 2
+) -> data.Corpus:
+    """A corpus of fewer training lines, as if there were no others: rarer words become ``<unk>`` in
+    every split.
 
     Args:
         corpus: a word-level corpus with ``<eos>`` and ``<unk>`` in its vocabulary.
@@ -53,23 +62,31 @@ def part(corpus: data.Corpus, lines: int, first: int = 0, held_out: int | None =
         least: occurrences in the kept lines that give a word a place in the vocabulary.
 
     Raises:
-        TypeError, ValueError: a number out of range, or a vocabulary without ``<eos>`` or ``<unk>``.
+        TypeError, ValueError: a number out of range, or a vocabulary without ``<eos>`` or
+            ``<unk>``.
     """
     for word in (UNKNOWN, END):
         if word not in corpus.vocab:
-            raise ValueError(f"corpus must have {word} in its vocabulary, got none in {corpus.name}")
+            raise ValueError(
+                f"corpus must have {word} in its vocabulary, got none in {corpus.name}"
+            )
     end = corpus.vocab.index(END)
     train = _lines(corpus.train, end, "lines", lines, first)
     valid = corpus.valid if held_out is None else _lines(corpus.valid, end, "held_out", held_out, 0)
     counts = Counter(train.tolist())
     vocab = sorted(
-        {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.count("least", least)} | {UNKNOWN, END}
+        {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.count("least", least)}
+        | {UNKNOWN, END}
     )
-    return data.Corpus(corpus.name, *(respell(t, corpus.vocab, vocab) for t in (train, valid, corpus.test)), vocab)
+    return data.Corpus(
+        corpus.name, *(respell(t, corpus.vocab, vocab) for t in (train, valid, corpus.test)), vocab
+    )
 
 
 def respell(tokens: Tensor, vocab: list[str], other: list[str]) -> Tensor:
-    """Ids of one vocabulary as ids of another, which has ``<unk>``; words that it lacks become that."""
+    """Ids of one vocabulary as ids of another, which has ``<unk>``; words that it lacks become
+    that.
+    """
     place = {word: i for i, word in enumerate(other)}
     return torch.tensor([place.get(word, place[UNKNOWN]) for word in vocab])[tokens]
 
@@ -83,25 +100,32 @@ def _lines(tokens: Tensor, end: int, name: str, count: int, first: int) -> Tenso
     first = first % len(ends)
     if first + count <= len(ends):
         return tokens[starts[first] : starts[first + count]]
-    return torch.cat([tokens[starts[first] : ends[-1]], tokens[: starts[first + count - len(ends)]]])
+    return torch.cat(
+        [tokens[starts[first] : ends[-1]], tokens[: starts[first + count - len(ends)]]]
+    )
 
 
 class Block(NamedTuple):
-    """What a training step reads: B columns of T words; ``place`` numbers the words in the order of the text."""
+    """What a training step reads: B columns of T words; ``place`` numbers the words in the order of
+    the text.
+    """
 
     words: Tensor  # (B, T) the previous words, short contexts
     labels: Tensor  # (B, T) the next words
     place: Tensor  # (B, T) positions in Stream.words
 
     def short(self, words: Tensor, lag: int) -> Tensor:
-        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; its first one where none is."""
+        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; its first
+        one where none is.
+        """
         return words[(self.place - lag).clamp(min=0)] if lag else self.words
 
 
 class Stream:
     """A text in B columns of equal length, read side by side in blocks of ``unroll`` words.
 
-    Column b continues the text of column b - 1; what is left over at the end, fewer than B words, is not read.
+    Column b continues the text of column b - 1; what is left over at the end, fewer than B words,
+    is not read.
 
     Args:
         tokens: (n,) ids.
@@ -121,7 +145,9 @@ class Stream:
         tokens = checks.ids("tokens", tokens)
         self.length = (len(tokens) - 1) // batch
         if self.length < 1:
-            raise ValueError(f"tokens must hold at least batch + 1 = {batch + 1} words, got {len(tokens)}")
+            raise ValueError(
+                f"tokens must hold at least batch + 1 = {batch + 1} words, got {len(tokens)}"
+            )
         size = batch * self.length
         self.words, self.labels = tokens[:size], tokens[1 : size + 1]
 

@@ -1,7 +1,8 @@
-"""Training a language model with a term: truncated backpropagation, SGD, decay on validation loss, checkpoints.
+"""Training a language model with a term: truncated backpropagation, SGD, decay on validation loss,
+checkpoints.
 
-The loss of a block is summed over its words in time and averaged over its columns, as in the published programs, so
-that their learning rates and clips keep their meaning.
+The loss of a block is summed over its words in time and averaged over its columns, as in the
+published programs, so that their learning rates and clips keep their meaning.
 """
 
 import copy
@@ -25,7 +26,9 @@ from imm_lib.experiments.training import load, save
 
 
 class Diverged(RuntimeError):
-    """The loss became NaN or infinite; the message says where. The checkpoint of the last whole epoch is kept."""
+    """The loss became NaN or infinite; the message says where. The checkpoint of the last whole
+    epoch is kept.
+    """
 
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -53,11 +56,13 @@ class Settings:
         clip: largest norm of the gradient.
         epochs: the most passes over the text.
         start: epochs before the term acts.
-        start_lr: share of the first learning rate that the rate must have reached before the term acts.
+        start_lr: share of the first learning rate that the rate must have reached before the term
+        acts.
         warmup: blocks over which λ then rises from 0.
         every: the term acts on every so-manieth block, weighted by that number.
-        clip_apart: whether the term's gradient is clipped apart from the cross-entropy's, in a shared pass at the price
-            of a second backward pass; by default where the term makes passes of its own.
+        clip_apart: whether the term's gradient is clipped apart from the cross-entropy's, in a
+            shared pass at the price of a second backward pass; by default where the term makes
+            passes of its own.
         seed: of weights and dropout.
     """
 
@@ -88,7 +93,9 @@ class Settings:
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
+            raise ValueError(
+                f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
+            )
         for name in ("epochs", "every"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip", "scale"):
@@ -102,13 +109,21 @@ class Settings:
 
     def build(self, vocab_size: int) -> LanguageModel:
         """A new model, its weights drawn from torch's default generator."""
-        options = {"scale": self.scale} if self.model == "lstm" else {"window": self.window, "longest": self.unroll}
-        return MODELS[self.model](vocab_size, self.width, self.layers, self.dropout, self.tied, **options)
+        options = (
+            {"scale": self.scale}
+            if self.model == "lstm"
+            else {"window": self.window, "longest": self.unroll}
+        )
+        return MODELS[self.model](
+            vocab_size, self.width, self.layers, self.dropout, self.tied, **options
+        )
 
 
 @dataclasses.dataclass
 class Trained:
-    """A model with the weights of its best epoch, and the course of its training, one entry per epoch."""
+    """A model with the weights of its best epoch, and the course of its training, one entry per
+    epoch.
+    """
 
     model: LanguageModel
     history: list[dict]
@@ -116,7 +131,12 @@ class Trained:
 
 
 def _add_gradients(
-    model: nn.Module, loss: Tensor, shared: Tensor | None, parts: Iterable[Tensor], lam: float, settings: Settings
+    model: nn.Module,
+    loss: Tensor,
+    shared: Tensor | None,
+    parts: Iterable[Tensor],
+    lam: float,
+    settings: Settings,
 ) -> None:
     """Clipped gradients of loss + lam (shared + parts) into ``.grad``; a term has one of the two."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -151,7 +171,11 @@ def _description(term: Term) -> str:
     passing = "training", "checked"  # states, not settings
 
     def settings(module: nn.Module) -> dict:
-        return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k not in passing}
+        return {
+            k: v
+            for k, v in vars(module).items()
+            if isinstance(v, bool | int | float | str) and k not in passing
+        }
 
     return "; ".join(f"{type(module).__name__} {settings(module)}" for module in term.modules())
 
@@ -170,14 +194,21 @@ class Run:
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.term = term.to(device)
         self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
-        self.key = {**dataclasses.asdict(settings), "vocabulary": len(texts.vocab), "text": _digest(texts.train)}
+        self.key = {
+            **dataclasses.asdict(settings),
+            "vocabulary": len(texts.vocab),
+            "text": _digest(texts.train),
+        }
         self.key["term"] = _description(term)
         del self.key["epochs"]  # a run can be gone on with
 
     @property
     def over(self) -> bool:
         """Whether the last epoch, or the least learning rate, has been reached."""
-        return len(self.history) >= self.settings.epochs or self.lr < self.settings.lr * self.settings.least_lr
+        return (
+            len(self.history) >= self.settings.epochs
+            or self.lr < self.settings.lr * self.settings.least_lr
+        )
 
     def epoch(self) -> None:
         """One pass over the training text, and its validation."""
@@ -199,17 +230,26 @@ class Run:
         valid = perplexity(label_log_probs(self.model, self.valid))
         if not math.isfinite(valid):
             raise Diverged(f"the validation loss is NaN after {self._where(len(self.train) - 1)}")
-        entry = {"train": perplexity(torch.tensor(-total / len(self.train.words))), "valid": valid, "lr": self.lr}
+        entry = {
+            "train": perplexity(torch.tensor(-total / len(self.train.words))),
+            "valid": valid,
+            "lr": self.lr,
+        }
         better = valid < min((e["valid"] for e in self.history), default=math.inf)
         if better:
             self.best = copy.deepcopy(self.model.state_dict())
         if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
             self.lr *= settings.decay
-        entry |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - start, "term": bool(late)}
+        entry |= {
+            "cpu_s": time.process_time() - cpu,
+            "wall_s": time.perf_counter() - start,
+            "term": bool(late),
+        }
         self.history.append(entry)
 
     def step(self, block: Block, state: Tensor, number: int, late: bool) -> tuple[float, Tensor]:
-        """Gradients of a block into ``.grad``; the mean cross-entropy in nats, and the state after the block.
+        """Gradients of a block into ``.grad``; the mean cross-entropy in nats, and the state after
+        the block.
 
         Where it is not finite, the gradients are not computed.
         """
@@ -241,7 +281,9 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
+        cuda = (
+            torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
+        )
         return {
             "key": self.key,
             "model": self.model.state_dict(),
@@ -253,7 +295,9 @@ class Run:
         }
 
     def restore(self, state: dict, name: str) -> None:
-        """Go on from a checkpoint; raises ValueError, before anything changes, for one of another run."""
+        """Go on from a checkpoint; raises ValueError, before anything changes, for one of another
+        run.
+        """
         if not isinstance(state, dict) or "key" not in state:
             raise ValueError(f"checkpoint must be one of a training run, got {name} without a key")
         for field, value in self.key.items():
@@ -286,15 +330,15 @@ def train(
         term: what is added to the cross-entropy; nothing by default. It is changed by the training.
         settings: of the model and its training.
         device: where to train; on CUDA in bfloat16 autocast.
-        checkpoint: file to write after every epoch, and to go on from if it is there: bit by bit what an uninterrupted
-            run would have done, on the same machine.
+        checkpoint: file to write after every epoch, and to go on from if it is there: bit by bit
+            what an uninterrupted run would have done, on the same machine.
 
     Returns:
         The model with its best epoch's weights and with its last, and the course of the training.
 
     Raises:
-        ValueError: bad settings, words outside the vocabulary, a text that is empty or shorter than one batch, or a
-            checkpoint of another run.
+        ValueError: bad settings, words outside the vocabulary, a text that is empty or shorter than
+            one batch, or a checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
     from tqdm import tqdm
@@ -305,7 +349,9 @@ def train(
         run = Run(texts, term or Term(), settings, device)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(load(checkpoint), checkpoint.name)
-        with tqdm(total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None) as bar:
+        with tqdm(
+            total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None
+        ) as bar:
             while not run.over:
                 run.epoch()
                 if checkpoint is not None:

@@ -1,4 +1,6 @@
-"""Bias and variance of the estimators' gradients, one data point a step, against the exact IMM gradient."""
+"""Bias and variance of the estimators' gradients, one data point a step, against the exact IMM
+gradient.
+"""
 
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from imm_lib.experiments.logistic.training import schedule, train
 
 
 def _vectors(gradient: Tensor, place: Tensor, data: Data) -> Tensor:
-    """(n, k, R) derivatives by the logits of drawn contexts -> (4, n, R), each point's gradient by the weights."""
+    """(n, k, R) derivatives by the logits of drawn contexts -> (4, n, R), each point's gradient by
+    the weights.
+    """
     n, k, runs = gradient.shape
     flat = place.reshape(n * k, runs)
     rest = [(gradient * x.gather(0, flat).view(n, k, runs)).sum(1) for x in data.extended]
@@ -19,12 +23,17 @@ def _vectors(gradient: Tensor, place: Tensor, data: Data) -> Tensor:
 
 
 class Point:
-    """Where gradients are compared: data sets of n points, and weights on the way of exact IMM's training."""
+    """Where gradients are compared: data sets of n points, and weights on the way of exact IMM's
+    training.
+    """
 
     def __init__(self, data: Data, weights: Tensor):
         self.data, self.weight = data, terms.kernel(data)
         x2, x3 = data.extended
-        self.short, self.extended = weights[0] * data.short, weights[1] * x2 + weights[2] * x3 + weights[3]
+        self.short, self.extended = (
+            weights[0] * data.short,
+            weights[1] * x2 + weights[2] * x3 + weights[3],
+        )
         n, runs = data.short.shape
         self.every = torch.arange(n, device=data.short.device)[None, :, None].expand(n, n, runs)
         self.own = torch.arange(n, device=data.short.device)[:, None, None].expand(n, 1, runs)
@@ -35,11 +44,16 @@ class Point:
         """(n, k, R) the model's probability of label 1 in the contexts ``place``."""
         n, k, runs = place.shape
         return torch.sigmoid(
-            self.short.unsqueeze(1) + self.extended.gather(0, place.reshape(n * k, runs)).view(n, k, runs)
+            self.short.unsqueeze(1)
+            + self.extended.gather(0, place.reshape(n * k, runs)).view(n, k, runs)
         )
 
-    def corrected(self, table: Tensor, place: Tensor, q: Tensor, share: Tensor | float = 1.0) -> Tensor:
-        """(4, n, R) gradients of eq. 13's corrected cross-entropy in the contexts ``place`` against a table of Q̂."""
+    def corrected(
+        self, table: Tensor, place: Tensor, q: Tensor, share: Tensor | float = 1.0
+    ) -> Tensor:
+        """(4, n, R) gradients of eq. 13's corrected cross-entropy in the contexts ``place`` against
+        a table of Q̂.
+        """
         slope = terms._slope(self.data.target, table).unsqueeze(1)
         return _vectors(slope * share * q * (1 - q), place, self.data)
 
@@ -63,7 +77,9 @@ class Point:
         return draw_all
 
     def moving_average(self, momentum: float):
-        """(draws, 4, n, R): one drawn context a point against the running table that such contexts have filled."""
+        """(draws, 4, n, R): one drawn context a point against the running table that such contexts
+        have filled.
+        """
 
         def draw_all(draws: int, generator: torch.Generator) -> Tensor:
             draw, table, answers = terms.drawer(self.weight, 1, generator), None, []
@@ -83,22 +99,31 @@ class Point:
         draw, answers = terms.drawer(self.weight, 1, generator), []
         for _ in range(draws):
             place = draw()
-            answers.append(_vectors(self.at(place) - self.data.target.unsqueeze(1), place, self.data))
+            answers.append(
+                _vectors(self.at(place) - self.data.target.unsqueeze(1), place, self.data)
+            )
         return torch.stack(answers)
 
 
 def _numbers(vectors: Tensor, exact: Tensor) -> dict[str, float]:
-    """Relative bias and standard deviation of a one-point estimate: both norms over the exact gradient's, medians."""
+    """Relative bias and standard deviation of a one-point estimate: both norms over the exact
+    gradient's, medians.
+    """
     size = exact.norm(dim=0)
     mean = vectors.mean((0, 2))
     spread = (vectors - mean[None, :, None]).square().sum(1).mean((0, 1)).sqrt()
     bias = (mean - exact).norm(dim=0)
-    return {"bias": round((bias / size).median().item(), 4), "deviation": round((spread / size).median().item(), 4)}
+    return {
+        "bias": round((bias / size).median().item(), 4),
+        "deviation": round((spread / size).median().item(), 4),
+    }
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     plane = Plane.through_centre(*config["normal"])
-    data = plane.draw(config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]), torch.float64)
+    data = plane.draw(
+        config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]), torch.float64
+    )
     data = Data(*(x.to(device) for x in data))
     point = Point(data, train(data, "IMM exact", schedule(unit["n"]), steps=unit["steps"]))
     estimators = {
@@ -109,14 +134,23 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     }
     generator = torch.Generator(device).manual_seed(unit["seed"])
     exact = point.exact()
-    return {name: _numbers(of(config["draws"], generator), exact) for name, of in estimators.items()}
+    return {
+        name: _numbers(of(config["draws"], generator), exact) for name, of in estimators.items()
+    }
 
 
 def _table(result: dict) -> list[list[str]]:
-    rows = [["estimator", *(f"n = {e['unit']['n']}, step {e['unit']['steps']}" for e in result["units"])]]
+    rows = [
+        [
+            "estimator",
+            *(f"n = {e['unit']['n']}, step {e['unit']['steps']}" for e in result["units"]),
+        ]
+    ]
     for name in result["units"][0]["numbers"]:
         cells = [entry["numbers"][name] for entry in result["units"]]
-        rows.append([name, *(f"bias {c['bias']:.3f}, deviation {c['deviation']:.2f}" for c in cells)])
+        rows.append(
+            [name, *(f"bias {c['bias']:.3f}, deviation {c['deviation']:.2f}" for c in cells)]
+        )
     return rows
 
 
@@ -134,9 +168,14 @@ EXPERIMENTS = [
     Experiment(
         name="logistic-gradients",
         description="bias and variance of every estimator's gradient, one data point a step",
-        scales={"full": _FULL, "ci": {**_FULL, "runs": 10, "sizes": [10], "steps": [30], "draws": 20}},
+        scales={
+            "full": _FULL,
+            "ci": {**_FULL, "runs": 10, "sizes": [10], "steps": [30], "draws": 20},
+        },
         units=lambda config, seed: [
-            {"seed": seed, "n": n, "steps": steps} for n in config["sizes"] for steps in config["steps"]
+            {"seed": seed, "n": n, "steps": steps}
+            for n in config["sizes"]
+            for steps in config["steps"]
         ],
         run=_run,
         table=_table,

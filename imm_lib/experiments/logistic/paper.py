@@ -9,7 +9,9 @@ LAM = 1.5
 
 
 class Cell(NamedTuple):
-    """A mean accuracy in per cent with the upper and lower bars as printed, 10th and 90th percentiles of 300 runs."""
+    """A mean accuracy in per cent with the upper and lower bars as printed, 10th and 90th
+    percentiles of 300 runs.
+    """
 
     mean: float
     plus: float
@@ -27,11 +29,31 @@ TABLE_4 = {
         "noising": Cell(84.37, 7.40, 7.63),
         "IMM exact": Cell(88.65, 9.65, 7.68),
     },
-    15: {"baseline": Cell(89.86, 8.86, 6.80), "noising": Cell(86.17, 6.17, 5.53), "IMM exact": Cell(92.52, 6.19, 4.81)},
-    20: {"baseline": Cell(92.35, 7.35, 5.32), "noising": Cell(86.99, 5.69, 5.37), "IMM exact": Cell(94.30, 4.63, 3.70)},
-    30: {"baseline": Cell(94.94, 3.97, 3.43), "noising": Cell(88.68, 4.35, 4.32), "IMM exact": Cell(95.69, 3.39, 2.64)},
-    40: {"baseline": Cell(96.33, 3.00, 2.33), "noising": Cell(89.70, 3.73, 3.97), "IMM exact": Cell(96.59, 2.59, 2.08)},
-    50: {"baseline": Cell(97.14, 2.47, 2.20), "noising": Cell(90.78, 3.78, 3.55), "IMM exact": Cell(97.34, 2.34, 1.99)},
+    15: {
+        "baseline": Cell(89.86, 8.86, 6.80),
+        "noising": Cell(86.17, 6.17, 5.53),
+        "IMM exact": Cell(92.52, 6.19, 4.81),
+    },
+    20: {
+        "baseline": Cell(92.35, 7.35, 5.32),
+        "noising": Cell(86.99, 5.69, 5.37),
+        "IMM exact": Cell(94.30, 4.63, 3.70),
+    },
+    30: {
+        "baseline": Cell(94.94, 3.97, 3.43),
+        "noising": Cell(88.68, 4.35, 4.32),
+        "IMM exact": Cell(95.69, 3.39, 2.64),
+    },
+    40: {
+        "baseline": Cell(96.33, 3.00, 2.33),
+        "noising": Cell(89.70, 3.73, 3.97),
+        "IMM exact": Cell(96.59, 2.59, 2.08),
+    },
+    50: {
+        "baseline": Cell(97.14, 2.47, 2.20),
+        "noising": Cell(90.78, 3.78, 3.55),
+        "IMM exact": Cell(97.34, 2.34, 1.99),
+    },
 }
 """Table 4 by data size."""
 
@@ -43,14 +65,18 @@ RUNS = 300
 
 
 BAR = (0.1 * 0.9 / 0.17550**2 - 1) ** 0.5
-"""Standard error of a bar, the distance of a 10th or 90th percentile from the mean, in standard errors of the mean.
+"""Standard error of a bar, the distance of a 10th or 90th percentile from the mean, in standard
+errors of the mean.
 
-For a normal sample: the variance of the percentile, p (1 - p) / f^2 with the density f there, less that of the mean.
+For a normal sample: the variance of the percentile, p (1 - p) / f^2 with the density f there, less
+    that of the mean.
 """
 
 
 def standard_error(cell: Cell, runs: int = RUNS) -> float:
-    """A standard error of a mean, in points, from the distance of its two percentiles as if it were normal."""
+    """A standard error of a mean, in points, from the distance of its two percentiles as if it were
+    normal.
+    """
     return (cell.plus + cell.minus) / 2.5631 / runs**0.5
 
 
@@ -65,8 +91,8 @@ def search_planes() -> list[list[int]]:
 def against(result: dict) -> list[dict]:
     """Table 4 beside a result of ``logistic-fixed``: one row per plane, data size and method.
 
-    ``errors`` is ours minus the paper's in standard errors of both; ``near`` says whether it is at most 2 of them or
-    0.7 points; ``cell`` is our mean with its bars.
+    ``errors`` is ours minus the paper's in standard errors of both; ``near`` says whether it is at
+    most 2 of them or 0.7 points; ``cell`` is our mean with its bars.
     """
     rows = []
     for entry in result["units"]:
@@ -74,9 +100,20 @@ def against(result: dict) -> list[dict]:
             ours = entry["numbers"]["accuracy"][method]
             difference = ours["mean"] - printed.mean
             errors = difference / (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
-            row = {"normal": entry["unit"]["normal"], "n": entry["unit"]["n"], "method": method, "paper": printed.mean}
+            row = {
+                "normal": entry["unit"]["normal"],
+                "n": entry["unit"]["n"],
+                "method": method,
+                "paper": printed.mean,
+            }
             near = abs(errors) <= 2 or abs(difference) <= 0.7
             cell = Cell(ours["mean"], ours["p90"] - ours["mean"], ours["mean"] - ours["p10"])
-            row |= {"ours": ours["mean"], "cell": cell, "difference": difference, "errors": errors, "near": near}
+            row |= {
+                "ours": ours["mean"],
+                "cell": cell,
+                "difference": difference,
+                "errors": errors,
+                "near": near,
+            }
             rows.append(row)
     return rows

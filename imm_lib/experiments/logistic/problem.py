@@ -1,7 +1,9 @@
-"""The paper's starting example: points of the unit cube on two sides of a plane, and what one coordinate says of them.
+"""The paper's starting example: points of the unit cube on two sides of a plane, and what one
+coordinate says of them.
 
-Tensors of many Monte-Carlo runs have the run in their last dimension: whatever is summed over data points is then a sum
-of contiguous rows, which is several times faster on a CPU than a sum within rows.
+Tensors of many Monte-Carlo runs have the run in their last dimension: whatever is summed over data
+points is then a sum of contiguous rows, which is several times faster on a CPU than a sum within
+rows.
 """
 
 import math
@@ -14,7 +16,9 @@ from torch import Tensor
 from imm_lib import checks
 
 TEST_POINTS = 2**14
-"""Points of the test set: a scrambled Sobol sequence, whose error in a volume is far below one over their root."""
+"""Points of the test set: a scrambled Sobol sequence, whose error in a volume is far below one over
+their root.
+"""
 
 
 class Data(NamedTuple):
@@ -38,11 +42,15 @@ class Data(NamedTuple):
     def repeat(self, times: int) -> "Data":
         """The same runs, ``times`` times one after another: (n, times x R)."""
         return Data(
-            self.short.repeat(1, times), self.extended.repeat(1, 1, times), *(x.repeat(1, times) for x in self[2:])
+            self.short.repeat(1, times),
+            self.extended.repeat(1, 1, times),
+            *(x.repeat(1, times) for x in self[2:]),
         )
 
     def weaken(self, coin: float) -> "Data":
-        """With a target of lower quality: a share ``coin`` of its labels is a fair coin's (Appendix D.4)."""
+        """With a target of lower quality: a share ``coin`` of its labels is a fair coin's (Appendix
+        D.4).
+        """
         coin = checks.number("coin", coin, 0, 1)
         return self._replace(target=(1 - coin) * self.target + coin / 2)
 
@@ -57,8 +65,8 @@ def data(x: Tensor, label: Tensor, target: Tensor) -> Data:
 
     Raises:
         TypeError: ``x`` or ``target`` is not a floating-point tensor.
-        ValueError: a shape that does not fit, fewer than 2 points, features that are not finite, labels other than 0
-            and 1, or targets outside [0, 1].
+        ValueError: a shape that does not fit, fewer than 2 points, features that are not finite,
+            labels other than 0 and 1, or targets outside [0, 1].
     """
     if checks.floating("x", x).dim() != 3 or x.shape[2] != 3 or x.shape[1] < 2 or len(x) == 0:
         raise ValueError(f"x must be (R, n, 3) with n of at least 2, got {checks.describe(x)}")
@@ -75,7 +83,12 @@ def data(x: Tensor, label: Tensor, target: Tensor) -> Data:
     if not ((target >= 0) & (target <= 1)).all():
         raise ValueError("target must be in [0, 1], got another value or NaN")
     features = x.permute(2, 1, 0).contiguous()
-    return Data(features[0], features[1:], label.T.to(x.dtype).contiguous(), target.T.to(x.dtype).contiguous())
+    return Data(
+        features[0],
+        features[1:],
+        label.T.to(x.dtype).contiguous(),
+        target.T.to(x.dtype).contiguous(),
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,8 @@ class Plane:
     """The true separating plane g(x) = normal · x + offset; the label is 1 where g is positive.
 
     Raises:
-        ValueError: a coefficient is not finite, or the plane leaves one class of the cube's points empty.
+        ValueError: a coefficient is not finite, or the plane leaves one class of the cube's points
+            empty.
 
     >>> plane = Plane((1.0, 1.0, 1.0), -1.5)
     >>> plane.restricted(torch.tensor([0.0, 0.5, 1.0]))
@@ -100,7 +114,9 @@ class Plane:
             checks.number("a coefficient of the plane", value, -math.inf)
         low, high = (self.offset + sum(side(a, 0.0) for a in self.normal) for side in (min, max))
         if not low < 0 < high:
-            raise ValueError(f"plane must leave points of the cube on both sides, got g in [{low:g}, {high:g}]")
+            raise ValueError(
+                f"plane must leave points of the cube on both sides, got g in [{low:g}, {high:g}]"
+            )
 
     @classmethod
     def through_centre(cls, *normal: float) -> "Plane":
@@ -113,7 +129,9 @@ class Plane:
         return (x.double() @ normal + self.offset > 0).to(x.dtype)
 
     def restricted(self, x1: Tensor) -> Tensor:
-        """The restricted Bayes model P(y = 1 | x1), exactly: the share of the slice at x1 that lies above the plane."""
+        """The restricted Bayes model P(y = 1 | x1), exactly: the share of the slice at x1 that lies
+        above the plane.
+        """
         a, b, c = self.normal
         # a negative coefficient turns its coordinate around, which the uniform law does not notice
         level = -self.offset - a * x1.double() - min(b, 0.0) - min(c, 0.0)
@@ -123,14 +141,21 @@ class Plane:
         elif small < 1e-9 * large:
             below = (level / large).clamp(0, 1)
         else:
-            parts = [(level - shift).clamp(min=0) ** 2 for shift in (0.0, small, large, small + large)]
+            parts = [
+                (level - shift).clamp(min=0) ** 2 for shift in (0.0, small, large, small + large)
+            ]
             below = ((parts[0] - parts[1] - parts[2] + parts[3]) / (2 * small * large)).clamp(0, 1)
         return (1 - below).to(x1.dtype)
 
     def draw(
-        self, runs: int, n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+        self,
+        runs: int,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Data:
-        """n uniform points in each of ``runs`` runs, with their labels and the exact restricted model as target.
+        """n uniform points in each of ``runs`` runs, with their labels and the exact restricted
+        model as target.
 
         Raises:
             TypeError, ValueError: ``runs`` is not an int of at least 1, or ``n`` of at least 2.
@@ -138,14 +163,21 @@ class Plane:
         if checks.count("n", n) < 2:
             raise ValueError(f"n must be at least 2, got {n}")
         device = checks.generator(generator).device if generator is not None else "cpu"
-        x = torch.rand(checks.count("runs", runs), n, 3, generator=generator, dtype=torch.float64, device=device)
+        x = torch.rand(
+            checks.count("runs", runs),
+            n,
+            3,
+            generator=generator,
+            dtype=torch.float64,
+            device=device,
+        )
         return data(x.to(dtype), self.label(x), self.restricted(x[..., 0]).to(dtype))
 
     def accuracy(self, weights: Tensor, share: float | Tensor = 0.0) -> Tensor:
         """(4, R) weights (w1, w2, w3, bias) -> (R,) test accuracies in per cent.
 
-        ``share``, a number or (R,), is the weight of the restricted model in an interpolation at prediction time; 0 is
-        the model itself.
+        ``share``, a number or (R,), is the weight of the restricted model in an interpolation at
+        prediction time; 0 is the model itself.
         """
         x = test_points().to(weights)
         truth = self.label(x.double()).bool()
@@ -159,10 +191,11 @@ class Plane:
         return 100 * (positive == truth.unsqueeze(1)).double().mean(0)
 
     def restricted_risk(self, weights: Tensor, slices: int = 64, points: int = 256) -> Tensor:
-        """(4, R) weights -> (R,) the IMM risk E H(P(·|x1), Q̂(·|x1)) of the whole cube, in nats (eq. 7).
+        """(4, R) weights -> (R,) the IMM risk E H(P(·|x1), Q̂(·|x1)) of the whole cube, in nats
+        (eq. 7).
 
-        Q̂ is the true induced model: the average over uniform (x2, x3), by ``points`` Sobol points in each of
-        ``slices`` slices.
+        Q̂ is the true induced model: the average over uniform (x2, x3), by ``points`` Sobol points
+        in each of ``slices`` slices.
         """
         x1 = (torch.arange(slices, dtype=weights.dtype, device=weights.device) + 0.5) / slices
         rest = test_points(points)[:, 1:].to(weights)
@@ -170,7 +203,9 @@ class Plane:
         total = torch.zeros_like(weights[0])
         for value, one in zip(x1, p, strict=True):
             logits = torch.addmm(weights[3] + value * weights[0], rest, weights[1:3])
-            log_one, log_zero = (torch.nn.functional.logsigmoid(s * logits).logsumexp(0) for s in (1, -1))
+            log_one, log_zero = (
+                torch.nn.functional.logsigmoid(s * logits).logsumexp(0) for s in (1, -1)
+            )
             total -= one * log_one + (1 - one) * log_zero - math.log(points)
         return total / slices
 

@@ -1,4 +1,6 @@
-"""What is read off the accuracies of many runs: means with their errors, and the worth of a method in data."""
+"""What is read off the accuracies of many runs: means with their errors, and the worth of a method
+in data.
+"""
 
 import torch
 from torch import Tensor
@@ -12,12 +14,14 @@ def spread(values: Tensor) -> dict[str, float]:
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
     error = (values.std() / len(values) ** 0.5).item()
     return {
-        name: round(x, 4) for name, x in (("mean", values.mean().item()), ("se", error), ("p10", low), ("p90", high))
+        name: round(x, 4)
+        for name, x in (("mean", values.mean().item()), ("se", error), ("p10", low), ("p90", high))
     }
 
 
 def equal_accuracy(sizes: Tensor, baseline: Tensor, accuracy: Tensor) -> Tensor:
-    """The data size at which the baseline's mean accuracy is ``accuracy``: log-linear between sizes.
+    """The data size at which the baseline's mean accuracy is ``accuracy``: log-linear between
+    sizes.
 
     Args:
         sizes: (N,) increasing.
@@ -39,9 +43,15 @@ def equal_accuracy(sizes: Tensor, baseline: Tensor, accuracy: Tensor) -> Tensor:
 
 
 def extra_data(
-    sizes: list[int], baseline: Tensor, ours_sizes: list[int], ours: Tensor, bootstrap: int, generator: torch.Generator
+    sizes: list[int],
+    baseline: Tensor,
+    ours_sizes: list[int],
+    ours: Tensor,
+    bootstrap: int,
+    generator: torch.Generator,
 ) -> dict:
-    """Per cent of further data that gives the baseline the accuracy of ``ours``, with bootstrap intervals over runs.
+    """Per cent of further data that gives the baseline the accuracy of ``ours``, with bootstrap
+    intervals over runs.
 
     Args:
         sizes: of the baseline, increasing.
@@ -52,11 +62,13 @@ def extra_data(
         generator: of the resamples.
 
     Returns:
-        by size where a reading exists, and two averages over such sizes, "all sizes" and "tens" (the multiples of 10):
-        ``percent`` and its 95 % ``interval``.
+        by size where a reading exists, and two averages over such sizes, "all sizes" and "tens"
+        (the multiples of 10): ``percent`` and its 95 % ``interval``.
     """
     if baseline.shape != (len(sizes), ours.shape[1]) or len(ours) != len(ours_sizes):
-        raise ValueError(f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}")
+        raise ValueError(
+            f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}"
+        )
     runs = ours.shape[1]
     picks = torch.randint(runs, (checks.count("bootstrap", bootstrap), runs), generator=generator)
     picks = torch.cat([torch.arange(runs)[None], picks])  # the first row is the data themselves

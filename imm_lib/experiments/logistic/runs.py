@@ -29,7 +29,9 @@ VARIANTS = {
 
 
 def _drawn(unit: dict, config: dict, device: torch.device) -> tuple[Plane, Data]:
-    """The plane of a unit and its data: the same on every device, and the same points at every size."""
+    """The plane of a unit and its data: the same on every device, and the same points at every
+    size.
+    """
     centred = Plane.through_centre(*unit["normal"])
     moved = unit.get("shift", 0.0) * sum(abs(a) for a in centred.normal)
     plane = Plane(centred.normal, centred.offset - moved)
@@ -41,15 +43,22 @@ def _grid(config: dict, seed: int, *names: str) -> list[dict]:
     """Every combination of the named lists of the configuration, as units."""
     units = [{"seed": seed}]
     for name in names:
-        units = [{**unit, name.removesuffix("s"): value} for unit in units for value in config[name]]
-    return [{"n" if name == "size" else name: value for name, value in unit.items()} for unit in units]
+        units = [
+            {**unit, name.removesuffix("s"): value} for unit in units for value in config[name]
+        ]
+    return [
+        {"n" if name == "size" else name: value for name, value in unit.items()} for unit in units
+    ]
 
 
 def _paired(accuracy: dict[str, Tensor]) -> dict:
     """Each method's spread over runs, and its difference from the baseline's run by run, in points."""
     base = accuracy["baseline"]
     return {
-        name: {**spread(value), **({} if name == "baseline" else {"above_baseline": spread(value - base)})}
+        name: {
+            **spread(value),
+            **({} if name == "baseline" else {"above_baseline": spread(value - base)}),
+        }
         for name, value in accuracy.items()
     }
 
@@ -57,18 +66,29 @@ def _paired(accuracy: dict[str, Tensor]) -> dict:
 def _sizes(unit: dict, config: dict, device: torch.device) -> dict:
     plane, data = _drawn(unit, config, device)
     rho, seconds = schedule(unit["n"]), time.process_time()
-    weights = {name: train(data, name, rho, steps=config["steps"]) for name in ("baseline", "noising", "IMM exact")}
+    weights = {
+        name: train(data, name, rho, steps=config["steps"])
+        for name in ("baseline", "noising", "IMM exact")
+    }
     seconds = time.process_time() - seconds
     accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
     accuracy["interpolation"] = plane.accuracy(weights["baseline"], share=rho)
     above = spread(accuracy["IMM exact"] - accuracy["noising"])
-    return {"rho": rho, "accuracy": _paired(accuracy), "imm_above_noising": above, "cpu_s": round(seconds, 3)}
+    return {
+        "rho": rho,
+        "accuracy": _paired(accuracy),
+        "imm_above_noising": above,
+        "cpu_s": round(seconds, 3),
+    }
 
 
 def _fixed(unit: dict, config: dict, device: torch.device) -> dict:
     plane, data = _drawn(unit, config, device)
     rho = ratio(config["lam"])
-    weights = {name: train(data, name, rho, steps=config["steps"]) for name in ("baseline", "noising", "IMM exact")}
+    weights = {
+        name: train(data, name, rho, steps=config["steps"])
+        for name in ("baseline", "noising", "IMM exact")
+    }
     accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
     accuracy["IMM exact, scheduled"] = plane.accuracy(
         train(data, "IMM exact", schedule(unit["n"]), steps=config["steps"])
@@ -82,7 +102,8 @@ def _search(unit: dict, config: dict, device: torch.device) -> dict:
     for method in ("noising", "reverse-KD"):
         for steps in config["steps"]:
             means = [
-                plane.accuracy(train(data.first(n), method, rho, steps=steps)).mean().item() for n in config["sizes"]
+                plane.accuracy(train(data.first(n), method, rho, steps=steps)).mean().item()
+                for n in config["sizes"]
             ]
             table[f"{method}, {steps} steps"] = [round(mean, 2) for mean in means]
     return {"accuracy": table}
@@ -93,7 +114,9 @@ def _lambda(unit: dict, config: dict, device: torch.device) -> dict:
     rhos = torch.tensor(config["rhos"]).to(data.short).repeat_interleave(config["runs"])
     answer = {}
     for method in ("IMM exact", "noising"):
-        weights = train(data.repeat(len(config["rhos"])), method, rhos, steps=config["steps"], lr=unit["lr"])
+        weights = train(
+            data.repeat(len(config["rhos"])), method, rhos, steps=config["steps"], lr=unit["lr"]
+        )
         accuracy, risk = plane.accuracy(weights), plane.restricted_risk(weights)
         answer[method] = {
             "accuracy": [spread(x) for x in accuracy.view(-1, config["runs"])],
@@ -109,8 +132,13 @@ def _quality(unit: dict, config: dict, device: torch.device) -> dict:
     for coin in config["coins"]:
         weak = data.weaken(coin)
         for part in config["parts"]:
-            accuracy = plane.accuracy(train(weak, "IMM exact", part * schedule(unit["n"]), steps=config["steps"]))
-            answer[f"coin {coin:g}, part {part:g}"] = {**spread(accuracy), "above_baseline": spread(accuracy - base)}
+            accuracy = plane.accuracy(
+                train(weak, "IMM exact", part * schedule(unit["n"]), steps=config["steps"])
+            )
+            answer[f"coin {coin:g}, part {part:g}"] = {
+                **spread(accuracy),
+                "above_baseline": spread(accuracy - base),
+            }
     return {"accuracy": answer}
 
 
@@ -120,7 +148,9 @@ def _variants(unit: dict, config: dict, device: torch.device) -> dict:
     for method, options in VARIANTS.items():
         if method in ("IMM sampled", "IMM moving average"):
             options = {**options, "generator": torch.Generator(device).manual_seed(unit["seed"])}
-        accuracy[method] = plane.accuracy(train(data, method, schedule(unit["n"]), steps=config["steps"], **options))
+        accuracy[method] = plane.accuracy(
+            train(data, method, schedule(unit["n"]), steps=config["steps"], **options)
+        )
     return {"accuracy": _paired(accuracy)}
 
 
@@ -134,21 +164,32 @@ def _stability(unit: dict, config: dict, device: torch.device) -> dict:
     if method == "IMM serialized":
         return {"by_period": [of(method, period=period) for period in config["periods"]]}
     if method == "stale table":
-        grid = [[of(method, period=p, momentum=m) for p in config["periods"]] for m in config["momenta"]]
+        grid = [
+            [of(method, period=p, momentum=m) for p in config["periods"]] for m in config["momenta"]
+        ]
         return {"by_momentum_and_period": grid}
     if method == "IMM moving average":
         generator = torch.Generator(device).manual_seed(unit["seed"])
-        return {"by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]}
+        return {
+            "by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]
+        }
     return {"accuracy": of(method)}
 
 
 def _extra(unit: dict, config: dict, device: torch.device) -> dict:
     plane, data = _drawn({**unit, "n": LARGEST}, config, device)
     steps, longer = config["steps"], config["sizes"] + config["longer"]
-    base = torch.stack([plane.accuracy(train(data.first(n), "baseline", steps=steps)) for n in longer])
-    ours = [plane.accuracy(train(data.first(n), "IMM exact", schedule(n), steps=steps)) for n in config["sizes"]]
+    base = torch.stack(
+        [plane.accuracy(train(data.first(n), "baseline", steps=steps)) for n in longer]
+    )
+    ours = [
+        plane.accuracy(train(data.first(n), "IMM exact", schedule(n), steps=steps))
+        for n in config["sizes"]
+    ]
     generator = torch.Generator().manual_seed(unit["seed"])
-    return extra_data(longer, base.cpu(), config["sizes"], torch.stack(ours).cpu(), config["bootstrap"], generator)
+    return extra_data(
+        longer, base.cpu(), config["sizes"], torch.stack(ours).cpu(), config["bootstrap"], generator
+    )
 
 
 def _row(label: str, numbers: dict) -> list[str]:
@@ -185,8 +226,14 @@ def _table_stability(result: dict) -> list[list[str]]:
     rows = [["unit", "settings", "accuracies"]]
     for entry in result["units"]:
         for name, value in entry["numbers"].items():
-            lines = value if name == "by_momentum_and_period" else [value if isinstance(value, list) else [value]]
-            rows += [[_label(entry), name, " ".join(f"{x['mean']:.1f}" for x in line)] for line in lines]
+            lines = (
+                value
+                if name == "by_momentum_and_period"
+                else [value if isinstance(value, list) else [value]]
+            )
+            rows += [
+                [_label(entry), name, " ".join(f"{x['mean']:.1f}" for x in line)] for line in lines
+            ]
     return rows
 
 
@@ -195,7 +242,14 @@ def _table_extra(result: dict) -> list[list[str]]:
     for entry in result["units"]:
         for name, value in entry["numbers"].items():
             low, high = value["interval"]
-            rows.append([str(entry["unit"]["normal"]), name, f"{value['percent']:.0f}", f"{low:.0f} to {high:.0f}"])
+            rows.append(
+                [
+                    str(entry["unit"]["normal"]),
+                    name,
+                    f"{value['percent']:.0f}",
+                    f"{low:.0f} to {high:.0f}",
+                ]
+            )
     return rows
 
 
@@ -203,7 +257,9 @@ PLANES = [[1, 1, 1], [1, 2, 1]]
 _QUICK = {"runs": 20, "normals": [[1, 1, 1]], "steps": 200}
 
 
-def _experiment(name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_table) -> Experiment:
+def _experiment(
+    name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_table
+) -> Experiment:
     full = {"runs": 300, "normals": PLANES, "steps": 10_000, **full}
     return Experiment(
         name=f"logistic-{name}",
@@ -238,7 +294,10 @@ EXPERIMENTS = [
         {
             "runs": 100,
             "normals": paper.search_planes(),
-            "shifts": [0.0, 0.15],  # of the plane from the centre, as a share of g's range over the cube
+            "shifts": [
+                0.0,
+                0.15,
+            ],  # of the plane from the centre, as a share of g's range over the cube
             "sizes": [5, 20, 30, 50],
             "lam": paper.LAM,
             "steps": [300, 1000, 3000],
@@ -251,7 +310,13 @@ EXPERIMENTS = [
     _experiment(
         "lambda",
         "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
-        {"normals": [[1, 1, 1]], "sizes": [2, 10, 20, 50], "lrs": [0.1, 1.0], "rhos": RHOS, "steps": 3000},
+        {
+            "normals": [[1, 1, 1]],
+            "sizes": [2, 10, 20, 50],
+            "lrs": [0.1, 1.0],
+            "rhos": RHOS,
+            "steps": 3000,
+        },
         {"sizes": [10], "lrs": [1.0], "rhos": [0.0, 0.5, 0.9]},
         ("normals", "lrs", "sizes"),
         _lambda,
@@ -260,7 +325,13 @@ EXPERIMENTS = [
     _experiment(
         "quality",
         "targets of lower quality, and a λ lowered with them (Figure 8)",
-        {"normals": [[1, 1, 1]], "sizes": SIZES, "coins": [0.0, 0.2, 0.5], "parts": [1.0, 0.6, 0.3], "steps": 3000},
+        {
+            "normals": [[1, 1, 1]],
+            "sizes": SIZES,
+            "coins": [0.0, 0.2, 0.5],
+            "parts": [1.0, 0.6, 0.3],
+            "steps": 3000,
+        },
         {"sizes": [10], "coins": [0.0, 0.5], "parts": [1.0, 0.3]},
         ("normals", "sizes"),
         _quality,
@@ -282,7 +353,13 @@ EXPERIMENTS = [
             "steps": 3000,
             "periods": PERIODS,
             "momenta": MOMENTA,
-            "methods": ["baseline", "IMM exact", "IMM serialized", "IMM moving average", "stale table"],
+            "methods": [
+                "baseline",
+                "IMM exact",
+                "IMM serialized",
+                "IMM moving average",
+                "stale table",
+            ],
         },
         {"sizes": [10], "periods": [1, 50], "momenta": [1.0, 0.1]},
         ("normals", "sizes", "methods"),

@@ -16,8 +16,12 @@ TRAINED = ("baseline", "noising", "IMM exact")
 """The methods of Figure 1 that are trained; interpolation is the baseline at prediction time."""
 
 
-def one_run(plane: Plane, data: Data, run: int, method: str, rho: float, steps: int, lr: float = 1.0) -> Tensor:
-    """The slow twin of ``train`` for one run: the library's names, autograd and an optimiser; returns (4,) weights."""
+def one_run(
+    plane: Plane, data: Data, run: int, method: str, rho: float, steps: int, lr: float = 1.0
+) -> Tensor:
+    """The slow twin of ``train`` for one run: the library's names, autograd and an optimiser;
+    returns (4,) weights.
+    """
     x1, rest, label = data.short[:, run], data.extended[:, :, run].T, data.label[:, run]
     weights = torch.zeros(4, dtype=x1.dtype, requires_grad=True)
     optimiser = torch.optim.SGD([weights], lr)
@@ -38,8 +42,12 @@ def one_run(plane: Plane, data: Data, run: int, method: str, rho: float, steps: 
         if method == "IMM exact":
             loss = (1 - rho) * loss + rho * estimator(model, x1)
         elif method == "noising":
-            log_q = model(x1.repeat_interleave(len(x1)), points.repeat(len(x1))).view(len(x1), len(x1), 2)
-            loss = (1 - rho) * loss + rho * imm.noising_risk(target(x1), log_q, contexts.log_weights(x1)).mean()
+            log_q = model(x1.repeat_interleave(len(x1)), points.repeat(len(x1))).view(
+                len(x1), len(x1), 2
+            )
+            loss = (1 - rho) * loss + rho * imm.noising_risk(
+                target(x1), log_q, contexts.log_weights(x1)
+            ).mean()
         loss.backward()
         optimiser.step()
     return weights.detach()
@@ -52,27 +60,39 @@ def _cpu_seconds(work) -> float:
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    """CPU seconds of all runs and steps: measured for the batched program, measured per step for the loop."""
+    """CPU seconds of all runs and steps: measured for the batched program, measured per step for
+    the loop.
+    """
     if device.type != "cpu":
-        raise ValueError(f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}")
+        raise ValueError(
+            f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}"
+        )
     plane, n = Plane(), unit["n"]
     data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(0)).first(n)
     batched, loop = {}, {}
     for method in TRAINED:
         train(data, method, schedule(n), steps=20)
-        batched[method] = _cpu_seconds(lambda m=method: train(data, m, schedule(n), steps=config["steps"]))
+        batched[method] = _cpu_seconds(
+            lambda m=method: train(data, m, schedule(n), steps=config["steps"])
+        )
         times = [
-            _cpu_seconds(lambda m=method: one_run(plane, data, 0, m, schedule(n), config["loop_steps"]))
+            _cpu_seconds(
+                lambda m=method: one_run(plane, data, 0, m, schedule(n), config["loop_steps"])
+            )
             for _ in range(config["repeats"])
         ]
-        loop[method] = statistics.median(times) / config["loop_steps"] * config["steps"] * config["runs"]
+        loop[method] = (
+            statistics.median(times) / config["loop_steps"] * config["steps"] * config["runs"]
+        )
     return {"batched_cpu_s": batched, "loop_cpu_s": loop}
 
 
 def totals(result: dict) -> tuple[float, float]:
     """CPU seconds of the whole sweep: the batched program, and the loop over runs."""
     parts = ("batched_cpu_s", "loop_cpu_s")
-    return tuple(sum(sum(entry["numbers"][part].values()) for entry in result["units"]) for part in parts)
+    return tuple(
+        sum(sum(entry["numbers"][part].values()) for entry in result["units"]) for part in parts
+    )
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -91,7 +111,10 @@ EXPERIMENTS = [
     Experiment(
         name="bench-logistic",
         description="CPU seconds of Figure 1's sweep, batched and as a loop over runs",
-        scales={"full": _FULL, "ci": {**_FULL, "runs": 10, "steps": 20, "sizes": [5], "repeats": 1}},
+        scales={
+            "full": _FULL,
+            "ci": {**_FULL, "runs": 10, "steps": 20, "sizes": [5], "repeats": 1},
+        },
         units=lambda config, seed: [{"n": n} for n in config["sizes"]],
         run=_run,
         table=_table,

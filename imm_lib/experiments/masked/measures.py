@@ -20,13 +20,15 @@ def premise(
     k: int = 20,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy on held-out words of the target, of the model's induced bigram, and of the model on its prefix.
+    """Cross-entropy on held-out words of the target, of the model's induced bigram, and of the
+    model on its prefix.
 
-    Where the target is not below the induced bigram there is nothing that IMM could teach; where it is below the model
-    on its full prefix, the model is so poor that its induced model matters little.
+    Where the target is not below the induced bigram there is nothing that IMM could teach; where it
+    is below the model on its full prefix, the model is so poor that its induced model matters
+    little.
 
-    The average over k prefixes stands for the induced bigram. By Jensen's inequality its logarithm is a little low on
-    average, which favours the target.
+    The average over k prefixes stands for the induced bigram. By Jensen's inequality its logarithm
+    is a little low on average, which favours the target.
 
     Args:
         model: without dropout; on one device with what follows.
@@ -38,8 +40,9 @@ def premise(
         seed: of the draws.
 
     Returns:
-        "target", "induced" and "prefix", each with "mean" and "se" in nats, clustered by the word before; and
-        the same of the paired differences of the target from the other two: "target - induced", "target - prefix".
+        "target", "induced" and "prefix", each with "mean" and "se" in nats, clustered by the word
+        before; and the same of the paired differences of the target from the other two: "target -
+        induced", "target - prefix".
 
     Raises:
         TypeError, ValueError: a number out of range, or no held-out word after a known one.
@@ -49,7 +52,11 @@ def premise(
     known = (train.contexts.counts[held_out.short] > 0).nonzero().flatten()
     if len(known) == 0:
         raise ValueError("held_out must have a word after one that train has as well, got none")
-    drawn = known[torch.randperm(len(known), generator=generator)[: checks.count("places", places)].to(known.device)]
+    drawn = known[
+        torch.randperm(len(known), generator=generator)[: checks.count("places", places)].to(
+            known.device
+        )
+    ]
     short, label = held_out.short[drawn], held_out.label[drawn]
     prefix = held_out.log_q(model, drawn).gather(1, label.unsqueeze(1)).squeeze(1)
     induced = torch.empty(len(drawn), device=drawn.device)
@@ -65,7 +72,9 @@ def premise(
 
 
 def _mean(values: Tensor, group: Tensor) -> dict[str, float]:
-    """The mean and its standard error, where places after the same word are not independent: they share prefixes."""
+    """The mean and its standard error, where places after the same word are not independent: they
+    share prefixes.
+    """
     _, which = group.unique(return_inverse=True)
     sums = values.new_zeros(int(which.max()) + 1).index_add_(0, which, values - values.mean())
     return {"mean": values.mean().item(), "se": sums.square().sum().sqrt().item() / len(values)}

@@ -1,7 +1,8 @@
-"""The causal view of a masked language model: every place of a text, with the word there and all later ones masked.
+"""The causal view of a masked language model: every place of a text, with the word there and all
+later ones masked.
 
-The short context of a place is the word before it, its extended context the whole prefix. A place is named by its
-number in the text, all sequences one after another.
+The short context of a place is the word before it, its extended context the whole prefix. A place
+is named by its number in the text, all sequences one after another.
 """
 
 import torch
@@ -36,11 +37,15 @@ class Prefixes(nn.Module):
         super().__init__()
         self.chunk, self.mask_id = checks.count("chunk", chunk), model.tokenizer.mask_token_id
         if not sequences or min(len(ids) for ids, _ in sequences) < 3:
-            raise ValueError("sequences must hold at least one word each between the first and the last token")
+            raise ValueError(
+                "sequences must hold at least one word each between the first and the last token"
+            )
         self.sequences = sequences
         # the places of a sequence: every piece but the first and the last
         sizes = torch.tensor([len(ids) - 2 for ids, _ in sequences])
-        self.register_buffer("first", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), persistent=False)
+        self.register_buffer(
+            "first", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), persistent=False
+        )
         short, label = pairs([ids for ids, _ in sequences])
         self.register_buffer("short", short, persistent=False)
         self.register_buffer("label", label, persistent=False)
@@ -48,13 +53,18 @@ class Prefixes(nn.Module):
 
     def of(self, sequences: Tensor) -> Tensor:
         """(B,) numbers of sequences -> all of their places."""
-        parts = [torch.arange(self.first[i], self.first[i + 1], device=self.first.device) for i in sequences.tolist()]
+        parts = [
+            torch.arange(self.first[i], self.first[i + 1], device=self.first.device)
+            for i in sequences.tolist()
+        ]
         return torch.cat(parts)
 
     def masked(self, place: int) -> tuple[Tensor, Tensor, int]:
-        """The sequence of a place with the piece there and all later ones masked, but the last; and where it stands.
+        """The sequence of a place with the piece there and all later ones masked, but the last; and
+        where it stands.
 
-        Segments would tell where a second sentence begins: those of masked pieces go on as the last known one's.
+        Segments would tell where a second sentence begins: those of masked pieces go on as the last
+        known one's.
         """
         number = int(torch.searchsorted(self.first, place, right=True)) - 1
         ids, segment = self.sequences[number]
@@ -72,7 +82,9 @@ class Prefixes(nn.Module):
             part = [found[i] for i in order[start : start + self.chunk]]
             features = model.features(model.batch([(ids, segment) for ids, segment, _ in part]))
             at = torch.tensor([position for *_, position in part], device=features.device)
-            answers.append(model.log_probs(features[torch.arange(len(part), device=features.device), at]))
+            answers.append(
+                model.log_probs(features[torch.arange(len(part), device=features.device), at])
+            )
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(answers)[back.to(answers[0].device)]

@@ -14,9 +14,10 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
         measure: "score" or "auc", in per cent, or "nats".
 
     Returns:
-        By arm "score", mean and half-width of 95 %; "gain", the same of the difference to "base" and "over MLM" to
-        "MLM", paired by seed; "fitted", the task's training loss in the last epoch, nats; "step", CPU seconds of a
-        step; "norms", the mean norms of the gradients by term; "seeds". Half-widths are None where there is one seed.
+        By arm "score", mean and half-width of 95 %; "gain", the same of the difference to "base"
+        and "over MLM" to "MLM", paired by seed; "fitted", the task's training loss in the last
+        epoch, nats; "step", CPU seconds of a step; "norms", the mean norms of the gradients by
+        term; "seeds". Half-widths are None where there is one seed.
     """
     task = task or result["config"]["tasks"][0]
     units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
@@ -35,14 +36,18 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
             "over MLM": _difference(own, scores.get("MLM", {})),
             "fitted": statistics.fmean(fitted[arm]),
             "step": statistics.fmean(epoch["cpu_s"] / epoch["steps"] for epoch in histories[arm]),
-            "norms": {t.removeprefix("norm "): statistics.fmean(e[t] for e in histories[arm]) for t in terms},
+            "norms": {
+                t.removeprefix("norm "): statistics.fmean(e[t] for e in histories[arm])
+                for t in terms
+            },
             "seeds": len(own),
         }
     return found
 
 
 def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str, dict]:
-    """What the tuned models know of held-out words: means over the seeds and half-widths of 95 %, in nats.
+    """What the tuned models know of held-out words: means over the seeds and half-widths of 95 %,
+    in nats.
 
     Args:
         result: a stored result whose runs took the premise of their tuned models.
@@ -50,9 +55,10 @@ def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str,
         over: an arm.
 
     Returns:
-        By arm the cross-entropies "target", "induced" and "prefix", see :func:`imm_lib.experiments.masked.premise`;
-        and "induced over ARM" and "prefix over ARM", the differences to that arm, paired by seed. Half-widths are None
-        where there is one seed, differences where there is no such arm.
+        By arm the cross-entropies "target", "induced" and "prefix", see
+        :func:`imm_lib.experiments.masked.premise`; and "induced over ARM" and "prefix over ARM",
+        the differences to that arm, paired by seed. Half-widths are None where there is one seed,
+        differences where there is no such arm.
     """
     task = task or result["config"]["tasks"][0]
     known, kinds = {}, ("target", "induced", "prefix")
@@ -66,7 +72,9 @@ def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str,
     for arm, own in known.items():
         found[arm] = {key: _interval(list(own[key].values())) for key in kinds}
         for key in kinds[1:]:
-            found[arm][f"{key} over {over}"] = _difference(own[key], known.get(over, {}).get(key, {}))
+            found[arm][f"{key} over {over}"] = _difference(
+                own[key], known.get(over, {}).get(key, {})
+            )
     return found
 
 
@@ -86,21 +94,35 @@ def _shown(pair: tuple | None) -> str:
 
 
 def table(result: dict) -> list[list[str]]:
-    """Every task and arm; the last column is of the tuned models' induced bigrams, where they were asked."""
-    names = ["score", "less base", "less MLM", "AUC less MLM", "CPU s a step", "seeds", "induced less MLM, nats"]
+    """Every task and arm; the last column is of the tuned models' induced bigrams, where they were
+    asked.
+    """
+    names = [
+        "score",
+        "less base",
+        "less MLM",
+        "AUC less MLM",
+        "CPU s a step",
+        "seeds",
+        "induced less MLM, nats",
+    ]
     rows = [["task", "arm", *names]]
     for task in result["config"]["tasks"]:
         area = paired(result, task, "auc")
         known = views(result, task) if result["config"].get("premise") else {}
         for arm, f in paired(result, task).items():
-            cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")] + [_shown(area[arm]["over MLM"])]
+            cells = [_shown(f[key]) for key in ("score", "gain", "over MLM")] + [
+                _shown(area[arm]["over MLM"])
+            ]
             induced = _shown(known[arm]["induced over MLM"]) if known else ""
             rows.append([task, arm, *cells, f"{f['step']:.2f}", str(f["seeds"]), induced])
     return rows
 
 
 def chosen(result: dict) -> dict[str, float]:
-    """By arm the best of the numbers that were tried in it, by the area under the curve on held-out examples."""
+    """By arm the best of the numbers that were tried in it, by the area under the curve on held-out
+    examples.
+    """
     best = {}
     for entry in result["units"]:
         arm, (_, value) = entry["unit"]["arm"], _tried(entry["unit"])
@@ -119,14 +141,27 @@ def choice_table(result: dict) -> list[list[str]]:
     for entry in result["units"]:
         name, value = _tried(entry["unit"])
         scores = entry["numbers"]["scores"]
-        cells = [f"{scores['nats']:.4f}", f"{100 * scores['auc']:.2f}", f"{100 * scores['score']:.2f}"]
+        cells = [
+            f"{scores['nats']:.4f}",
+            f"{100 * scores['auc']:.2f}",
+            f"{100 * scores['score']:.2f}",
+        ]
         rows.append([entry["unit"]["arm"], f"{name} = {value:g}", *cells])
     return rows
 
 
 def premise_table(result: dict) -> list[list[str]]:
     """Cross-entropies on held-out words, before and after pretraining."""
-    rows = [["task", "pretraining", "target", "induced bigram", "model on its prefix", "target less induced"]]
+    rows = [
+        [
+            "task",
+            "pretraining",
+            "target",
+            "induced bigram",
+            "model on its prefix",
+            "target less induced",
+        ]
+    ]
     for entry in result["units"]:
         for when in ("before", "after"):
             read = entry["numbers"][when]
@@ -141,4 +176,7 @@ def pretrain_table(result: dict) -> list[list[str]]:
     """The loss along the way."""
     losses = result["units"][0]["numbers"]["loss"]
     shown = range(0, len(losses), max(1, len(losses) // 10))
-    return [["share of steps", "loss, nats"], *([f"{i / len(losses):.2f}", f"{losses[i]:.3f}"] for i in shown)]
+    return [
+        ["share of steps", "loss, nats"],
+        *([f"{i / len(losses):.2f}", f"{losses[i]:.3f}"] for i in shown),
+    ]

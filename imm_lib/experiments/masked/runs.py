@@ -1,4 +1,6 @@
-"""The GLUE experiments by name: pretraining the head, the premise, and every task with every arm (Table 2)."""
+"""The GLUE experiments by name: pretraining the head, the premise, and every task with every arm
+(Table 2).
+"""
 
 import copy
 import functools
@@ -37,13 +39,20 @@ def stream(model: MaskedLM, pieces: int) -> Tensor:
             words = []
         else:
             words.append(unknown if word == "<unk>" else word)
-    encoded = model.tokenizer([line for line in lines if line], add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = model.tokenizer(
+        [line for line in lines if line], add_special_tokens=False, verbose=False
+    )["input_ids"]
     return torch.tensor([piece for line in encoded for piece in line])[:pieces]
 
 
 def sequences(model: MaskedLM, text: Tensor, length: int) -> Sequences:
-    """A stream cut into sequences of ``length`` pieces with the first and the last token; the last is shorter."""
-    ends = torch.tensor([model.tokenizer.cls_token_id]), torch.tensor([model.tokenizer.sep_token_id])
+    """A stream cut into sequences of ``length`` pieces with the first and the last token; the last
+    is shorter.
+    """
+    ends = (
+        torch.tensor([model.tokenizer.cls_token_id]),
+        torch.tensor([model.tokenizer.sep_token_id]),
+    )
     parts = [torch.cat([ends[0], part, ends[1]]) for part in text.split(length - 2)]
     return [(ids, torch.zeros_like(ids)) for ids in parts]
 
@@ -53,19 +62,28 @@ def _untrained(model: str, names: Sequence[str]) -> MaskedLM:
         return load(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tiny([e.first for name in names for e in tasks.load(name, "train")[:200]], width=16, limit=512)
+        return tiny(
+            [e.first for name in names for e in tasks.load(name, "train")[:200]],
+            width=16,
+            limit=512,
+        )
 
 
 def with_shares(model: MaskedLM, text: Tensor) -> MaskedLM:
-    """The model before pretraining: the bias of a new head is set to the log-shares of a text's pieces, in place."""
+    """The model before pretraining: the bias of a new head is set to the log-shares of a text's
+    pieces, in place.
+    """
     if isinstance(model.head, Head):
-        counts = torch.bincount(text, minlength=model.vocab_size).double() + 1  # on the CPU, as the text is
+        counts = (
+            torch.bincount(text, minlength=model.vocab_size).double() + 1
+        )  # on the CPU, as the text is
         model.head.bias.data.copy_((counts / counts.sum()).log())
     return model
 
 
 def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, list[float]]:
-    """The common starting point of all arms, and its course of pretraining: from its file, or trained and written.
+    """The common starting point of all arms, and its course of pretraining: from its file, or
+    trained and written.
 
     A model with a masked-LM head of its own is taken as it is.
     """
@@ -75,7 +93,11 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
     from safetensors.torch import load_file, save
 
     plan = config["pretrain"]
-    made = [config["model"], plan, *(config["tasks"] if config["model"] == "tiny" else [])]  # whose words it knows
+    made = [
+        config["model"],
+        plan,
+        *(config["tasks"] if config["model"] == "tiny" else []),
+    ]  # whose words it knows
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     file = data.cache() / "masked" / f"{name}.safetensors"
     course = file.with_suffix(".json")
@@ -96,7 +118,9 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
 def target(encoded: Sequences, config: dict) -> Mixture:
     """The mixture of the task's bigram and that of WikiText-2."""
     large = _large(config["model"], tuple(config["tasks"]), config["target_pieces"])
-    return fit([ids for ids, _ in encoded], copy.deepcopy(large))  # a copy, as Module.to moves it for good
+    return fit(
+        [ids for ids, _ in encoded], copy.deepcopy(large)
+    )  # a copy, as Module.to moves it for good
 
 
 @functools.lru_cache(maxsize=1)
@@ -109,28 +133,40 @@ def _large(model: str, names: tuple[str, ...], pieces: int) -> KneserNeyBigram:
 def examples(name: str, config: dict, seed: int = 0) -> dict[str, list[Example]]:
     """A task's examples, in random order (the files are sorted by source); as many as declared.
 
-    Every seed draws its own training examples, so that an interval over seeds is also one over them; all have the same
-    dev examples. With "held_out" these of the seed's training split stand for the dev split, which remains for what is
-    reported; another seed may train on them.
+    Every seed draws its own training examples, so that an interval over seeds is also one over
+    them; all have the same dev examples. With "held_out" these of the seed's training split stand
+    for the dev split, which remains for what is reported; another seed may train on them.
     """
-    found = {split: _shuffled(tasks.load(name, split), seed if split == "train" else 0) for split in tasks.SPLITS}
+    found = {
+        split: _shuffled(tasks.load(name, split), seed if split == "train" else 0)
+        for split in tasks.SPLITS
+    }
     if "held_out" in config:
         found["dev"] = found["train"][slice(*config["held_out"])]
     return {split: found[split][: config["examples"][name][split]] for split in tasks.SPLITS}
 
 
 def _shuffled(found: list[Example], seed: int) -> list[Example]:
-    return [found[i] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()]
+    return [
+        found[i]
+        for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    ]
 
 
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
     _, losses = start(config, device)
     size = max(1, len(losses) // 50)
-    return {"loss": [round(statistics.fmean(losses[i : i + size]), 4) for i in range(0, len(losses), size)]}
+    return {
+        "loss": [
+            round(statistics.fmean(losses[i : i + size]), 4) for i in range(0, len(losses), size)
+        ]
+    }
 
 
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
-    """Before pretraining and after it: what target, induced bigram and full model know of held-out words."""
+    """Before pretraining and after it: what target, induced bigram and full model know of held-out
+    words.
+    """
     found, parts = {}, examples(unit["task"], config, unit["seed"])
     untrained = _untrained(config["model"], config["tasks"])
     before = with_shares(untrained, stream(untrained, config["pretrain"]["pieces"])).to(device)
@@ -138,7 +174,9 @@ def _premise(unit: dict, config: dict, device: torch.device) -> dict:
         encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
         prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
         mixture = target(encoded["train"], config).to(device)
-        found[when] = premise(model, mixture, prefixes["train"], prefixes["dev"], config["places"], config["k"])
+        found[when] = premise(
+            model, mixture, prefixes["train"], prefixes["dev"], config["places"], config["k"]
+        )
     return {**found, "weight": mixture.weight}
 
 
@@ -165,10 +203,16 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
     tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
-    found = {"scores": tuned["scores"], "history": history, "weight": None if mixture is None else mixture.weight}
+    found = {
+        "scores": tuned["scores"],
+        "history": history,
+        "weight": None if mixture is None else mixture.weight,
+    }
     if reading:
         prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
-        found["premise"] = premise(tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading)
+        found["premise"] = premise(
+            tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading
+        )
     file.unlink(missing_ok=True)
     return found
 
@@ -182,7 +226,14 @@ _CI = {
 _LEARNED = {"lr": 1e-4, "mlm": 0.01, "lam": 0.1, "k": 5, "places": 2, "epochs": 3, "batch": 16}
 _QUICK = {**_LEARNED, "batch": 8, "epochs": 1, "seeds": 1}
 # the weights of the paper, one place of each sentence, and BERT's usual learning rate and batch
-_PAPER = {"lr": 2e-5, "batch": 32, "mlm": 1.0, "lam": 0.2, "places": 0, "premise": {"places": 500, "k": 20}}
+_PAPER = {
+    "lr": 2e-5,
+    "batch": 32,
+    "mlm": 1.0,
+    "lam": 0.2,
+    "places": 0,
+    "premise": {"places": 500, "k": 20},
+}
 _CASES = {
     # task: examples of the premise check
     "CoLA": {"train": 1000, "dev": 1043},
@@ -191,10 +242,12 @@ _CASES = {
     "QNLI-small": {"train": 1000, "dev": 1000},
 }
 _TRAINED = {**_CASES, "CoLA": {"train": 800, "dev": 1043}, "MRPC": {"train": 240, "dev": 408}}
-"""Examples of a CPU's full scale, as many as five seeds of five arms take in two hours of one core."""
+"""Examples of a CPU's full scale, as many as five seeds of five arms take in two hours of one core.
+"""
 _FELT = {"lam": 1.0, "places": 8}
-"""MRPC's run, with the weights that its choice found, showed that λ = .1 at two places leaves the induced bigram where
-it was; so small a term tests nothing."""
+"""MRPC's run, with the weights that its choice found, showed that λ = .1 at two places leaves the
+induced bigram where it was; so small a term tests nothing.
+"""
 _OWN = {"CoLA": _FELT, "RTE": _FELT, "QNLI-small": _FELT, "MRPC": {"mlm": 0.1}}
 """What a task's runs do not share with the others'."""
 _TUNED = {**_FULL, **_LEARNED, "premise": {"places": 50, "k": 5}, "seeds": 5}
@@ -204,11 +257,21 @@ _ALL = {name: {"train": None, "dev": None} for name in ("CoLA", "MRPC", "RTE", "
 
 def _arms(config: dict, seed: int) -> list[dict]:
     seeds = range(seed, seed + checks.count("seeds", config["seeds"]))
-    return [{"task": task, "arm": arm, "seed": s} for task in config["tasks"] for s in seeds for arm in ARMS]
+    return [
+        {"task": task, "arm": arm, "seed": s}
+        for task in config["tasks"]
+        for s in seeds
+        for arm in ARMS
+    ]
 
 
 def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
-    quick = {**_CI, **_QUICK, "tasks": full["tasks"], "examples": {task: _FEW[task] for task in full["tasks"]}}
+    quick = {
+        **_CI,
+        **_QUICK,
+        "tasks": full["tasks"],
+        "examples": {task: _FEW[task] for task in full["tasks"]},
+    }
     return Experiment(
         name=name,
         description=description,
@@ -238,7 +301,9 @@ _CHOICE = {
     **{"mlm": 0.03, "lam": 0.1, "tasks": ["CoLA"]},
     "grid": {"mlm": [0.01, 0.03, 0.1], "lam": [0.1, 1.0]},
 }
-"""What is held while a number is tried, and the numbers that are tried; _LEARNED has those that were best."""
+"""What is held while a number is tried, and the numbers that are tried; _LEARNED has those that
+were best.
+"""
 _CHOICE_MRPC = {
     **_LEARNED,
     "tasks": ["MRPC"],
@@ -260,7 +325,11 @@ EXPERIMENTS = [
         name="masked-premise",
         description="does the target know what the model's induced bigram does not? before and after pretraining",
         scales={
-            "full": {**_FULL, **_SOME, "examples": {name: {**limits, "dev": 200} for name, limits in _CASES.items()}},
+            "full": {
+                **_FULL,
+                **_SOME,
+                "examples": {name: {**limits, "dev": 200} for name, limits in _CASES.items()},
+            },
             "ci": {**_CI, **_SOME, "tasks": ["CoLA"], "places": 10, "k": 2, "examples": _FEW},
         },
         units=lambda config, seed: [{"task": task, "seed": seed} for task in config["tasks"]],
@@ -271,7 +340,12 @@ EXPERIMENTS = [
         name="masked-choice",
         description="the weight of masked words, and λ, by held-out examples of CoLA's training file",
         scales={
-            "full": {**_FULL, **_CHOICE, "examples": {"CoLA": {"train": 500, "dev": 1000}}, "held_out": [2000, 3000]},
+            "full": {
+                **_FULL,
+                **_CHOICE,
+                "examples": {"CoLA": {"train": 500, "dev": 1000}},
+                "held_out": [2000, 3000],
+            },
             "ci": {**_CI, **_CHOICE, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
         },
         units=_choices,

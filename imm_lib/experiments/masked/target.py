@@ -1,4 +1,6 @@
-"""The restricted model: a Kneser-Ney bigram of word pieces, mixed from the task's text and a larger one."""
+"""The restricted model: a Kneser-Ney bigram of word pieces, mixed from the task's text and a larger
+one.
+"""
 
 import math
 
@@ -59,12 +61,17 @@ class Unigram(nn.Module):
 
 def _mixed(task, large, short: Tensor, label: Tensor, weight: float) -> Tensor:
     parts = [(task, weight), (large, 1 - weight)]
-    logs = [model.log_prob(short, label).double() + math.log(share) for model, share in parts if share > 0]
+    logs = [
+        model.log_prob(short, label).double() + math.log(share)
+        for model, share in parts
+        if share > 0
+    ]
     return torch.stack(logs).logsumexp(0)
 
 
 def pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The bigrams at the places of a text: none across sequences, and none that ends in a last token.
+    """The bigrams at the places of a text: none across sequences, and none that ends in a last
+    token.
 
     Args:
         sequences: ids, each with its first and last token.
@@ -91,7 +98,9 @@ def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> 
     if checks.count("held_out", held_out) == 1:
         raise ValueError("held_out must be at least 2, else nothing is left to fit, got 1")
     held_out = min(held_out, len(sequences))
-    part = KneserNeyBigram.fit_pairs(*pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size)
+    part = KneserNeyBigram.fit_pairs(
+        *pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size
+    )
     apart = pairs(sequences[::held_out])
     weight = max(WEIGHTS, key=lambda w: _mixed(part, large, *apart, w).mean().item())
     return Mixture(KneserNeyBigram.fit_pairs(*pairs(sequences), large.vocab_size), large, weight)

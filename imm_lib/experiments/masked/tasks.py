@@ -34,7 +34,8 @@ class Task:
         labels: names of the labels, in order.
         score: "mcc", "f1" or "accuracy", what GLUE reports.
         header: whether the first line names the columns.
-        halves: the dev file's questions in turn are train and dev, where the training file is not to be had.
+        halves: the dev file's questions in turn are train and dev, where the training file is not
+        to be had.
         archive: address of a zip file that holds the splits, where there is one.
         sha256: of these splits, as far as they are known.
     """
@@ -100,11 +101,15 @@ def available(name: str, split: str = "train") -> bool:
 
 
 def _places(task: Task, split: str) -> list[Path]:
-    return [folder / "glue" / task.folder / f"{'dev' if task.halves else split}.tsv" for folder in data.folders()]
+    return [
+        folder / "glue" / task.folder / f"{'dev' if task.halves else split}.tsv"
+        for folder in data.folders()
+    ]
 
 
 def _download(name: str, split: str) -> Path:
-    """The file of a split, in the cache, where all splits of a task arrive or none; raises DataError.
+    """The file of a split, in the cache, where all splits of a task arrive or none; raises
+    DataError.
 
     They are verified but for QNLI's training split, whose checksum is not known.
     """
@@ -116,22 +121,29 @@ def _download(name: str, split: str) -> Path:
             f"{name} has no public archive: rebuild its files from Microsoft's paraphrase corpus, and {advice}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        archive = data.retrieve(f"{name} (archive)", task.archive, None, "archive.zip", Path(folder), advice)
+        archive = data.retrieve(
+            f"{name} (archive)", task.archive, None, "archive.zip", Path(folder), advice
+        )
         try:
             with zipfile.ZipFile(archive) as files:
                 found = {part: files.read(f"{task.folder}/{part}.tsv") for part in SPLITS}
         except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-            raise data.DataError(f"{name} (archive) is not what it was: {error}; {advice}") from None
+            raise data.DataError(
+                f"{name} (archive) is not what it was: {error}; {advice}"
+            ) from None
     for part, known in task.sha256.items():
         if hashlib.sha256(found[part]).hexdigest() != known:
-            raise data.DataError(f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}")
+            raise data.DataError(
+                f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}"
+            )
     for part, content in found.items():
         results.write_bytes(target / f"{part}.tsv", content)
     return wanted
 
 
 def load(name: str, split: str) -> list[Example]:
-    """The examples of a split, from ``IMM_DATA``, else from the cache, else downloaded with a progress bar.
+    """The examples of a split, from ``IMM_DATA``, else from the cache, else downloaded with a
+    progress bar.
 
     Args:
         name: of TASKS.
@@ -139,19 +151,23 @@ def load(name: str, split: str) -> list[Example]:
 
     Raises:
         ValueError: an unknown task or split.
-        DataError: a file that cannot be had or read; or, with its line, a row with too few columns, an empty sentence,
-            or a label that the task does not have.
+        DataError: a file that cannot be had or read; or, with its line, a row with too few columns,
+            an empty sentence, or a label that the task does not have.
     """
     task = _task(name)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    path = next((place for place in _places(task, split) if place.is_file()), None) or _download(name, split)
+    path = next((place for place in _places(task, split) if place.is_file()), None) or _download(
+        name, split
+    )
     examples = read(path, task)
     return _halves(examples)[SPLITS.index(split)] if task.halves else examples
 
 
 def _halves(examples: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Every other question with all of its sentences; from the second half without sentences that the first has."""
+    """Every other question with all of its sentences; from the second half without sentences that
+    the first has.
+    """
     number = {question: i for i, question in enumerate(dict.fromkeys(e.first for e in examples))}
     train = [e for e in examples if number[e.first] % 2 == 0]
     known = {e.second for e in train}
@@ -166,17 +182,25 @@ def read(path: Path, task: Task) -> list[Example]:
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise data.DataError(f"{path.name} of {task.folder} must be tab-separated UTF-8: {error}") from None
+        raise data.DataError(
+            f"{path.name} of {task.folder} must be tab-separated UTF-8: {error}"
+        ) from None
     for line, row in rows[task.header :]:
         where = f"{path.name} of {task.folder}, line {line}"
         if len(row) < needed:
             raise data.DataError(f"{where}: expected at least {needed} columns, got {len(row)}")
         sentences, label = [row[column].strip() for column in task.sentences], row[task.label]
         if label not in task.labels:
-            raise data.DataError(f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}")
+            raise data.DataError(
+                f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}"
+            )
         if not all(sentences):
             raise data.DataError(f"{where}: expected a sentence, got an empty one")
-        found.append(Example(sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)))
+        found.append(
+            Example(
+                sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)
+            )
+        )
     if not found:
         raise data.DataError(f"{path.name} of {task.folder} must hold examples, got none")
     return found
@@ -191,8 +215,9 @@ def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, 
         label: (N,).
 
     Returns:
-        "accuracy" and, where GLUE reports it, "mcc" or "f1", of which "score" is the task's own; "auc", the area under
-        the ROC curve, and "nats", the mean log-loss, which move before a prediction turns over.
+        "accuracy" and, where GLUE reports it, "mcc" or "f1", of which "score" is the task's own;
+        "auc", the area under the ROC curve, and "nats", the mean log-loss, which move before a
+        prediction turns over.
 
     Raises:
         TypeError, ValueError: an unknown task, or predictions that are not as many as labels.
@@ -205,10 +230,19 @@ def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, 
 
     task, label = _task(name), checks.ids("label", label)
     if log_probs.shape != (len(label), len(task.labels)):
-        raise ValueError(f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}")
+        raise ValueError(
+            f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}"
+        )
     predicted, p = log_probs.argmax(1), log_probs[:, 1].exp()
-    known = {"accuracy": metrics.accuracy_score, "mcc": metrics.matthews_corrcoef, "f1": metrics.f1_score}
-    scores = {name: float(known[name](label, predicted)) for name in dict.fromkeys(("accuracy", task.score))}
+    known = {
+        "accuracy": metrics.accuracy_score,
+        "mcc": metrics.matthews_corrcoef,
+        "f1": metrics.f1_score,
+    }
+    scores = {
+        name: float(known[name](label, predicted))
+        for name in dict.fromkeys(("accuracy", task.score))
+    }
     auc = float(metrics.roc_auc_score(label, p)) if len(label.unique()) == 2 else 0.5
     nats = torch.nn.functional.nll_loss(log_probs, label).item()
     return {**scores, "score": scores[task.score], "auc": auc, "nats": nats}

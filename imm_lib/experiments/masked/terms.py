@@ -1,4 +1,6 @@
-"""The losses of fine-tuning beside the task's: masked words as in pretraining, and what an arm adds to them."""
+"""The losses of fine-tuning beside the task's: masked words as in pretraining, and what an arm adds
+to them.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +15,29 @@ from imm_lib.experiments.masked.target import Unigram
 from imm_lib.experiments.training import without_dropout
 
 ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
-"""The task alone; with masked words; and with IMM, noising, or a control whose target ignores its context."""
+"""The task alone; with masked words; and with IMM, noising, or a control whose target ignores its
+context.
+"""
 
 SHARE = 0.15
-"""Of the word pieces that are chosen for the masked-word loss; of these .8 are masked, .1 replaced, .1 kept."""
+"""Of the word pieces that are chosen for the masked-word loss; of these .8 are masked, .1 replaced,
+.1 kept.
+"""
 
 
 def masked_words(model: MaskedLM, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The masked-LM loss of BERT on a batch, mean over the chosen pieces, in nats; at least one piece is chosen."""
+    """The masked-LM loss of BERT on a batch, mean over the chosen pieces, in nats; at least one
+    piece is chosen.
+    """
     special = torch.tensor(model.tokenizer.all_special_ids, device=batch.ids.device)
     words = batch.mask & ~torch.isin(batch.ids, special)
     draw = torch.rand(2, *batch.ids.shape, generator=generator).to(batch.ids.device)
     chosen = words & (draw[0] < SHARE)
     if not chosen.any():
         chosen.view(-1)[torch.where(words, draw[0], 2.0).argmin()] = True
-    other = torch.randint(model.vocab_size, batch.ids.shape, generator=generator).to(batch.ids.device)
+    other = torch.randint(model.vocab_size, batch.ids.shape, generator=generator).to(
+        batch.ids.device
+    )
     ids = torch.where(chosen & (draw[1] < 0.8), model.tokenizer.mask_token_id, batch.ids)
     ids = torch.where(chosen & (draw[1] >= 0.9), other, ids)
     features = model.features(batch._replace(ids=ids))
@@ -35,7 +45,8 @@ def masked_words(model: MaskedLM, batch: Batch, generator: torch.Generator) -> T
 
 
 class Causal(nn.Module):
-    """What an arm adds: a target against the model's causal view at places drawn from the batch, without dropout.
+    """What an arm adds: a target against the model's causal view at places drawn from the batch,
+    without dropout.
 
     Args:
         arm: of ARMS.
@@ -50,12 +61,20 @@ class Causal(nn.Module):
     """
 
     def __init__(
-        self, arm: str, target: nn.Module, prefixes: Prefixes, k: int, places: int, generator: torch.Generator
+        self,
+        arm: str,
+        target: nn.Module,
+        prefixes: Prefixes,
+        k: int,
+        places: int,
+        generator: torch.Generator,
     ):
         super().__init__()
         kinds = {
             "MLM + IMM": lambda: SampledIMM(target, prefixes.contexts, k, generator=generator),
-            "MLM + noising": lambda: SampledNoising(target, prefixes.contexts, k, generator=generator),
+            "MLM + noising": lambda: SampledNoising(
+                target, prefixes.contexts, k, generator=generator
+            ),
             "MLM + unigram": lambda: SampledIMM(
                 Unigram(target, prefixes.short), prefixes.contexts, k, generator=generator
             ),
@@ -69,10 +88,14 @@ class Causal(nn.Module):
         """(B,) numbers of the batch's sequences -> the mean risk in nats."""
         if self.places:
             known = self.prefixes.of(sequences)
-            drawn = known[torch.randint(len(known), (self.places,), generator=self.generator).to(known.device)]
+            drawn = known[
+                torch.randint(len(known), (self.places,), generator=self.generator).to(known.device)
+            ]
         else:
             first, end = self.prefixes.first[sequences], self.prefixes.first[sequences + 1]
-            share = torch.rand(len(sequences), generator=self.generator, dtype=torch.float64).to(first.device)
+            share = torch.rand(len(sequences), generator=self.generator, dtype=torch.float64).to(
+                first.device
+            )
             drawn = first + (share * (end - first)).long()
         with without_dropout(model):
             return self.estimator(self.prefixes.query(model), self.prefixes.short[drawn])

@@ -1,4 +1,6 @@
-"""A small language for demonstrations: a sentence is acceptable if its verb agrees with its noun in number."""
+"""A small language for demonstrations: a sentence is acceptable if its verb agrees with its noun in
+number.
+"""
 
 import torch
 
@@ -36,7 +38,8 @@ def agreement(size: int, seed: int, only: int | None = None) -> list[Example]:
 
 @torch.no_grad()
 def right_number(model: MaskedLM, prefixes: Prefixes) -> float:
-    """After an adverb: which share of the probability of all verb forms the right number has. A bigram's is one half.
+    """After an adverb: which share of the probability of all verb forms the right number has. A
+    bigram's is one half.
 
     Args:
         model: on whose prefixes it is measured; it is put into evaluation mode.

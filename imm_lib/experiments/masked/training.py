@@ -33,8 +33,9 @@ class Settings:
         k: extended contexts of a word.
         places: of a step at which the causal term is taken; 0 takes one of each sequence.
         clip: largest norm of the gradient, of the causal term's apart.
-        seed: of the classifier, the order, masks and dropout; equal for all arms. (Without masked words a step has one
-            pass less, so that *base* draws other dropout than the others from the second step on.)
+        seed: of the classifier, the order, masks and dropout; equal for all arms. (Without masked
+            words a step has one pass less, so that *base* draws other dropout than the others from
+            the second step on.)
     """
 
     arm: str = "base"
@@ -75,9 +76,12 @@ def norm(grads: list[Tensor | None]) -> float:
     return nn.utils.get_total_norm([g for g in grads if g is not None]).item()
 
 
-def add(total: list[Tensor | None], part: list[Tensor | None], weight: float) -> list[Tensor | None]:
-    """total + weight · part, where None is zero; in place, since a copy of the embedding's gradient costs a tenth of a
-    step."""
+def add(
+    total: list[Tensor | None], part: list[Tensor | None], weight: float
+) -> list[Tensor | None]:
+    """total + weight · part, where None is zero; in place, since a copy of the embedding's gradient
+    costs a tenth of a step.
+    """
     for i, g in enumerate(part):
         if g is not None:
             total[i] = g.mul_(weight) if total[i] is None else total[i].add_(g, alpha=weight)
@@ -104,7 +108,14 @@ class Run:
         settings: see :class:`Settings`.
     """
 
-    def __init__(self, model: MaskedLM, name: str, train: list[Example], target: nn.Module | None, settings: Settings):
+    def __init__(
+        self,
+        model: MaskedLM,
+        name: str,
+        train: list[Example],
+        target: nn.Module | None,
+        settings: Settings,
+    ):
         self.name, self.settings = name, settings
         shapes = [list(parameter.shape) for parameter in model.parameters()]
         self.identity = {"task": name, "settings": dataclasses.asdict(settings), "shapes": shapes}
@@ -112,19 +123,27 @@ class Run:
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
-        seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        # one for each use, so that an arm that draws no masks, or no contexts, sees the same batches as the others
+        seeds = torch.randint(
+            2**62, (3,), generator=torch.Generator().manual_seed(settings.seed)
+        ).tolist()
+        # one for each use, so that an arm that draws no masks, or no contexts, sees the same
+        # batches as the others
         self.order, self.masks, self.draws = (torch.Generator().manual_seed(seed) for seed in seeds)
         self.causal = None
         if settings.arm not in ("base", "MLM"):
             device = next(self.model.parameters()).device
             prefixes = Prefixes(self.sequences, self.model).to(device)
-            self.causal = Causal(settings.arm, target.to(device), prefixes, settings.k, settings.places, self.draws)
+            self.causal = Causal(
+                settings.arm, target.to(device), prefixes, settings.k, settings.places, self.draws
+            )
         self.steps = settings.epochs * -(-len(train) // settings.batch)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=0.01, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), settings.lr, weight_decay=0.01, fused=True
+        )
         warm = max(1, self.steps // 10)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda s: min((s + 1) / warm, (self.steps - s) / max(1, self.steps - warm))
+            self.optimiser,
+            lambda s: min((s + 1) / warm, (self.steps - s) / max(1, self.steps - warm)),
         )
         self.history = []
 
@@ -137,11 +156,17 @@ class Run:
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
         entry = {key: value / count for key, value in sums.items()}
-        seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "steps": count}
+        seconds = {
+            "wall_s": time.perf_counter() - start,
+            "cpu_s": time.process_time() - cpu,
+            "steps": count,
+        }
         self.history.append(entry | seconds)
 
     def _batches(self) -> list[Tensor]:
-        """The examples in random batches of similar lengths, so that half as much is padded; in random order."""
+        """The examples in random batches of similar lengths, so that half as much is padded; in
+        random order.
+        """
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
         lengths = [len(ids) for ids, _ in self.sequences]
@@ -150,10 +175,19 @@ class Run:
         return [parts[i] for i in torch.randperm(len(parts), generator=self.order).tolist()]
 
     def step(self, numbers: Tensor) -> dict[str, float]:
-        """One step on the examples of these numbers; losses in nats and norms of gradients, by term."""
-        settings, parameters = self.settings, [p for p in self.model.parameters() if p.requires_grad]
+        """One step on the examples of these numbers; losses in nats and norms of gradients, by
+        term.
+        """
+        settings, parameters = (
+            self.settings,
+            [p for p in self.model.parameters() if p.requires_grad],
+        )
         batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
-        losses = {"task": lambda: F.nll_loss(self.model.classify(batch), self.label[numbers].to(batch.ids.device))}
+        losses = {
+            "task": lambda: F.nll_loss(
+                self.model.classify(batch), self.label[numbers].to(batch.ids.device)
+            )
+        }
         if settings.arm != "base":
             losses["MLM"] = lambda: masked_words(self.model, batch, self.masks)
         weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
@@ -168,7 +202,9 @@ class Run:
             total = add(total, clipped(part, size, settings.clip), settings.lam)
             found |= {"norm causal": size, "causal": value.item()}
         if not all(math.isfinite(value) for value in found.values()):
-            raise FloatingPointError(f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam")
+            raise FloatingPointError(
+                f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam"
+            )
         for parameter, grad in zip(parameters, total, strict=True):
             parameter.grad = grad
         self.optimiser.step()
@@ -188,15 +224,21 @@ class Run:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a checkpoint; raises ValueError for one of another task, settings, examples or size of model."""
+        """Go on from a checkpoint; raises ValueError for one of another task, settings, examples or
+        size of model.
+        """
         other = state.get("identity") or {}
         if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
-            raise ValueError(f"checkpoint must be of the same run, got one of another {', '.join(differing)}")
+            raise ValueError(
+                f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = state["history"]
-        for source, value in zip((self.order, self.masks, self.draws), state["random"], strict=True):
+        for source, value in zip(
+            (self.order, self.masks, self.draws), state["random"], strict=True
+        ):
             source.set_state(value)
         torch.set_rng_state(state["dropout"][0])
         torch.cuda.set_rng_state_all(state["dropout"][1])
@@ -204,7 +246,9 @@ class Run:
 
 @torch.no_grad()
 def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
-    """(N, C) log-probabilities of the labels of each example; sorted by length, so that little is padded."""
+    """(N, C) log-probabilities of the labels of each example; sorted by length, so that little is
+    padded.
+    """
     model.eval()
     sequences = model.encode(examples)
     order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
@@ -231,11 +275,12 @@ def fine_tune(
         train, dev: its examples.
         target: the restricted model.
         settings: see :class:`Settings`.
-        checkpoint: file to write after every epoch and to go on from if it is there; one file for one start and target.
+        checkpoint: file to write after every epoch and to go on from if it is there; one file for
+            one start and target.
 
     Raises:
-        ValueError: bad settings, an unknown task, an example that is empty or too long, or a checkpoint of another
-            task, settings, examples or size of model.
+        ValueError: bad settings, an unknown task, an example that is empty or too long, or a
+            checkpoint of another task, settings, examples or size of model.
         FloatingPointError: a loss became NaN or infinite.
     """
     settings = settings or Settings()
@@ -249,7 +294,11 @@ def fine_tune(
             if checkpoint is not None:
                 save(checkpoint, run.state())
     label = torch.tensor([example.label for example in dev])
-    return {"scores": tasks.score(name, predict(run.model, dev), label), "history": run.history, "model": run.model}
+    return {
+        "scores": tasks.score(name, predict(run.model, dev), label),
+        "history": run.history,
+        "model": run.model,
+    }
 
 
 def pretrain(
@@ -271,12 +320,20 @@ def pretrain(
     Raises:
         ValueError: a checkpoint of other settings or another text.
     """
-    generator, losses, every = torch.Generator().manual_seed(settings.seed), [], checks.count("every", every)
+    generator, losses, every = (
+        torch.Generator().manual_seed(settings.seed),
+        [],
+        checks.count("every", every),
+    )
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
     order = [torch.randperm(len(sequences), generator=generator) for _ in range(settings.epochs)]
     parts = [part for epoch in order for part in epoch.split(settings.batch)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, len(parts), pct_start=0.1)
-    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes()).hexdigest()[:16]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.lr, len(parts), pct_start=0.1
+    )
+    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes()).hexdigest()[
+        :16
+    ]
     identity = {**dataclasses.asdict(settings), "text": text}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
@@ -292,7 +349,9 @@ def pretrain(
             torch.cuda.set_rng_state_all(state["cuda"])
         model.train()
         for part in parts[len(losses) :]:
-            loss = masked_words(model, model.batch([sequences[i] for i in part.tolist()]), generator)
+            loss = masked_words(
+                model, model.batch([sequences[i] for i in part.tolist()]), generator
+            )
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -304,5 +363,14 @@ def pretrain(
                 random = [torch.get_rng_state(), generator.get_state()]
                 state = {name: part.state_dict() for name, part in kept.items()}
                 cuda = torch.cuda.get_rng_state_all()
-                save(checkpoint, {**state, "identity": identity, "losses": losses, "random": random, "cuda": cuda})
+                save(
+                    checkpoint,
+                    {
+                        **state,
+                        "identity": identity,
+                        "losses": losses,
+                        "random": random,
+                        "cuda": cuda,
+                    },
+                )
     return losses

@@ -1,4 +1,6 @@
-"""The book's generated pages: what is stored, as MyST Markdown. ``make pages`` writes them, and a test compares."""
+"""The book's generated pages: what is stored, as MyST Markdown. ``make pages`` writes them, and a
+test compares.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,6 @@
-"""What everything costs: the book's execution page, from what ``make rerun NOTE=1`` noted and the stored results."""
+"""What everything costs: the book's execution page, from what ``make rerun NOTE=1`` noted and the
+stored results.
+"""
 
 from imm_lib import experiments, results
 
@@ -37,12 +39,17 @@ def duration(seconds: float) -> str:
 def _chapter(name: str, spent: dict) -> str:
     versions = spent["versions"]
     cells = [f"{spent['seconds']:.0f}", f"{spent['peak_memory_bytes'] / 2**20:.0f}"]
-    cells += [*(versions[k] for k in ("python", "torch", "system")), versions.get("machine", "not noted")]
+    cells += [
+        *(versions[k] for k in ("python", "torch", "system")),
+        versions.get("machine", "not noted"),
+    ]
     return f"| [{name}]({name}.ipynb) | " + " | ".join(cells)
 
 
 def stored(name: str) -> dict | None:
-    """A stored result, None where it was not run; raises ResultError for a damaged one, which is not the same."""
+    """A stored result, None where it was not run; raises ResultError for a damaged one, which is
+    not the same.
+    """
     try:
         return results.load(name)
     except results.ResultError:

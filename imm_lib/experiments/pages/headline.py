@@ -1,4 +1,6 @@
-"""The front page's table: what IMM changes in five experiments, beside plain training and direct matching."""
+"""The front page's table: what IMM changes in five experiments, beside plain training and direct
+matching.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,7 +26,11 @@ class Row(NamedTuple):
 
 def _logistic() -> Row:
     units = results.load("logistic-sizes")["units"]
-    scores = next(e["numbers"]["accuracy"] for e in units if (e["unit"]["normal"], e["unit"]["n"]) == ([1, 1, 1], 10))
+    scores = next(
+        e["numbers"]["accuracy"]
+        for e in units
+        if (e["unit"]["normal"], e["unit"]["n"]) == ([1, 1, 1], 10)
+    )
     means = [scores[method]["mean"] for method in ("baseline", "noising", "IMM exact")]
     gain = scores["IMM exact"]["above_baseline"]
     what = "Logistic regression on 10 points: accuracy, per cent ↑"
@@ -48,7 +54,9 @@ def _grid() -> Row:
     (plain, direct, imm) = (max(found[matching]) for matching in ("none", "reverse-KD", "IMM"))
     error = (plain[1] ** 2 + imm[1] ** 2) ** 0.5
     what = "A walker after 100 trials: return, best of five weights ↑"
-    return Row(what, plain[0], direct[0], imm[0], (imm[0] - plain[0], NORMAL * error), "12-going-further")
+    return Row(
+        what, plain[0], direct[0], imm[0], (imm[0] - plain[0], NORMAL * error), "12-going-further"
+    )
 
 
 def _language() -> Row:

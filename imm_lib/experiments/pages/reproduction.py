@@ -1,8 +1,9 @@
-"""Every number that the paper prints, beside the stored one, with a verdict by rule: the book's reproduction page.
+"""Every number that the paper prints, beside the stored one, with a verdict by rule: the book's
+reproduction page.
 
-A number of the paper is *inside* if it differs from ours by no more than the 95 % interval of the difference, from both
-sides' errors where both are known, and the rounding of its last digit; *outside* if by more; *not run* where no result
-is stored.
+A number of the paper is *inside* if it differs from ours by no more than the 95 % interval of the
+difference, from both sides' errors where both are known, and the rounding of its last digit;
+*outside* if by more; *not run* where no result is stored.
 """
 
 import math
@@ -58,7 +59,11 @@ class Number(NamedTuple):
         if self.ours is None:
             return "not run"
         # a value that lies on the border as far as binary fractions can tell is inside
-        return "inside" if abs(self.difference) <= self.half_width + self.rounding + 1e-9 else "outside"
+        return (
+            "inside"
+            if abs(self.difference) <= self.half_width + self.rounding + 1e-9
+            else "outside"
+        )
 
 
 def _counterexample() -> Iterator[Number]:
@@ -68,7 +73,9 @@ def _counterexample() -> Iterator[Number]:
 
 
 def _extra_data() -> Iterator[Number]:
-    number = Number("Section 7.1", "extra data that IMM is worth, per cent", "30", "logistic-extra-data")
+    number = Number(
+        "Section 7.1", "extra data that IMM is worth, per cent", "30", "logistic-extra-data"
+    )
     if result := stored(number.experiment):
         found = result["units"][0]["numbers"]["tens"]
         error = (found["interval"][1] - found["interval"][0]) / 2 / NORMAL
@@ -80,7 +87,9 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
     """Means, both bars and the gap; ``exchanged`` reads the printed upper bars as lower ones."""
     result, rows, runs = stored("logistic-fixed"), {}, 1
     if result:
-        rows = {(r["n"], r["method"]): r for r in logistic.against(result) if r["normal"] == [1, 1, 1]}
+        rows = {
+            (r["n"], r["method"]): r for r in logistic.against(result) if r["normal"] == [1, 1, 1]
+        }
         runs = result["config"]["runs"]
     for n, methods in logistic.TABLE_4.items():
         for method, cell in methods.items():
@@ -89,14 +98,26 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
             if exchanged:
                 printed |= {"upper bar": cell.minus, "lower bar": cell.plus}
             for i, (what, value) in enumerate(printed.items()):
-                number = Number("Table 4", f"accuracy, n = {n}, {method}: {what}", f"{value:.2f}", "logistic-fixed")
+                number = Number(
+                    "Table 4",
+                    f"accuracy, n = {n}, {method}: {what}",
+                    f"{value:.2f}",
+                    "logistic-fixed",
+                )
                 if ours:
                     row = rows[n, method]
-                    bars = math.hypot(logistic.standard_error(cell), logistic.standard_error(ours, runs)) * logistic.BAR
+                    bars = (
+                        math.hypot(
+                            logistic.standard_error(cell), logistic.standard_error(ours, runs)
+                        )
+                        * logistic.BAR
+                    )
                     error = bars if i else abs(row["difference"] / row["errors"])
                     number = number._replace(ours=ours[i], error=error, runs=runs)
                 yield number
-        number = Number("Table 4", f"gap of IMM and noising, n = {n}", logistic.GAP[n], "logistic-fixed")
+        number = Number(
+            "Table 4", f"gap of IMM and noising, n = {n}", logistic.GAP[n], "logistic-fixed"
+        )
         if rows:
             pair = [rows[n, method] for method in ("IMM exact", "noising")]
             error = math.hypot(*(r["difference"] / r["errors"] for r in pair))
@@ -107,7 +128,9 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
 def _bars() -> str:
     """How many of Table 4's bars are inside as printed, and with the two exchanged."""
     found = [
-        Counter(number.verdict for number in _table_4(exchanged) if number.what.endswith("bar"))["inside"]
+        Counter(number.verdict for number in _table_4(exchanged) if number.what.endswith("bar"))[
+            "inside"
+        ]
         for exchanged in (False, True)
     ]
     return f"""
@@ -116,12 +139,21 @@ Most of the paper's upper bars are longer than its lower ones, though accuracies
 {found[0]} of the 42 bars are inside; if upper and lower are exchanged, {found[1]} are."""
 
 
-def _language(place: str, what: str, printed: str, method: str, read: Callable[[dict], float]) -> Number:
-    """Ours is the mean over the seeds; a single seed has no error to state, and nothing is claimed of it."""
-    number, result = Number(place, f"{what}, {method}", printed, "language-paper"), stored("language-paper")
+def _language(
+    place: str, what: str, printed: str, method: str, read: Callable[[dict], float]
+) -> Number:
+    """Ours is the mean over the seeds; a single seed has no error to state, and nothing is claimed
+    of it.
+    """
+    number, result = (
+        Number(place, f"{what}, {method}", printed, "language-paper"),
+        stored("language-paper"),
+    )
     units = result["units"] if result else []
     arms = [e["numbers"] for e in units if e["unit"]["arm"] == paper.ARMS[method]]
-    found = torch.tensor([read(numbers) for numbers in arms if "diverged" not in numbers], dtype=torch.float64)
+    found = torch.tensor(
+        [read(numbers) for numbers in arms if "diverged" not in numbers], dtype=torch.float64
+    )
     if len(found) < 2:
         return number
     error = found.std().item() / len(found) ** 0.5
@@ -131,7 +163,13 @@ def _language(place: str, what: str, printed: str, method: str, read: Callable[[
 def _table_1() -> Iterator[Number]:
     for method, row in paper.TABLE_1.items():
         for split, printed in row.items():
-            yield _language("Table 1", f"perplexity, {split}", f"{printed:.1f}", method, lambda run, s=split: run[s])
+            yield _language(
+                "Table 1",
+                f"perplexity, {split}",
+                f"{printed:.1f}",
+                method,
+                lambda run, s=split: run[s],
+            )
 
 
 def _table_5() -> Iterator[Number]:
@@ -139,10 +177,14 @@ def _table_5() -> Iterator[Number]:
     ours = {e["unit"].get("split"): e["numbers"] for e in result["units"]} if result else {}
     for split, row in paper.TABLE_5.items():
         what, known = f"bigram perplexity, {split}", ours.get(split, {}).get("paper")
-        yield Number("Table 5", f"{what}, Kneser-Ney", f"{row['Kneser-Ney']:.2f}", "kneser-ney", known)
+        yield Number(
+            "Table 5", f"{what}, Kneser-Ney", f"{row['Kneser-Ney']:.2f}", "kneser-ney", known
+        )
         for method in ("none", "IMM"):
             printed = f"{row[method]:.2f}"
-            yield _language("Table 5", what, printed, method, lambda run, s=split: run["induced"][s]["paper"])
+            yield _language(
+                "Table 5", what, printed, method, lambda run, s=split: run["induced"][s]["paper"]
+            )
 
 
 def _table_2() -> Iterator[Number]:
@@ -183,7 +225,11 @@ def _row(number: Number) -> str:
         command = f"python -m imm_lib run {number.experiment}{gpu}"
     cells = [number.what, number.printed, "", "", ""]
     if number.ours is not None:
-        cells[2:] = f"{number.ours:.2f}", f"{number.difference:+.2f} ± {number.half_width:.2f}", str(number.runs)
+        cells[2:] = (
+            f"{number.ours:.2f}",
+            f"{number.difference:+.2f} ± {number.half_width:.2f}",
+            str(number.runs),
+        )
     wall = duration(result["wall_s"]) if result else ""
     cells += [result.get("device", ""), wall, f"`{command}`" if command else "", number.verdict]
     return "| " + " | ".join(cells) + " |"
@@ -193,9 +239,14 @@ def _summary(found: list[Number]) -> list[str]:
     rows = ["| | inside | outside | not run |", "|---|---|---|---|"]
     verdicts = "inside", "outside", "not run"
     for place, count in counts(found).items():
-        rows.append(f"| {place} | " + " | ".join(str(count[verdict]) for verdict in verdicts) + " |")
+        rows.append(
+            f"| {place} | " + " | ".join(str(count[verdict]) for verdict in verdicts) + " |"
+        )
     total = Counter(number.verdict for number in found)
-    return [*rows, "| **all** | " + " | ".join(f"**{total[verdict]}**" for verdict in verdicts) + " |"]
+    return [
+        *rows,
+        "| **all** | " + " | ".join(f"**{total[verdict]}**" for verdict in verdicts) + " |",
+    ]
 
 
 def page() -> str:

@@ -1,4 +1,6 @@
-"""What a restricted model is worth: finite worlds, simulation against theory, and real side information."""
+"""What a restricted model is worth: finite worlds, simulation against theory, and real side
+information.
+"""
 
 from imm_lib.experiments.side import asymptotics, choice, real, several, sources, tuning, weights
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit

@@ -1,4 +1,6 @@
-"""The excess risk of IMM and of noising, simulated, beside what the asymptotics of ``imm_lib.worth`` say."""
+"""The excess risk of IMM and of noising, simulated, beside what the asymptotics of
+``imm_lib.worth`` say.
+"""
 
 import itertools
 import math
@@ -15,18 +17,28 @@ INFINITE = "inf"
 
 
 def data(
-    world: LogitWorld, n: int, ratio: float, known: bool, runs: int, lam: float, generator: torch.Generator
+    world: LogitWorld,
+    n: int,
+    ratio: float,
+    known: bool,
+    runs: int,
+    lam: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Restriction]:
-    """(R, Z, 2) counts, and the IMM term of the view "s", of R data sets with m = ratio · n restricted samples.
+    """(R, Z, 2) counts, and the IMM term of the view "s", of R data sets with m = ratio · n
+    restricted samples.
 
-    A perfect target, ratio infinite, weighs the short contexts as the n points do, or as π does where it is known.
+    A perfect target, ratio infinite, weighs the short contexts as the n points do, or as π does
+    where it is known.
     """
     counts, view = world.sample(n, runs, generator), world.views["s"]
     cells = counts.sum(-1)
     short = by_view(cells, view)
     belief = share(world.pi if known else cells, view)
     if math.isinf(ratio):
-        pairs = (by_view(world.pi, view).expand(runs, -1) if known else short).unsqueeze(2) * world.target(view)
+        pairs = (by_view(world.pi, view).expand(runs, -1) if known else short).unsqueeze(
+            2
+        ) * world.target(view)
     else:
         pairs = by_view(world.sample(round(ratio * n), runs, generator).mT, view).mT
     # a short context without data of its own has no induced model
@@ -35,7 +47,9 @@ def data(
 
 
 def summary(excess: Tensor, found: Tensor) -> dict:
-    """Mean and standard error of the (R,) excess risks whose minimum was found, and how many were not."""
+    """Mean and standard error of the (R,) excess risks whose minimum was found, and how many were
+    not.
+    """
     excess = excess[found]
     return {
         "mean": excess.mean().item(),
@@ -59,14 +73,21 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def noised(world: LogitWorld, counts: Tensor, lam: float) -> Tensor:
     """Counts whose cross-entropy is that of the data plus λ times the noising risk."""
-    return counts + lam * counts.sum(-1, keepdim=True) * world.target(world.views["s"])[world.views["s"]]
+    return (
+        counts
+        + lam * counts.sum(-1, keepdim=True) * world.target(world.views["s"])[world.views["s"]]
+    )
 
 
 def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
-    """Excess risk of noising with infinite data: exactly, and by the bias λ (I + λK)⁻¹ b to first order."""
+    """Excess risk of noising with infinite data: exactly, and by the bias λ (I + λK)⁻¹ b to first
+    order.
+    """
     theta, _ = fit(world.features, noised(world, world.joint().unsqueeze(0), lam))
     p, x, view = world.probability(world.theta), world.features, world.views["s"]
-    information = torch.einsum("z,zd,zf->df", world.pi * p * (1 - p), x, x)  # of both terms: I = K for a logit
+    information = torch.einsum(
+        "z,zd,zf->df", world.pi * p * (1 - p), x, x
+    )  # of both terms: I = K for a logit
     b = (world.pi * (p - world.target(view)[view, 1])) @ x
     bias = lam * torch.linalg.solve((1 + lam) * information, b)
     return max(0.0, world.excess(theta).item()), 0.5 * (bias @ information @ bias).item()
@@ -78,7 +99,11 @@ def _noising(unit: dict, config: dict, device: torch.device) -> dict:
     for lam in config["lam"]:
         exact, linear = noising_floor(world, lam)
         theta, found = fit(world.features, noised(world, counts, lam))
-        cells[str(lam)] = {"floor": exact, "linear_floor": linear, **summary(world.excess(theta), found)}
+        cells[str(lam)] = {
+            "floor": exact,
+            "linear_floor": linear,
+            **summary(world.excess(theta), found),
+        }
     return {"cells": cells}
 
 
@@ -86,7 +111,8 @@ def _units(config: dict, seed: int) -> list[dict]:
     cells = itertools.product(config["n"], config["ratio"], (True, False))
     # seeds of their own, so that the cells' errors are independent; those of one unit's λ are not
     return [
-        {"seed": 1000 * seed + i, "n": n, "ratio": ratio, "known": known} for i, (n, ratio, known) in enumerate(cells)
+        {"seed": 1000 * seed + i, "n": n, "ratio": ratio, "known": known}
+        for i, (n, ratio, known) in enumerate(cells)
     ]
 
 
@@ -96,8 +122,17 @@ def _table(result: dict) -> list[list[str]]:
         unit = entry["unit"]
         for lam, cell in entry["numbers"]["cells"].items():
             apart = (cell["mean"] - cell["theory"]) / cell["se"]
-            where = [str(unit["n"]), str(unit["ratio"]), "known" if unit["known"] else "counted", lam]
-            values = [f"{cell['theory']:.5f}", f"{cell['mean']:.5f} ± {cell['se']:.5f}", f"{apart:+.1f}"]
+            where = [
+                str(unit["n"]),
+                str(unit["ratio"]),
+                "known" if unit["known"] else "counted",
+                lam,
+            ]
+            values = [
+                f"{cell['theory']:.5f}",
+                f"{cell['mean']:.5f} ± {cell['se']:.5f}",
+                f"{apart:+.1f}",
+            ]
             rows.append([*where, *values, str(cell["without_minimum"])])
     return rows
 
@@ -107,7 +142,9 @@ def _table_noising(result: dict) -> list[list[str]]:
     for entry in result["units"]:
         for lam, cell in entry["numbers"]["cells"].items():
             floors = [f"{cell['floor']:.5f}", f"{cell['linear_floor']:.5f}"]
-            rows.append([str(entry["unit"]["n"]), lam, *floors, f"{cell['mean']:.5f} ± {cell['se']:.5f}"])
+            rows.append(
+                [str(entry["unit"]["n"]), lam, *floors, f"{cell['mean']:.5f} ± {cell['se']:.5f}"]
+            )
     return rows
 
 

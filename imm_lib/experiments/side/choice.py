@@ -57,7 +57,9 @@ def objective(
     return loss
 
 
-def fit(world: LogitWorld, counts: Tensor, *rest: object, start: Tensor | None = None, **options: object) -> Tensor:
+def fit(
+    world: LogitWorld, counts: Tensor, *rest: object, start: Tensor | None = None, **options: object
+) -> Tensor:
     """(R, d) parameters that minimise :func:`objective`, R fits at once, from ``start`` or zero."""
     begin = counts.new_zeros(len(counts), world.features.shape[1]) if start is None else start
     return minimise(objective(world, counts, *rest, **options), begin)
@@ -73,8 +75,9 @@ def rounded(epsilon: float) -> Divergence:
 
 
 ROUNDINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Of total variation, one after the other: at large λ its minimum lies in as many kinks as there are short contexts,
-where every descent is slow."""
+"""Of total variation, one after the other: at large λ its minimum lies in as many kinks as there
+are short contexts, where every descent is slow.
+"""
 
 
 def calibration_error(world: LogitWorld, theta: Tensor) -> Tensor:
@@ -92,19 +95,33 @@ def accuracy(world: LogitWorld, theta: Tensor) -> Tensor:
 
 
 def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
-    """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those that report.
+    """By λ: excess risk, accuracy and calibration error, of the runs that choose λ and of those
+    that report.
 
-    "runs" has the excess risks of those that report at the best λ, to be paired with another unit's.
+    "runs" has the excess risks of those that report at the best λ, to be paired with another
+    unit's.
     """
-    world, half, generator = LogitWorld.grid(), config["runs"] // 2, torch.Generator().manual_seed(unit["seed"])
-    counts, view, target = world.sample(config["n"], config["runs"], generator), world.views["x1"], None
+    world, half, generator = (
+        LogitWorld.grid(),
+        config["runs"] // 2,
+        torch.Generator().manual_seed(unit["seed"]),
+    )
+    counts, view, target = (
+        world.sample(config["n"], config["runs"], generator),
+        world.views["x1"],
+        None,
+    )
     if unit["m"] == "inf":
         target = world.target(view)
     else:
         pairs = unit["m"] * by_view(world.sample(unit["m"], config["runs"], generator).mT, view).mT
         target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
     name, found = unit["divergence"], {}
-    stages = [rounded(epsilon) for epsilon in ROUNDINGS] if name == "total variation" else [divergences.NAMED[name]]
+    stages = (
+        [rounded(epsilon) for epsilon in ROUNDINGS]
+        if name == "total variation"
+        else [divergences.NAMED[name]]
+    )
     runs = {}
     for lam in config["lam"]:
         theta = None
@@ -119,7 +136,10 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
         found[str(lam)] = {
             "chooses": reads["excess"][:half].mean().item(),
             **{name: value[half:].mean().item() for name, value in reads.items()},
-            **{f"{name}_se": (value[half:].std() / half**0.5).item() for name, value in reads.items()},
+            **{
+                f"{name}_se": (value[half:].std() / half**0.5).item()
+                for name, value in reads.items()
+            },
         }
     best = min(found, key=lambda lam: found[lam]["chooses"])
     return {"by_lam": found, "best": best, "runs": [round(value, 6) for value in runs[best]]}
@@ -136,12 +156,18 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def best(result: dict) -> dict[tuple[str, str, str], dict]:
-    """By m ("inf" or a number), matching and divergence: the reads at the best λ, with "lam", "runs" and "by_lam"."""
+    """By m ("inf" or a number), matching and divergence: the reads at the best λ, with "lam",
+    "runs" and "by_lam".
+    """
     found = {}
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
         by_lam = {float(lam): read for lam, read in numbers["by_lam"].items()}
-        rest = {"lam": float(numbers["best"]), "runs": torch.tensor(numbers["runs"]), "by_lam": by_lam}
+        rest = {
+            "lam": float(numbers["best"]),
+            "runs": torch.tensor(numbers["runs"]),
+            "by_lam": by_lam,
+        }
         found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[rest["lam"]] | rest
     return found
 

@@ -1,6 +1,8 @@
-"""Many small minimisations at once, to convergence: a first-order method stops short where directions differ in scale.
+"""Many small minimisations at once, to convergence: a first-order method stops short where
+directions differ in scale.
 
-BFGS with a bisection for the weak Wolfe conditions, which also passes single kinks (Lewis and Overton, 2013).
+BFGS with a bisection for the weak Wolfe conditions, which also passes single kinks (Lewis and
+Overton, 2013).
 """
 
 from collections.abc import Callable
@@ -14,15 +16,17 @@ TRIALS = 40
 """Of one line search."""
 
 
-def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, tolerance: float = 1e-8) -> Tensor:
+def minimise(
+    loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, tolerance: float = 1e-8
+) -> Tensor:
     """Minimise R functions of d parameters at once.
 
     Args:
         loss: (R, d) parameters -> (R,) values, each of its own row.
         theta: (R, d) where to begin; float64.
         steps: the most iterations.
-        tolerance: a run ends where its gradient is this small, or where no step along it lowers the value, as rounding
-            will have it near a minimum.
+        tolerance: a run ends where its gradient is this small, or where no step along it lowers the
+            value, as rounding will have it near a minimum.
 
     Returns:
         (R, d) parameters.
@@ -35,7 +39,9 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
         return value.detach(), slope
 
     value, slope = both(theta)
-    eye = torch.eye(theta.shape[1], dtype=theta.dtype, device=theta.device).expand(len(theta), -1, -1)
+    eye = torch.eye(theta.shape[1], dtype=theta.dtype, device=theta.device).expand(
+        len(theta), -1, -1
+    )
     inverse, plain = _first(eye, slope), torch.ones_like(value, dtype=torch.bool)
     going = slope.abs().amax(1) > tolerance
     for _ in range(steps):
@@ -49,7 +55,9 @@ def minimise(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 500, 
         theta, slope = torch.where(keep, theta + moved, theta), torch.where(keep, new_slope, slope)
         value = torch.where(going, new_value, value)
         # a row without a step tries once more, along its gradient
-        inverse = torch.where(keep.unsqueeze(2), _updated(inverse, eye, moved, turned), _first(eye, slope))
+        inverse = torch.where(
+            keep.unsqueeze(2), _updated(inverse, eye, moved, turned), _first(eye, slope)
+        )
         again, plain = ~going & ~plain, ~going
         going = (going | again) & (slope.abs().amax(1) > tolerance)
     return theta
@@ -86,7 +94,9 @@ def _search(
 
 
 def _updated(inverse: Tensor, eye: Tensor, moved: Tensor, turned: Tensor) -> Tensor:
-    """BFGS's inverse Hessian after a step, unchanged where the curvature along it is not clearly positive."""
+    """BFGS's inverse Hessian after a step, unchanged where the curvature along it is not clearly
+    positive.
+    """
     product = (moved * turned).sum(1)
     good = product > 1e-10 * moved.norm(dim=1) * turned.norm(dim=1)
     rho = torch.where(good, 1 / torch.where(good, product, 1.0), 0.0).view(-1, 1, 1)

@@ -1,9 +1,11 @@
-"""Logistic regression on a finite world: many data sets of one size, fitted together to convergence.
+"""Logistic regression on a finite world: many data sets of one size, fitted together to
+convergence.
 
-A world has Z cells, what one can see of an example. A *view* is a function of the cell, such as a feature or a coarser
-version of one: the short context, whose extended contexts are its cells. R data sets are counts, (R, Z, 2), and the R
-fits are one tensor program in float64. Everything has a closed form but the fit itself, so that simulation can be held
-against theory to its own error.
+A world has Z cells, what one can see of an example. A *view* is a function of the cell, such as a
+feature or a coarser
+version of one: the short context, whose extended contexts are its cells. R data sets are counts,
+(R, Z, 2), and the R fits are one tensor program in float64. Everything has a closed form but the
+fit itself, so that simulation can be held against theory to its own error.
 """
 
 from collections.abc import Sequence
@@ -44,7 +46,9 @@ def by_view(values: Tensor, view: Tensor) -> Tensor:
 
 
 def share(weight: Tensor, view: Tensor) -> Tensor:
-    """(..., Z) weights of the cells as shares of their short context, π(cell | s); 0 where there is no weight."""
+    """(..., Z) weights of the cells as shares of their short context, π(cell | s); 0 where there is
+    no weight.
+    """
     return weight / by_view(weight, view)[..., view].clamp(min=1e-300)
 
 
@@ -65,8 +69,12 @@ class LogitWorld:
     views: dict[str, Tensor]
 
     @classmethod
-    def draw(cls, seed: int = 0, short: int = 4, extended: int = 6, strength: float = 1.0) -> "LogitWorld":
-        """A world with a bias, a feature of s and two of e, which depend on s a little; ``strength`` scales theta."""
+    def draw(
+        cls, seed: int = 0, short: int = 4, extended: int = 6, strength: float = 1.0
+    ) -> "LogitWorld":
+        """A world with a bias, a feature of s and two of e, which depend on s a little;
+        ``strength`` scales theta.
+        """
         generator = torch.Generator().manual_seed(seed)
         features = torch.ones(short, extended, 4, dtype=torch.float64)
         features[..., 1] = torch.linspace(-1, 1, short, dtype=torch.float64).unsqueeze(1)
@@ -80,15 +88,17 @@ class LogitWorld:
     def grid(cls, side: int = 5, interaction: float = 1.0, seed: int = 0) -> "LogitWorld":
         """Two features x1 and x2 of ``side`` levels each, that depend on each other a little.
 
-        The logit is a sum of a bias, x1, x2, their squares and their product; ``interaction`` is the product's true
-        parameter. Views: each feature, whether x1 is above the middle,
-        how many of the two are, and nothing at all.
+        The logit is a sum of a bias, x1, x2, their squares and their product; ``interaction`` is
+        the product's true parameter. Views: each feature, whether x1 is above the middle, how many
+        of the two are, and nothing at all.
         """
         generator = torch.Generator().manual_seed(seed)
         level = torch.linspace(-1, 1, side, dtype=torch.float64)
         x1, x2 = (x.flatten() for x in torch.meshgrid(level, level, indexing="ij"))
         features = torch.stack([torch.ones_like(x1), x1, x2, x1**2, x2**2, x1 * x2], 1)
-        pi = (0.3 + torch.rand(len(x1), generator=generator, dtype=torch.float64)) * torch.exp(x1 * x2 / 2)
+        pi = (0.3 + torch.rand(len(x1), generator=generator, dtype=torch.float64)) * torch.exp(
+            x1 * x2 / 2
+        )
         theta = torch.tensor([0.2, 1.5, -1.0, 0.5, 0.5, interaction], dtype=torch.float64)
         first, second = torch.cartesian_prod(torch.arange(side), torch.arange(side)).T
         views = {
@@ -117,7 +127,9 @@ class LogitWorld:
     def sample(self, n: int, runs: int, generator: torch.Generator) -> Tensor:
         """(R, Z, 2) shares of the n points of each of R data sets."""
         joint = self.joint().flatten()
-        drawn = torch.multinomial(joint, checks.count("runs", runs) * checks.count("n", n), True, generator=generator)
+        drawn = torch.multinomial(
+            joint, checks.count("runs", runs) * checks.count("n", n), True, generator=generator
+        )
         counts = torch.zeros(runs, len(joint), dtype=torch.float64)
         counts.scatter_add_(1, drawn.view(runs, n), torch.ones(runs, n, dtype=torch.float64))
         return counts.view(runs, -1, 2) / n
@@ -130,7 +142,9 @@ class LogitWorld:
         return (self.pi * (cross - entropy)).sum(-1)
 
     def informations(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """I, and J and K of a view, at the true parameters and the true π; by automatic differentiation."""
+        """I, and J and K of a view, at the true parameters and the true π; by automatic
+        differentiation.
+        """
         theta = self.theta.clone().requires_grad_()
 
         def query(short: Tensor, cell: Tensor) -> Tensor:
@@ -143,8 +157,11 @@ class LogitWorld:
         return informations(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
 
-def closed_informations(features: Tensor, cells: Tensor, view: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`imm_lib.worth.informations` finds, (R, d, d) each, for R data sets at once and in closed form.
+def closed_informations(
+    features: Tensor, cells: Tensor, view: Tensor, theta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`imm_lib.worth.informations` finds, (R, d, d) each, for R data sets at once and in
+    closed form.
 
     Args:
         features: (Z, d).
@@ -166,13 +183,19 @@ def closed_informations(features: Tensor, cells: Tensor, view: Tensor, theta: Te
     )
 
 
-def value(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor) -> Tensor:
-    """(R,) -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k at the (R, d) parameters; arguments as of :func:`fit`."""
+def value(
+    features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor
+) -> Tensor:
+    """(R,) -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k at the (R, d) parameters; arguments as of
+    :func:`fit`.
+    """
     logit = theta @ features.T
     found = (counts.sum(-1) * torch.nn.functional.softplus(logit) - counts[..., 1] * logit).sum(1)
     for view, pairs, belief, lam in restrictions:
         one = by_view(belief * torch.sigmoid(logit), view)
-        found = found - lam * (torch.xlogy(pairs[..., 1], one) + torch.xlogy(pairs[..., 0], 1 - one)).sum(-1)
+        found = found - lam * (
+            torch.xlogy(pairs[..., 1], one) + torch.xlogy(pairs[..., 0], 1 - one)
+        ).sum(-1)
     return found
 
 
@@ -186,7 +209,9 @@ def derivatives(
     for view, pairs, belief, lam in restrictions:
         one = by_view(belief * q, view)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
-        one = one.clamp(1e-200, 1 - 1e-15)  # a short context that nothing was seen of has neither pairs nor belief
+        one = one.clamp(
+            1e-200, 1 - 1e-15
+        )  # a short context that nothing was seen of has neither pairs nor belief
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
         gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
         weight = pairs.sum(-1) / (one * (1 - one))
@@ -194,15 +219,21 @@ def derivatives(
     return gradient, information
 
 
-def hessian(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor) -> Tensor:
-    """(R, d, d) second derivatives of :func:`value`, which away from the truth are not the information."""
+def hessian(
+    features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor
+) -> Tensor:
+    """(R, d, d) second derivatives of :func:`value`, which away from the truth are not the
+    information.
+    """
     q = torch.sigmoid(theta @ features.T)
     found = torch.einsum("rz,zd,zf->rdf", counts.sum(-1) * q * (1 - q), features, features)
     for view, pairs, belief, lam in restrictions:
         one = by_view(belief * q, view).clamp(1e-200, 1 - 1e-15)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-        again = pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one  # a square of 1e-200 would be 0
+        again = (
+            pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one
+        )  # a square of 1e-200 would be 0
         bend = belief * q * (1 - q) * (1 - 2 * q) * by_one[..., view]
         found = found + lam * torch.einsum("rs,rds,rfs->rdf", again, slope, slope)
         found = found + lam * torch.einsum("rz,zd,zf->rdf", bend, features, features)
@@ -212,11 +243,13 @@ def hessian(features: Tensor, counts: Tensor, restrictions: Sequence[Restriction
 def fit(
     features: Tensor, counts: Tensor, restrictions: Sequence[Restriction] = (), steps: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """Minimise -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k by Fisher scoring with step halving, R fits at once.
+    """Minimise -Σ counts log Q - Σ_k λ_k Σ pairs_k log Q̂_k by Fisher scoring with step halving, R
+    fits at once.
 
     Args:
         features: (Z, d).
-        counts: (R, Z, 2) weights of the full data, shares of 1; completed or noised counts will do as well.
+        counts: (R, Z, 2) weights of the full data, shares of 1; completed or noised counts will do
+        as well.
         restrictions: IMM terms.
         steps: the most iterations.
 
@@ -228,7 +261,9 @@ def fit(
     """
     for restriction in restrictions:
         checks.number("lam", restriction.lam, 0)
-    restrictions = [r for r in restrictions if r.lam > 0]  # 0 times what separable data send to infinity is NaN
+    restrictions = [
+        r for r in restrictions if r.lam > 0
+    ]  # 0 times what separable data send to infinity is NaN
     theta = counts.new_zeros(len(counts), features.shape[-1])
     for _ in range(steps):
         gradient, information = derivatives(features, counts, restrictions, theta)
@@ -251,10 +286,11 @@ def fit(
 
 
 def complete(features: Tensor, theta: Tensor, restriction: Restriction) -> Tensor:
-    """EM's expectation: the weights of (s, y) pairs shared out over cells by their responsibilities, (R, Z, 2).
+    """EM's expectation: the weights of (s, y) pairs shared out over cells by their
+    responsibilities, (R, Z, 2).
 
-    r(cell|s,y) = π(cell|s) Q(y|cell) / Q̂(y|s), the frozen ratio of serialized IMM. The maximisation is :func:`fit` on
-    the full counts plus λ times these.
+    r(cell|s,y) = π(cell|s) Q(y|cell) / Q̂(y|s), the frozen ratio of serialized IMM. The
+    maximisation is :func:`fit` on the full counts plus λ times these.
     """
     q, view = torch.sigmoid(theta @ features.T), restriction.view
     joint = (restriction.belief * torch.stack([1 - q, q])).movedim(0, -2)  # (R, 2, Z)

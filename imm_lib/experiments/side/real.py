@@ -39,7 +39,9 @@ class Network(nn.Module):
         if kind == "logistic":
             self.body = nn.Linear(size, problem.labels)
         elif kind == "network":
-            self.body = nn.Sequential(nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, problem.labels))
+            self.body = nn.Sequential(
+                nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, problem.labels)
+            )
         elif kind == "convolutions":
             seen = source(problem.name)[2]
             place = torch.tensor([*seen, *(i for i in range(size) if i not in set(seen))]).argsort()
@@ -76,14 +78,15 @@ def train(
     k: int = 20,
     seed: int = 0,
 ) -> Network:
-    """Fit a network to the n full examples by Adam, all at each step, with λ times the method's term.
+    """Fit a network to the n full examples by Adam, all at each step, with λ times the method's
+    term.
 
     Args:
         problem: from :func:`draw`.
         kind: of :class:`Network`.
-        method: one of METHODS. IMM averages over the training examples that are near in the restricted features,
-            by a Laplace kernel. A neighbour is taken whole: its rest beside another's restricted features may be an
-            example that cannot be.
+        method: one of METHODS. IMM averages over the training examples that are near in the
+            restricted features, by a Laplace kernel. A neighbour is taken whole: its rest beside
+            another's restricted features may be an example that cannot be.
         lam: λ.
         bandwidth: of the kernel, in standard deviations per restricted feature.
         steps: of Adam, at a rate that falls to 0 along a cosine.
@@ -109,7 +112,9 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, checks.count("steps", steps))
     for _ in range(steps):
         log_q = network(part.short, part.rest)
-        loss = F.nll_loss(log_q, part.label) + decay / (2 * len(part.label)) * sum(w.square().sum() for w in weights)
+        loss = F.nll_loss(log_q, part.label) + decay / (2 * len(part.label)) * sum(
+            w.square().sum() for w in weights
+        )
         if method == "reverse-KD":
             loss = loss + lam * reverse(log_q, part.short)
         elif method == "IMM":
@@ -132,8 +137,11 @@ def evaluate(network: Network, problem: Problem, weight: float = 0.0) -> dict[st
     return {"accuracy": accuracy, "loss": F.nll_loss(log_q, test.label).item()}
 
 
-def left_out(problem: Problem, kind: str, folds: int, steps: int = 200, bandwidth: float = 1.0, seed: int = 0) -> float:
-    """How far the target is ahead of the induced model of a plain training, in standard errors, without other data.
+def left_out(
+    problem: Problem, kind: str, folds: int, steps: int = 200, bandwidth: float = 1.0, seed: int = 0
+) -> float:
+    """How far the target is ahead of the induced model of a plain training, in standard errors,
+    without other data.
 
     Each fold of the training examples is left out of a training and lends its restricted pairs to
     :func:`imm_lib.premise.lead`.
@@ -143,7 +151,9 @@ def left_out(problem: Problem, kind: str, folds: int, steps: int = 200, bandwidt
     """
     part, ahead, errors = problem.train, 0.0, 0.0
     if not 2 <= checks.count("folds", folds) <= len(part.label) // 2:
-        raise ValueError(f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}")
+        raise ValueError(
+            f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}"
+        )
     fold = torch.arange(len(part.label)) % folds
     for i in range(folds):
         others = type(part)(*(values[fold != i] for values in part))
@@ -165,14 +175,19 @@ SHARES = [0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9]
 
 
 def _compare(unit: dict, config: dict, device: torch.device) -> dict:
-    """Every method's test accuracy and loss, the target's alone, and how much the training labels surprise it.
+    """Every method's test accuracy and loss, the target's alone, and how much the training labels
+    surprise it.
 
     With "folds" also the target's lead on left-out pairs.
     """
-    problem = draw(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0))
+    problem = draw(
+        unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0)
+    )
 
     def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
-        return train(problem, unit["kind"], method, lam, bandwidth, config["steps"], seed=unit["seed"])
+        return train(
+            problem, unit["kind"], method, lam, bandwidth, config["steps"], seed=unit["seed"]
+        )
 
     plain = fit("baseline")
     found = {"baseline": evaluate(plain, problem)}
@@ -181,12 +196,16 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
     for lam in config["lam"]:
         found[f"reverse-KD, λ = {lam:g}"] = evaluate(fit("reverse-KD", lam), problem)
     for lam, bandwidth in config["imm"]:
-        found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(fit("IMM", lam, bandwidth), problem)
+        found[f"IMM, λ = {lam:g}, bandwidth {bandwidth:g}"] = evaluate(
+            fit("IMM", lam, bandwidth), problem
+        )
     found["target"] = evaluate(plain, problem, 1.0)
     z = surprise(problem.target(problem.train.short), problem.train.label).z
     checked = {"surprise": z}
     if "folds" in config:
-        checked["lead"] = left_out(problem, unit["kind"], config["folds"], config["steps"], seed=unit["seed"])
+        checked["lead"] = left_out(
+            problem, unit["kind"], config["folds"], config["steps"], seed=unit["seed"]
+        )
     return {"methods": found, **checked}
 
 
@@ -195,13 +214,17 @@ def _units(config: dict, seed: int) -> list[dict]:
         {"data": data, "kind": kind, "n": n, **extra, "seed": seed + s}
         for data, kind, sizes in config["cases"]
         for n in sizes
-        for extra in ([{"shift": shift} for shift in config["shift"]] if "shift" in config else [{}])
+        for extra in (
+            [{"shift": shift} for shift in config["shift"]] if "shift" in config else [{}]
+        )
         for s in range(config["splits"])
     ]
 
 
 def cases(result: dict) -> dict[tuple, list[dict]]:
-    """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of the splits."""
+    """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of
+    the splits.
+    """
     found = {}
     for entry in result["units"]:
         key = tuple(value for name, value in entry["unit"].items() if name != "seed")
@@ -210,11 +233,13 @@ def cases(result: dict) -> dict[tuple, list[dict]]:
 
 
 def chosen(runs: list[dict], family: str, score: str = "loss") -> Tensor:
-    """(splits,) test scores of a method at the settings that are best in loss on the other half of the splits.
+    """(splits,) test scores of a method at the settings that are best in loss on the other half of
+    the splits.
 
     Args:
         runs: of one case.
-        family: "baseline", "interpolation", "reverse-KD", "IMM" or "target"; or one setting by its whole name.
+        family: "baseline", "interpolation", "reverse-KD", "IMM" or "target"; or one setting by its
+        whole name.
         score: "loss" in nats or "accuracy".
 
     Raises:
@@ -222,8 +247,13 @@ def chosen(runs: list[dict], family: str, score: str = "loss") -> Tensor:
     """
     names = [name for name in runs[0]["methods"] if family in (name, name.split(",")[0])]
     if not names or len(runs) < 2:
-        raise ValueError(f"family must be a method of at least two runs, got {family!r} and {len(runs)} runs")
-    read = {s: torch.tensor([[r["methods"][n][s] for n in names] for r in runs], dtype=torch.float64) for s in SCORES}
+        raise ValueError(
+            f"family must be a method of at least two runs, got {family!r} and {len(runs)} runs"
+        )
+    read = {
+        s: torch.tensor([[r["methods"][n][s] for n in names] for r in runs], dtype=torch.float64)
+        for s in SCORES
+    }
     found = torch.empty(len(runs), dtype=torch.float64)
     for half in range(2):
         own, other = slice(half, None, 2), slice(1 - half, None, 2)
@@ -240,7 +270,13 @@ def change(runs: list[dict], family: str, leave_out: str | None = None) -> Tenso
         leave_out: how the names of methods end that are not to be chosen from.
     """
     kept = [
-        {"methods": {m: v for m, v in run["methods"].items() if leave_out is None or not m.endswith(leave_out)}}
+        {
+            "methods": {
+                m: v
+                for m, v in run["methods"].items()
+                if leave_out is None or not m.endswith(leave_out)
+            }
+        }
         for run in runs
     ]
     return chosen(kept, family) - chosen(kept, "baseline")
@@ -256,7 +292,8 @@ class Shifted(NamedTuple):
 
     share: Tensor  # (M, 1)
     z: Tensor  # (M, R) how much the training labels surprise the target
-    lead: Tensor  # (M, R) of the target over the induced model on left-out training pairs, in standard errors
+    # (M, R) of the target over the induced model on left-out training pairs, in standard errors
+    lead: Tensor
     change: Tensor  # (M, R) of the test loss by IMM, in nats
 
 
@@ -264,9 +301,14 @@ def by_shift(result: dict) -> dict[str, Shifted]:
     """The runs of a result with shifts, by data set."""
     found = {}
     for (data, _, _, share), runs in cases(result).items():
-        z, ahead = (torch.tensor([run[k] for run in runs], dtype=torch.float64) for k in ("surprise", "lead"))
+        z, ahead = (
+            torch.tensor([run[k] for run in runs], dtype=torch.float64)
+            for k in ("surprise", "lead")
+        )
         found.setdefault(data, []).append((torch.tensor([share]), z, ahead, change(runs, "IMM")))
-    return {data: Shifted(*map(torch.stack, zip(*rows, strict=True))) for data, rows in found.items()}
+    return {
+        data: Shifted(*map(torch.stack, zip(*rows, strict=True))) for data, rows in found.items()
+    }
 
 
 def harm(measure: Tensor, change: Tensor, edges: list[float]) -> Tensor:
@@ -278,11 +320,15 @@ def harm(measure: Tensor, change: Tensor, edges: list[float]) -> Tensor:
         edges: (B + 1,) of its bins, each without its lower end.
 
     Returns:
-        (B, 4) how many runs are in each bin, the share that was harmed, their mean change, and the worst.
+        (B, 4) how many runs are in each bin, the share that was harmed, their mean change, and the
+        worst.
     """
     rows = [change[(measure > low) & (measure <= high)] for low, high in pairwise(edges)]
     return torch.stack(
-        [torch.stack([torch.tensor(len(r)).to(r), (r > 0).to(r).mean(), r.mean(), r.max()]) for r in rows]
+        [
+            torch.stack([torch.tensor(len(r)).to(r), (r > 0).to(r).mean(), r.mean(), r.max()])
+            for r in rows
+        ]
     )
 
 
@@ -297,13 +343,27 @@ def _table(result: dict) -> list[list[str]]:
         for method in runs[0]["methods"]:
             loss, accuracy = (mean(runs, method, score) for score in SCORES)
             label = ", ".join(str(value) for value in key)
-            rows.append([label, method, f"{loss:.4f}", f"{accuracy:.4f}", f"{loss - mean(runs, 'baseline'):+.4f}"])
+            rows.append(
+                [
+                    label,
+                    method,
+                    f"{loss:.4f}",
+                    f"{accuracy:.4f}",
+                    f"{loss - mean(runs, 'baseline'):+.4f}",
+                ]
+            )
     return rows
 
 
 _M = {"breast cancer": 300, "wine": 60, "digits": 800}
 _LAM = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
-_FULL = {"m": _M, "splits": 20, "steps": 200, "lam": _LAM, "imm": [[lam, 1.0] for lam in (0.1, 0.3, 1.0, 3.0)]}
+_FULL = {
+    "m": _M,
+    "splits": 20,
+    "steps": 200,
+    "lam": _LAM,
+    "imm": [[lam, 1.0] for lam in (0.1, 0.3, 1.0, 3.0)],
+}
 _CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "imm": [[1.0, 1.0]]}
 
 EXPERIMENTS = [

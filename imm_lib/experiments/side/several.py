@@ -37,8 +37,14 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     world, cells, n = LogitWorld.grid(), {}, unit["n"]
     counts = world.sample(n, config["runs"], torch.Generator().manual_seed(unit["seed"]))
     for name, names in SETS.items():
-        theta, found = fit(world.features, counts, [perfect(world, world.views[v], config["lam"]) for v in names])
-        theory = combined(world, names).excess_risk(config["lam"], n, known=True) if names else theta.shape[1] / (2 * n)
+        theta, found = fit(
+            world.features, counts, [perfect(world, world.views[v], config["lam"]) for v in names]
+        )
+        theory = (
+            combined(world, names).excess_risk(config["lam"], n, known=True)
+            if names
+            else theta.shape[1] / (2 * n)
+        )
         cells[name] = {"theory": theory, **summary(world.excess(theta), found)}
     return {"cells": cells}
 
@@ -49,7 +55,9 @@ def _table(result: dict) -> list[list[str]]:
         for name, cell in entry["numbers"]["cells"].items():
             values = [f"{cell['theory']:.5f}", f"{cell['mean']:.5f} ± {cell['se']:.5f}"]
             apart = f"{(cell['mean'] - cell['theory']) / cell['se']:+.1f}"
-            rows.append([str(entry["unit"]["n"]), name, *values, apart, str(cell["without_minimum"])])
+            rows.append(
+                [str(entry["unit"]["n"]), name, *values, apart, str(cell["without_minimum"])]
+            )
     return rows
 
 
@@ -61,7 +69,9 @@ EXPERIMENTS = [
             "full": {"runs": 1000, "n": [100, 400, 1600], "lam": 3.0},
             "ci": {"runs": 50, "n": [100], "lam": 3.0},
         },
-        units=lambda config, seed: [{"seed": 100 * seed + i, "n": n} for i, n in enumerate(config["n"])],
+        units=lambda config, seed: [
+            {"seed": 100 * seed + i, "n": n} for i, n in enumerate(config["n"])
+        ],
         run=_run,
         table=_table,
     )

@@ -1,8 +1,9 @@
-"""Real data with side information: splits of scikit-learn's tables and digits, and restricted models fitted apart.
+"""Real data with side information: splits of scikit-learn's tables and digits, and restricted
+models fitted apart.
 
-A clinic with all measurements has n patients; another one has m, of whom it knows two measurements and the outcome.
-The restricted model is fitted there, and handed to the clinic with all. The digits tell the same story: a quarter of
-the pixels of many images, all pixels of few.
+A clinic with all measurements has n patients; another one has m, of whom it knows two measurements
+and the outcome. The restricted model is fitted there, and handed to the clinic with all. The digits
+tell the same story: a quarter of the pixels of many images, all pixels of few.
 """
 
 import functools
@@ -35,7 +36,8 @@ class Problem(NamedTuple):
 
 @functools.cache
 def source(name: str) -> tuple[Tensor, Tensor, list[int]]:
-    """(N, F) features, (N,) labels, and which features the restricted model sees, of a data set of scikit-learn's.
+    """(N, F) features, (N,) labels, and which features the restricted model sees, of a data set of
+    scikit-learn's.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -48,7 +50,10 @@ def source(name: str) -> tuple[Tensor, Tensor, list[int]]:
         # alcohol and the intensity of the colour
         "wine": (datasets.load_wine, [0, 9]),
         # every second pixel of every second row
-        "digits": (datasets.load_digits, [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)]),
+        "digits": (
+            datasets.load_digits,
+            [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)],
+        ),
     }
     if name not in known:
         raise ValueError(f"source must be one of {', '.join(known)}, got {name!r}")
@@ -63,7 +68,8 @@ def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
-    """Disjoint training, side and test data of one split; at least a tenth of the examples is for testing.
+    """Disjoint training, side and test data of one split; at least a tenth of the examples is for
+    testing.
 
     The restricted model is scikit-learn's logistic regression on the m side examples.
 
@@ -72,11 +78,12 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
         n: full training examples.
         m: side examples, of which the restricted features and the label are known.
         seed: of the split.
-        shift: share of the side labels that are moved on to the next class: a population of another kind.
+        shift: share of the side labels that are moved on to the next class: a population of another
+            kind.
 
     Raises:
-        TypeError, ValueError: an unknown source, numbers out of range, more examples than there are, or side
-            examples of one class only.
+        TypeError, ValueError: an unknown source, numbers out of range, more examples than there
+            are, or side examples of one class only.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -91,10 +98,15 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     order = torch.randperm(total, generator=generator)
     train, side, test = order[:n], order[n : n + m], order[n + m :]
     rest = [i for i in range(features.shape[1]) if i not in set(seen)]
-    short_of, rest_of = _scaler(features[order[: n + m]][:, seen]), _scaler(features[train][:, rest])
+    short_of, rest_of = (
+        _scaler(features[order[: n + m]][:, seen]),
+        _scaler(features[train][:, rest]),
+    )
 
     def part(index: Tensor) -> Part:
-        return Part(short_of(features[index][:, seen]), rest_of(features[index][:, rest]), label[index])
+        return Part(
+            short_of(features[index][:, seen]), rest_of(features[index][:, rest]), label[index]
+        )
 
     labels, shown = int(label.max()) + 1, label[side].clone()
     moved = torch.rand(m, generator=generator) < shift
@@ -108,7 +120,9 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
 
     def target(short: Tensor) -> Tensor:
         rows = torch.zeros(len(short), labels)
-        rows[:, torch.as_tensor(fitted.classes_)] = torch.as_tensor(fitted.predict_proba(short.numpy())).float()
+        rows[:, torch.as_tensor(fitted.classes_)] = torch.as_tensor(
+            fitted.predict_proba(short.numpy())
+        ).float()
         return (m * rows + prior) / (m + 1)
 
     return Problem(name, part(train), part(test), target, labels)

@@ -1,4 +1,6 @@
-"""λ without a search, on real tables: the rules of :mod:`weights`, for a logistic regression and a clinic's data."""
+"""λ without a search, on real tables: the rules of :mod:`weights`, for a logistic regression and a
+clinic's data.
+"""
 
 import math
 
@@ -37,7 +39,9 @@ class Clinic:
 
     def __init__(self, data: str, n: int, m: int, seed: int):
         if checks.count("n", n) < FOLDS:
-            raise ValueError(f"n must be at least {FOLDS}, one example for each fold of the validation, got {n}")
+            raise ValueError(
+                f"n must be at least {FOLDS}, one example for each fold of the validation, got {n}"
+            )
         problem = draw(data, n, m, seed)
         self.train, self.test, self.target = problem.train, problem.test, problem.target
         self.n, self.m, self.labels = n, m, problem.labels
@@ -65,7 +69,9 @@ class Clinic:
 
     def objective(self, theta: Tensor, part: Part, lam: float) -> Tensor:
         """Cross-entropy + λ · IMM + penalty, in nats; the extended contexts are the part's own."""
-        loss = self.cross_entropy(theta, part) + DECAY / (2 * len(part.label)) * theta.square().sum()
+        loss = (
+            self.cross_entropy(theta, part) + DECAY / (2 * len(part.label)) * theta.square().sum()
+        )
         return loss + lam * self.risk(theta, part) if lam > 0 else loss
 
     def contexts(self, part: Part) -> KernelContexts:
@@ -83,9 +89,13 @@ class Clinic:
     def fit(self, lam: float, held_out: int | None = None) -> Tensor:
         """The parameters at λ, to convergence."""
         part = self.without(held_out)
-        theta = torch.zeros((1 + part.short.shape[1] + part.rest.shape[1]) * self.labels, dtype=torch.float64)
+        theta = torch.zeros(
+            (1 + part.short.shape[1] + part.rest.shape[1]) * self.labels, dtype=torch.float64
+        )
         theta.requires_grad_()
-        optimiser = torch.optim.LBFGS([theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> Tensor:
             optimiser.zero_grad()
@@ -108,13 +118,18 @@ def cross_validated(clinic: Clinic) -> float:
     """The weight of GRID with the least loss on held-out folds."""
 
     def held_out(lam: float) -> float:
-        return sum(clinic.cross_entropy(clinic.fit(lam, fold), clinic.fold(fold)).item() for fold in range(FOLDS))
+        return sum(
+            clinic.cross_entropy(clinic.fit(lam, fold), clinic.fold(fold)).item()
+            for fold in range(FOLDS)
+        )
 
     return min(GRID, key=held_out)
 
 
 def hypergradient(clinic: Clinic, lam: float) -> float:
-    """Derivative by log λ of the loss on the first fold, of a fit on the others; by implicit differentiation."""
+    """Derivative by log λ of the loss on the first fold, of a fit on the others; by implicit
+    differentiation.
+    """
     part, theta = clinic.without(0), clinic.fit(lam, 0)
     curvature = torch.autograd.functional.hessian(lambda t: clinic.objective(t, part, lam), theta)
     theta.requires_grad_()
@@ -128,7 +143,9 @@ def validation_gradient(clinic: Clinic, steps: int = 30, rate: float = 0.3) -> f
     log_lam = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([log_lam], rate)
     for _ in range(steps):
-        log_lam.grad = torch.tensor(hypergradient(clinic, log_lam.exp().item()), dtype=torch.float64)
+        log_lam.grad = torch.tensor(
+            hypergradient(clinic, log_lam.exp().item()), dtype=torch.float64
+        )
         optimiser.step()
         log_lam.data.clamp_(max=math.log(LARGEST))
     return log_lam.exp().item()
@@ -157,15 +174,22 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 
 def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
-    """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on average."""
+    """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on
+    average.
+    """
     cases = {}
     for entry in result["units"]:
         cases.setdefault((entry["unit"]["data"], entry["unit"]["n"]), []).append(entry["numbers"])
     found = {}
     for case, runs in cases.items():
-        by_lam = {lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]}
+        by_lam = {
+            lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]
+        }
         best = min(by_lam, key=lambda lam, by_lam=by_lam: by_lam[lam].mean().item())
-        losses = {name: torch.tensor([run["rules"][name]["loss"] for run in runs]) for name in runs[0]["rules"]}
+        losses = {
+            name: torch.tensor([run["rules"][name]["loss"] for run in runs])
+            for name in runs[0]["rules"]
+        }
         found[case] = {name: loss - by_lam[best] for name, loss in losses.items()}
     return found
 

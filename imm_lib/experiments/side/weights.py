@@ -24,13 +24,17 @@ GRID = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 INFINITE = "inf"
 LARGEST = 30.0
 RIDGE = 1e-3
-"""Pairs of both labels in every cell, as a share of the data: without it separable data have no fit."""
+"""Pairs of both labels in every cell, as a share of the data: without it separable data have no
+fit.
+"""
 
 
 class Data:
     """R data sets of n points in folds, and of m pairs of the view "s"."""
 
-    def __init__(self, world: LogitWorld, n: int, m: int | str, runs: int, generator: torch.Generator):
+    def __init__(
+        self, world: LogitWorld, n: int, m: int | str, runs: int, generator: torch.Generator
+    ):
         self.world, self.n, self.view = world, n, world.views["s"]
         self.folds = [world.sample(n // FOLDS, runs, generator) for _ in range(FOLDS)]
         if m == INFINITE:
@@ -49,7 +53,9 @@ class Data:
         cells = counts.sum(-1)
         short = by_view(cells, self.view)
         scale = torch.as_tensor(lam, dtype=torch.float64).reshape(-1, 1, 1)
-        return Restriction(self.view, scale * short.unsqueeze(-1) * self.target, share(cells, self.view), 1.0)
+        return Restriction(
+            self.view, scale * short.unsqueeze(-1) * self.target, share(cells, self.view), 1.0
+        )
 
     def fit(self, counts: Tensor, lam: float | Tensor) -> Tensor:
         """(R, d) parameters at weight λ, a number or (R,)."""
@@ -64,9 +70,13 @@ def schedule(n: int) -> float:
 
 
 def plug_in(data: Data) -> Tensor:
-    """The best λ of :mod:`imm_lib.worth`, with informations measured at each data set's own fit with λ = 1."""
+    """The best λ of :mod:`imm_lib.worth`, with informations measured at each data set's own fit
+    with λ = 1.
+    """
     counts = data.counts(list(range(FOLDS)))
-    found = closed_informations(data.world.features, counts.sum(-1), data.view, data.fit(counts, 1.0))
+    found = closed_informations(
+        data.world.features, counts.sum(-1), data.view, data.fit(counts, 1.0)
+    )
     rows = zip(*found, strict=True)
     lams = [Worth.of(*row, damping=1e-3).optimal_lambda(data.n, data.m) for row in rows]
     return torch.tensor(lams).clamp(max=LARGEST)
@@ -85,7 +95,9 @@ def cross_validated(data: Data) -> Tensor:
 
 
 def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tensor:
-    """log λ moved down the gradient of the loss on one held-out fold, by implicit differentiation of the fit."""
+    """log λ moved down the gradient of the loss on one held-out fold, by implicit differentiation
+    of the fit.
+    """
     counts, features = data.counts(list(range(1, FOLDS))), data.world.features
     log_lam = torch.zeros(len(counts), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([log_lam], rate)
@@ -93,7 +105,9 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
         lam = log_lam.detach().exp()
         theta, term = data.fit(counts, lam), data.term(counts, lam)
         curvature = hessian(features, counts + RIDGE / counts.shape[1], [term], theta)
-        by_term, _ = derivatives(features, torch.zeros_like(counts), [term], theta)  # times λ already
+        by_term, _ = derivatives(
+            features, torch.zeros_like(counts), [term], theta
+        )  # times λ already
         held_out, _ = derivatives(features, data.folds[0], (), theta)
         log_lam.grad = -(held_out * torch.linalg.solve(curvature, by_term)).sum(1)
         optimiser.step()
@@ -135,15 +149,29 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             "worst_tenth": torch.quantile(excess, 0.9).item(),
             "lam": quantiles,
         }
-    return {"rules": rules, "oracle": {"lam": GRID[int(by_lam.mean(1).argmin())], "excess": oracle.mean().item()}}
+    return {
+        "rules": rules,
+        "oracle": {"lam": GRID[int(by_lam.mean(1).argmin())], "excess": oracle.mean().item()},
+    }
 
 
 def _table(result: dict) -> list[list[str]]:
-    rows = [["n", "m", "rule", "excess risk", "over the best fixed λ", "λ: tenth, median, nine tenths"]]
+    rows = [
+        ["n", "m", "rule", "excess risk", "over the best fixed λ", "λ: tenth, median, nine tenths"]
+    ]
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
         best = numbers["oracle"]
-        rows.append([str(unit["n"]), str(unit["m"]), "best fixed", f"{best['excess']:.5f}", "", f"{best['lam']:g}"])
+        rows.append(
+            [
+                str(unit["n"]),
+                str(unit["m"]),
+                "best fixed",
+                f"{best['excess']:.5f}",
+                "",
+                f"{best['lam']:g}",
+            ]
+        )
         for name, rule in numbers["rules"].items():
             cells = [f"{rule['excess']:.5f}", f"{rule['regret']:.5f} ± {rule['se']:.5f}"]
             rows.append(["", "", name, *cells, ", ".join(f"{lam:.2f}" for lam in rule["lam"])])
