@@ -116,7 +116,7 @@ def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
     return _Weighted.apply(log_q, weight)
 
 
-def _log(total: Tensor) -> Tensor:
+def log_of_sum(total: Tensor) -> Tensor:
     """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can
     move it.
     """
@@ -129,7 +129,7 @@ def _log_sum_exp(x: Tensor) -> Tensor:
     are -inf.
     """
     top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
-    return _log((x - top).exp().sum(-2)) + top.squeeze(-2)
+    return log_of_sum((x - top).exp().sum(-2)) + top.squeeze(-2)
 
 
 def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -252,4 +252,4 @@ def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
     """
     top = segment_max(values, index, size)
     share = (-top).index_select(0, index).add_(values).exp_()
-    return _log(torch.zeros_like(top).index_add(0, index, share)) + top
+    return log_of_sum(torch.zeros_like(top).index_add(0, index, share)) + top
