@@ -10,7 +10,7 @@ from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.estimators import ExactIMM, SampledIMM
-from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
+from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk, undo_class_weights
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.tabular import TabularWorld, counterexample
 from imm_lib.targets import FastInformedBound, FinitePOMDP, KneserNeyBigram
@@ -44,5 +44,6 @@ __all__ = [
     "plotting",
     "premise",
     "results",
+    "undo_class_weights",
     "worth",
 ]
