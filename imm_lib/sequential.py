@@ -113,7 +113,7 @@ def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
         )
 
 
-def _leaves(output: Tensor) -> dict[int, Tensor]:
+def leaves_of(output: Tensor) -> dict[int, Tensor]:
     """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
     if output.grad_fn is None:
         return {id(output): output} if output.requires_grad else {}
@@ -155,7 +155,7 @@ class _Replay(torch.autograd.Function):
         for run, surroundings, before in ctx.passes:
             with torch.enable_grad(), surroundings.replay():
                 log_q = run()
-            _same(_leaves(log_q), before)
+            _same(leaves_of(log_q), before)
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
@@ -201,7 +201,7 @@ def sequential_risk(
         surroundings = _Surroundings(target.device)
         with surroundings.watched():
             log_q = run()
-        found = _leaves(log_q)
+        found = leaves_of(log_q)
         done.append((run, surroundings, found))
         leaves |= found
         modules |= surroundings.modes

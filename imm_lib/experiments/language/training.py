@@ -11,6 +11,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imm_lib import checks, data
+from imm_lib.clipping import add_clipped
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import MODELS, LanguageModel
 from imm_lib.experiments.language.terms import Term
@@ -146,20 +148,14 @@ def _add_gradients(
             (lam * part).backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip)
         return
-    loss.backward(retain_graph=shared is not None)
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    primary = [p.grad for p in parameters]
-    model.zero_grad(set_to_none=True)
-    for part in parts if shared is None else [shared]:
-        part.backward()
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    for parameter, grad in zip(parameters, primary, strict=True):
-        if parameter.grad is None:
-            parameter.grad = grad
-        else:
-            parameter.grad.mul_(lam)
-            if grad is not None:
-                parameter.grad.add_(grad)
+
+    def term():
+        for part in parts if shared is None else [shared]:
+            part.backward()
+
+    primary = partial(loss.backward, retain_graph=shared is not None)
+    add_clipped(primary, parameters, settings.clip)
+    add_clipped(term, parameters, settings.clip, lam)
 
 
 def _digest(tokens: Tensor) -> int:
