@@ -37,6 +37,7 @@ class Experiment:
         run: (unit, config, device) -> JSON object of numbers.
         table: result -> rows of text, the first of them the header.
         gpu: the full scale takes days without one, so that --all leaves it out on a CPU.
+        devices: the kinds of device that it can run on.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Experiment:
     run: Callable[[dict, dict, torch.device], dict]
     table: Callable[[dict], list[list[str]]]
     gpu: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 def registry() -> dict[str, Experiment]:
