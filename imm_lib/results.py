@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imm_lib import folders
 from imm_lib.provenance import commit, provenance
 
 if TYPE_CHECKING:  # naming the experiments and their folder costs no import of torch
@@ -25,7 +26,6 @@ __all__ = [
     "ResultError",
     "check",
     "commit",
-    "environment_folder",
     "finite",
     "folder",
     "load",
@@ -87,25 +87,9 @@ class ResultError(RuntimeError):
     """
 
 
-def environment_folder(variable: str) -> Path | None:
-    """The folder that an environment variable names, a leading ``~`` being the home folder; None
-    where it is unset or empty.
-
-    Raises:
-        ValueError: a ``~`` where there is no home folder.
-    """
-    named = os.environ.get(variable)
-    if not named:
-        return None
-    try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{variable} must be a folder, got {named!r}: {error}") from None
-
-
 def folder() -> Path:
     """Where results lie: ``IMM_RESULTS``, else the checkout's book/results, else ./results."""
-    if (named := environment_folder("IMM_RESULTS")) is not None:
+    if named := folders.named("IMM_RESULTS"):
         return named
     root = Path(__file__).resolve().parent.parent
     return root / "book" / "results" if (root / "_config.yml").is_file() else Path("results")
@@ -187,7 +171,7 @@ def check(value: Any, where: str = "result") -> dict:
     return value
 
 
-_KINDS = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
     "string": str,
@@ -298,9 +282,7 @@ def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:
     try:
         from scipy.stats import t as student
     except ImportError as error:
-        raise ImportError(
-            "an interval needs scipy: pip install 'imm_lib[experiments]'"
-        ) from error
+        raise ImportError("an interval needs scipy: pip install 'imm_lib[experiments]'") from error
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got shape {tuple(values.shape)}")

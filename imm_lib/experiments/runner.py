@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 from imm_lib import checks, data, provenance, results
+from imm_lib.device import find as find_device
+from imm_lib.device import watched
 from imm_lib.experiments import keep, options, workers
 from imm_lib.experiments.catalogue import find, module_of
 from imm_lib.experiments.progress import bar
@@ -76,17 +78,7 @@ def file_name(experiment: Experiment, scale: str) -> str:
 
 def device_of(experiment: Experiment, name: str | torch.device) -> torch.device:
     """The device, if this machine has it and the experiment can run there; raises ValueError."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}")
-    found = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= found:
-        raise ValueError(
-            f"device must be one that this machine has, got {str(name)!r} with {found} of that kind"
-        )
+    device = find_device(name)
     if device.type not in experiment.devices:
         raise ValueError(
             f"device must be {' or '.join(experiment.devices)} for {experiment.name}, got "
@@ -135,7 +127,11 @@ def run(
     options.check(experiment, scale)
     checks.count("jobs", jobs)
     device = device_of(experiment, device)
-    where, config, name = where or results.folder(), experiment.scales[scale], file_name(experiment, scale)
+    where, config, name = (
+        where or results.folder(),
+        experiment.scales[scale],
+        file_name(experiment, scale),
+    )
     # of the code that was imported, whatever happens to the files during the run
     commit, digest = results.commit(), code(module_of(experiment.name))
     key = {"config": config, "seed": seed, "device": str(device), "code": digest}
@@ -248,7 +244,10 @@ def assembled(
     """A result of finished units. Its device is where they were; where they were not in one place,
     that of the last one, and the others say their own.
     """
-    own, made = ("device", "versions", "peak_memory_bytes"), {"commit": commit, "created": provenance.now()}
+    own, made = (
+        ("device", "versions", "peak_memory_bytes"),
+        {"commit": commit, "created": provenance.now()},
+    )
     last = entries[-1] if entries else {"device": "", "versions": {}}
     versions: dict[str, str] = {}
     for entry in entries:
