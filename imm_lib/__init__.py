@@ -11,6 +11,8 @@ from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.estimators import ExactIMM, SampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
+from imm_lib.integrations.classifier import from_sklearn
+from imm_lib.mixed import MixedContexts
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.tabular import TabularWorld, counterexample
 from imm_lib.targets import FastInformedBound, FinitePOMDP, KneserNeyBigram
@@ -27,6 +29,7 @@ __all__ = [
     "Interpolation",
     "KernelContexts",
     "KneserNeyBigram",
+    "MixedContexts",
     "MovingAverageIMM",
     "ReverseKD",
     "SampledIMM",
@@ -38,6 +41,7 @@ __all__ = [
     "crosstalk",
     "data",
     "divergences",
+    "from_sklearn",
     "imm_risk",
     "induce",
     "noising_risk",
