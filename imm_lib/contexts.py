@@ -133,9 +133,9 @@ class GroupedContexts(nn.Module):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(
-            short.device
-        )
+        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64)
+        # a copy to a GPU need not be waited for; one from a GPU must be
+        u = u.to(short.device, non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)

@@ -43,8 +43,11 @@ def gpt(seed=0, dropout=0.0):
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
     )  # fmt: skip
     torch.manual_seed(seed)
-    config.loss_type = "ForCausalLM"  # or the Trainer counts the first label, which has no logits
-    return transformers.GPT2LMHeadModel(config)
+    model = transformers.GPT2LMHeadModel(config)
+    model.loss_type = (
+        "ForCausalLM"  # or the Trainer counts the first label too, which has no logits
+    )
+    return model
 
 
 def rows(seed=0):
@@ -379,7 +382,9 @@ def test_accelerate_divides_the_term_as_it_does_the_loss():
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
+)
 def test_lightning_needs_nothing_but_the_term_as_a_submodule(tmp_path):
     """Evaluation, accumulation, checkpoint and resume."""
     lightning = pytest.importorskip("lightning")
