@@ -36,7 +36,7 @@ rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=5 for one; NOTE=1 s
 	@$(PY) tests/tools/rerun.py $(CHAPTER) $(if $(NOTE),--note)
 
 pages: $(STAMP) ## write the generated pages from the stored results
-	@$(PY) -m imm_lib.experiments.pages
+	@PYTHONPATH=book/_ext $(PY) -m pages
 
 bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench
