@@ -5,7 +5,6 @@ test compares.
 from collections.abc import Callable
 
 from imm_lib import results
-
 from pages import execution, headline, reproduction
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -9,7 +9,6 @@ from imm_lib import results
 from imm_lib.experiments import sensors
 from imm_lib.experiments.language import readings
 from imm_lib.experiments.side import real
-
 from pages.reproduction import NORMAL
 
 

@@ -13,11 +13,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
+
 from imm_lib import experiments, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings
-
 from pages.execution import duration, stored
 
 NORMAL = 1.959964
