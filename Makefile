@@ -29,6 +29,9 @@ book: $(STAMP) ## render the book to _build/html (no notebook is executed)
 	@$(BIN)/jupyter-book build . -q
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
+pdf: book ## print the main line into one PDF (needs Chromium)
+	@PYTHONPATH=book/_ext $(PY) -m pages.pdf
+
 test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered book
 	@bash tests/gate.sh
 
