@@ -8,6 +8,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,17 +90,20 @@ def generator(value: object) -> torch.Generator | None:
 
 
 def ids(name: str, value: Any, size: int | None = None) -> Tensor:
-    """``value`` as int64, if it is a non-empty 1-D integer tensor with values in [0, size).
+    """``value`` as int64, if it is a non-empty 1-D integer tensor or NumPy array with values in
+    [0, size).
 
-    Raises TypeError for another dtype, ValueError for another shape or (CPU only) an id out of
-    range.
+    Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
+    TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
     if value.dim() != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be a non-empty 1-D tensor of ids, got {describe(value)}")
-    value = usable(value).long()
+    value = usable(value).long()  # first, for torch has no minimum of unsigned dtypes
     if visible(value):
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):

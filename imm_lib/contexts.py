@@ -140,9 +140,9 @@ class GroupedContexts(nn.Module):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(
-            short.device
-        )
+        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64)
+        # a copy to a GPU need not be waited for; one from a GPU must be
+        u = u.to(short.device, non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)
@@ -152,6 +152,11 @@ class GroupedContexts(nn.Module):
 
 class _DenseContexts(KeepsPrecision):
     """Extended contexts whose weights are cheapest as a dense (B, E) table."""
+
+    @property
+    def num_short(self) -> int | None:
+        """The number S of short contexts; None, as they are continuous."""
+        return None
 
     def log_weights(self, short: Tensor) -> Tensor:
         raise NotImplementedError
@@ -206,7 +211,6 @@ class KernelContexts(_DenseContexts):
     """
 
     values: Tensor
-    num_short = None
 
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()

@@ -113,8 +113,8 @@ def log_of_sum(total: Tensor) -> Tensor:
     return total.masked_fill(dead, 1.0).log().masked_fill(dead, -math.inf)
 
 
-def _log_sum_exp(x: Tensor) -> Tensor:
-    """(..., k, Y) -> (..., Y) log sum exp; torch.logsumexp has NaN gradients where all k entries
+def log_sum_exp(x: Tensor) -> Tensor:
+    """(..., k, Y) -> (..., Y) log sum exp, unchecked; torch.logsumexp has NaN gradients where all k entries
     are -inf.
     """
     top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
@@ -144,7 +144,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     tensor([0.7000, 0.3000])
     """
     log_q, log_w = _operands(log_q, log_w)
-    return _log_sum_exp(log_q + log_w)
+    return log_sum_exp(log_q + log_w)
 
 
 def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -168,7 +168,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
     """
     log_q, log_w = _operands(log_q, log_w)
     target = _target_rows(target, log_q)
-    return cross_entropy(target, _log_sum_exp(log_q + log_w))
+    return cross_entropy(target, log_sum_exp(log_q + log_w))
 
 
 def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
