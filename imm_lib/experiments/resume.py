@@ -25,12 +25,11 @@ def identity(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code(module: str | None) -> str:
+def code(module: str | None, root: Path = Path(__file__).resolve().parents[1]) -> str:
     """A digest of what an experiment computes with: the core, what experiments share, and the
     experiment's own module of ``imm_lib.experiments``. It is what --resume compares, so that no
     result joins units of two programs.
     """
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root).as_posix()
