@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imm_lib import folders
-from imm_lib.provenance import commit, provenance
+from imm_lib.origin import commit, provenance
 
 if TYPE_CHECKING:  # naming the experiments and their folder costs no import of torch
     import torch

@@ -267,6 +267,28 @@ def test_the_catalogue_says_what_the_modules_offer():
     assert list(experiments.registry()) == experiments.names()
 
 
+def test_a_list_of_the_experiments_imports_none_of_them():
+    code = (
+        "import sys; from imm_lib.__main__ import main; main(['list']); "
+        "known = {'torch', 'scipy', 'sklearn', 'imm_lib.experiments.runner'}; "
+        "print(sorted(known & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, found = done.stdout.splitlines()
+    assert found == "[]" and len(lines) == len(experiments.names())
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name():
+    code = (
+        "import imm_lib; from imm_lib.device import watched; import imm_lib.device; "
+        "assert imm_lib.device().type; from imm_lib import device; assert device().type; "
+        "import imm_lib as imm; imm.contexts.GroupedContexts; "
+        "assert set(imm.__all__) <= set(dir(imm)); from imm_lib import *; ExactIMM; "
+        "assert not hasattr(imm, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def offer(monkeypatch, *offered: experiments.Experiment) -> None:
     """These are all the experiments that there are."""
     lines = {experiment.name: experiment.description for experiment in offered}

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_results import offer, toy
 
-from imm_lib import experiments, provenance, results
+from imm_lib import experiments, origin, results
 from imm_lib.__main__ import main
 from imm_lib.experiments import merge, resume, runner, workers
 
@@ -349,7 +349,7 @@ def test_missing_units_of_nothing_are_all(tmp_path):
 
 def test_units_say_where_they_were_when_they_were_not_together(tmp_path, monkeypatch):
     seen = iter(["one GPU", "cpu, 1 threads", "one GPU", "one GPU"])
-    monkeypatch.setattr(provenance, "device_name", lambda device: next(seen))
+    monkeypatch.setattr(origin, "device_name", lambda device: next(seen))
     result = results.load(experiments.run(toy(), where=tmp_path).stem, tmp_path)
     assert result["device"] == "one GPU"
     assert [e.get("made", {}).get("device") for e in result["units"]] == [
@@ -368,14 +368,14 @@ def test_an_experiment_runs_where_it_can(tmp_path, monkeypatch):
 def test_versions_of_what_was_imported_are_stored(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", type("ot", (), {"__version__": "9.9"}))
     monkeypatch.delitem(sys.modules, "transformers", raising=False)
-    found = provenance.versions()
+    found = origin.versions()
     assert found["POT"] == "9.9" and "transformers" not in found
 
 
 def test_outside_a_checkout_the_commit_is_what_the_environment_says(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "imm_lib" / "provenance.py", tmp_path)
+    shutil.copy(ROOT / "imm_lib" / "origin.py", tmp_path)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    code = "import provenance; print(provenance.commit())"
+    code = "import origin; print(origin.commit())"
     found = []
     for said in ({}, {"IMM_COMMIT": "abc"}):
         run = [sys.executable, "-c", code]
@@ -538,4 +538,4 @@ def test_a_merged_result_needs_finite_numbers():
     with pytest.raises(ValueError, match="numbers/a is nan"):
         merge.check_numbers({"a": float("nan")}, "numbers")
     merge.check_numbers({"a": [1, 2.5, "x", None, True]}, "numbers")
-    assert platform.node() not in json.dumps(provenance.versions())
+    assert platform.node() not in json.dumps(origin.versions())

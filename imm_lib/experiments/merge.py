@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from imm_lib import provenance, results
+from imm_lib import origin, results
 from imm_lib.experiments.resume import identity
 
 TOP = ("device", "versions", "commit", "created")
@@ -60,7 +60,7 @@ def joined(old: dict | None, said: dict, entries: list[dict], units: list[dict])
     """
     if old is not None and not entries:
         return old
-    now, found = provenance.now(), {}
+    now, found = origin.now(), {}
     versions: dict[str, str] = {}
     for entry in entries:
         versions |= entry["versions"]

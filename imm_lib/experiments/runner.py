@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from imm_lib import checks, data, provenance, results
+from imm_lib import checks, data, origin, results
 from imm_lib.device import find as find_device
 from imm_lib.device import watched
 from imm_lib.experiments import keep, merge, options, workers
@@ -200,9 +200,9 @@ def work(experiment: Experiment, task: Task) -> dict:
         "unit": task.unit,
         "numbers": numbers,
         "wall_s": round(time.perf_counter() - start, 3),
-        "device": provenance.device_name(watch.device),
-        "versions": provenance.versions(),
-        "peak_memory_bytes": provenance.peak_memory(watch.device),
+        "device": origin.device_name(watch.device),
+        "versions": origin.versions(),
+        "peak_memory_bytes": origin.peak_memory(watch.device),
     }
 
 
