@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +52,11 @@ class Corpus:
     valid: Tensor
     test: Tensor
     vocab: list[str]
+
+    def to(self, device: str | torch.device) -> "Corpus":
+        """The same corpus with its tokens on another device."""
+        moved = {split: getattr(self, split).to(device) for split in SPLITS}
+        return replace(self, **moved)
 
 
 SOURCES = {

@@ -9,7 +9,9 @@ import contextlib
 from collections import Counter
 
 import torch
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
@@ -152,6 +154,11 @@ def _run(func, args, kwargs):
     found = func(*args, **kwargs)
     if not there:
         return found, False
+    for wrapper in held.values():  # an operator in place, such as squeeze_, may change its shape
+        values = wrapper.held
+        if wrapper.shape != values.shape or wrapper.stride() != values.stride():
+            with no_dispatch():
+                wrapper.as_strided_(values.size(), values.stride(), values.storage_offset())
 
     def wrapped(value: torch.Tensor) -> torch.Tensor:
         return held[id(value)] if id(value) in held else Elsewhere(value)
@@ -185,6 +192,10 @@ class _FromLists(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             where = kwargs.get("device")
+            if isinstance(args[0], Elsewhere):
+                moved = args[0].to(device=where, dtype=kwargs.get("dtype"))
+                return moved.detach().clone() if func is torch.tensor else moved
+            args = tree_map_only(Elsewhere, Elsewhere.tolist, args)  # numbers in a list are read
             if where is not None and _here(where):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(SECOND)
         if func is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
@@ -195,8 +206,13 @@ class _FromLists(TorchFunctionMode):
 @contextlib.contextmanager
 def second_device():
     """Both modes, and no gradient on the CPU; gives the :class:`SecondDevice`."""
-    with SecondDevice() as mode, _FromLists(), no_gradients_on_the_cpu():
-        yield mode
+    fused = optimizer._get_fused_kernels_supported_devices
+    optimizer._get_fused_kernels_supported_devices = lambda: [*fused(), KIND]
+    try:
+        with SecondDevice() as mode, _FromLists(), no_gradients_on_the_cpu():
+            yield mode
+    finally:
+        optimizer._get_fused_kernels_supported_devices = fused
 
 
 @contextlib.contextmanager
