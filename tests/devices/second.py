@@ -35,14 +35,15 @@ _INDEXED = {
 _STRICT = {aten.cat.default, aten.stack.default, aten.mm.default, aten.bmm.default}
 _LOOKS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 # what makes or moves values without computing any
-_PASSIVE = (
-    "_to_copy copy_ copy clone detach alias empty new_empty empty_like zeros ones full new_zeros "
-    "new_ones new_full zeros_like ones_like full_like scalar_tensor arange linspace eye lift_fresh "
-    "rand randn randint randperm uniform_ normal_ random_ bernoulli_ multinomial fill_ zero_ view "
-    "_unsafe_view reshape select slice transpose permute t expand squeeze unsqueeze cat stack "
-    "split split_with_sizes unbind index gather unfold as_strided diagonal repeat _reshape_alias "
-    "index_select masked_select sort flip isfinite isnan"
-).split()
+_NAMES = """
+_to_copy copy_ copy clone detach alias empty new_empty empty_like zeros ones full new_zeros
+new_ones new_full zeros_like ones_like full_like scalar_tensor arange linspace eye lift_fresh
+rand randn randint randperm uniform_ normal_ random_ bernoulli_ multinomial fill_ zero_ view
+_unsafe_view reshape select slice transpose permute t expand squeeze unsqueeze cat stack split
+split_with_sizes unbind index gather unfold as_strided diagonal repeat _reshape_alias
+index_select masked_select sort flip isfinite isnan
+"""
+_PASSIVE = set(_NAMES.split())
 
 
 class Elsewhere(torch.Tensor):

@@ -8,7 +8,7 @@ import torch
 from second import KIND, SECOND, second_device
 
 from imm_lib import experiments
-from imm_lib.experiments.side import weights
+from imm_lib.experiments.side import tuning, weights
 
 _LSTM = {"width": 8, "dropout": 0.2, "batch": 4, "unroll": 5, "epochs": 2}
 _TERMS = {
@@ -44,6 +44,19 @@ SMALL = {
         "k": 2,
         "places": 5,
     },
+    "language-fidelity": {
+        "texts": {
+            "topics": {
+                "corpus": "topics",
+                "lines": 120,
+                "held_out": None,
+                "settings": {"width": 8, "scale": 0.5, "batch": 4, "unroll": 5, "epochs": 1},
+                "steps": [2],
+                "passes": 1,
+                "published": True,
+            }
+        }
+    },
     "bench-language": {"width": 4, "batch": 4, "unroll": 3},
     "worth-asymptotics": {"runs": 5, "ratio": [2.0]},
     "worth-noising": {"runs": 5},
@@ -52,9 +65,9 @@ SMALL = {
     "side-weights": {"runs": 2},
     "sensors": {
         "seeds": 1,
-        "decays": [0.01, 0.1],
+        "decays": [0.1],
         "lambdas": [1.0],
-        "other_bandwidths": [1.0],
+        "other_bandwidths": [],
         "cross_validated": [20],
         "folds": 2,
     },
@@ -120,8 +133,10 @@ def run(experiment, unit, config):
 
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch):
-    one = functools.partial(weights.validation_gradient, steps=1)
-    monkeypatch.setitem(weights.RULES, "validation gradient", one)
+    for module in (tuning, weights):
+        one = functools.partial(module.validation_gradient, steps=1)
+        monkeypatch.setitem(module.RULES, "validation gradient", one)
+        monkeypatch.setattr(module, "GRID", [0.0, 1.0])
 
 
 @pytest.mark.usefixtures("stand_ins")

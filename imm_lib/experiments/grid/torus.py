@@ -36,7 +36,7 @@ class Torus:
 
     size: int = 11
     width: float = 0.1
-    device: torch.device = torch.device("cpu")  # of its tensors
+    device: str | torch.device = "cpu"  # of its tensors
 
     def __post_init__(self):
         if checks.count("size", self.size) < 3:
@@ -45,7 +45,7 @@ class Torus:
 
     def to(self, device: str | torch.device) -> "Torus":
         """The same world with its tensors on another device."""
-        return replace(self, device=torch.device(device))
+        return replace(self, device=device)
 
     @cached_property
     def reward(self) -> Tensor:
