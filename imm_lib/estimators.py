@@ -120,7 +120,8 @@ class ExactIMM(nn.Module):
     ):
         super().__init__()
         self.divergence = as_divergence(divergence)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch, in nats.
@@ -155,7 +156,8 @@ class SampledIMM(nn.Module):
             replayed if they come from torch's default generators; BatchNorm statistics are updated
             twice. Its ``query`` is called with one extended context per distinct short context at a
             time.
-        generator: source of the samples; torch's default generator by default.
+        generator: source of the samples; torch's default generator by default. Its state is in
+            ``state_dict``.
         divergence: between target and induced model, a function or a name of
             :mod:`imm_lib.divergences`.
 
@@ -186,7 +188,8 @@ class SampledIMM(nn.Module):
         super().__init__()
         self.divergence = as_divergence(divergence)
         self.k = checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
@@ -207,3 +210,18 @@ class SampledIMM(nn.Module):
         mean = (count * risk).sum() / len(short)
         self.risk = mean.detach()
         return mean
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.generator is not None:
+            destination[prefix + "generator"] = self.generator.get_state()
+
+    def _load_from_state_dict(
+        self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
+    ) -> None:
+        if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
+            self.generator.set_state(found.cpu())
+            state = {key: value for key, value in state.items() if key != prefix + "generator"}
+        elif self.generator is not None:
+            missing.append(prefix + "generator")
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)
