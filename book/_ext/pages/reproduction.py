@@ -146,7 +146,9 @@ paper says neither over which sizes it averages nor how large its error is."""
         tens = result["units"][0]["numbers"]["tens"]
         low, high = tens["interval"]
         alone = f"{tens['percent']:.0f} ({low:.0f} to {high:.0f})"
-        note += f"\nOver 10, 20, 30, 40 and 50 points alone it is {alone}, around the printed number."
+        note += (
+            f"\nOver 10, 20, 30, 40 and 50 points alone it is {alone}, around the printed number."
+        )
     return note
 
 
