@@ -128,7 +128,7 @@ class ExactIMM(nn.Module):
 
         Args:
             query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities
-            of the full model.
+                of the full model.
             short: (B,) or (B, d) short contexts of the batch.
         """
         distinct, count = _distinct(short)

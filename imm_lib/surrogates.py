@@ -203,7 +203,7 @@ class MovingAverageIMM(_TableIMM):
         num_labels: number Y of labels.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
-        model.
+            model.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met

@@ -44,8 +44,9 @@ def from_sklearn(
             (1 / Σ π(e|s)²), or a third of those with its categories.
 
     Returns:
-        ``target``, a :class:`ClassifierTarget`: P̂(y|s), and ``target.encode(frame)`` for the short
-        contexts of other rows, ``target.label_ids(labels)`` for labels.
+        ``target``, a :class:`~imm_lib.integrations.classifier.ClassifierTarget`: P̂(y|s), and
+        ``target.encode(frame)`` for the short contexts of other rows, ``target.label_ids(labels)``
+        for labels.
         ``contexts``: :class:`imm_lib.MixedContexts`, or :class:`imm_lib.GroupedContexts` where no
         column is a number.
         ``short``: the short contexts of the rows: (n, 1 + d) float64, the combination of
@@ -94,7 +95,7 @@ def from_sklearn(
 
 
 class ClassifierTarget(nn.Module):
-    """What :func:`from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
+    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
     keeps its answers.
 
     Attributes:
