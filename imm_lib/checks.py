@@ -30,6 +30,11 @@ def visible(x: Tensor) -> bool:
     )
 
 
+def in_backward() -> bool:
+    """Whether a backward pass runs this: a checkpoint's second forward pass, for instance."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def tensor(name: str, value: Any) -> Tensor:
     """``value``, if it is a tensor; raises TypeError."""
     if not isinstance(value, Tensor):

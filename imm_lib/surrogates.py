@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
+from imm_lib import checks, distributed
+from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
@@ -84,18 +85,27 @@ class _TableIMM(KeepsPrecision):
         num_short: int,
         num_labels: int,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
+        self.group = checked_group(group)
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
             raise ValueError(
                 f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}"
             )
-        # NaN, so that a row used before its first visit shows instead of passing for a probability
-        self.register_buffer("table", torch.full(shape, math.nan))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(shape))
+        self.register_buffer("visited", torch.empty(shape[0], dtype=torch.bool))
+        self.reset_parameters()
         self.register_load_state_dict_pre_hook(_check_sizes)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        # NaN, so that a row used before its first visit shows instead of passing for a probability
+        self.table.fill_(math.nan)
+        self.visited.fill_(False)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -109,17 +119,23 @@ class _TableIMM(KeepsPrecision):
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
-    def _parts(self, short: Tensor) -> list[_Part]:
-        """The batch in parts of whole short contexts, with the target's rows in the table's dtype."""
-        found = groups(short)
+    def _parts(self, short: Tensor) -> tuple[list[_Part], int]:
+        """The batch in parts of whole short contexts, with the target's rows in the table's dtype;
+        and the size of the batch.
+
+        With a group, the short contexts and the size are those of the joint batch.
+        """
+        joint, own_points = distributed.gathered(short, self.group)
+        found = groups(joint)
+        found = found._replace(inverse=found.inverse[own_points])
         rows = self.target(found.short).to(self.table.dtype)
         if rows.shape[1] != self.table.shape[1]:
             raise ValueError(
                 f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}"
             )
         room = CACHE // (rows.shape[1] * rows.element_size())
-        if not checks.visible(short) or len(short) <= room:
-            return [_Part(slice(None), found, rows)]
+        if not checks.visible(short) or len(short) <= room or self.group is not None:
+            return [_Part(slice(None), found, rows)], len(joint)
         order, ends = found.inverse.argsort(), found.members.cumsum(0).tolist()
         parts, first, begun = [], 0, 0
         for last, end in enumerate(ends, start=1):
@@ -129,7 +145,7 @@ class _TableIMM(KeepsPrecision):
                 some = Groups(found.short[own], inverse, found.members[own])
                 parts.append(_Part(points, some, rows[own]))
                 first, begun = last, end
-        return parts
+        return parts, len(joint)
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
@@ -138,7 +154,7 @@ class _TableIMM(KeepsPrecision):
         return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
-        self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction
+        self, log_q: Tensor, numerator: Tensor, short: Tensor, correct: Correction
     ) -> Tensor:
         """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight Q / Q̂ x pull.
 
@@ -146,6 +162,7 @@ class _TableIMM(KeepsPrecision):
         at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
         rows of the table.
         """
+        parts, size = self._parts(short)
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
         for part in parts:
@@ -153,9 +170,10 @@ class _TableIMM(KeepsPrecision):
             rows = pull(self.divergence, part.rows, table)
             weight[part.points] = ratio.mul_(rows.index_select(0, part.groups.inverse))
             risk = risk + self._sum_of_risks(part, table)
-        self.risk = risk / len(log_q)
+        self.risk = risk / size
         log_q = accumulator(log_q)
-        return weighted(log_q, weight.to(log_q.dtype))
+        share = len(log_q) * distributed.ranks(self.group) / size
+        return weighted(log_q, weight.to(log_q.dtype)) * share
 
     def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
         members = part.groups.members.to(table.dtype)
@@ -178,6 +196,7 @@ class SerializedIMM(_TableIMM):
         num_short: number S of short contexts.
         num_labels: number Y of labels.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
         the last refresh.
@@ -204,7 +223,7 @@ class SerializedIMM(_TableIMM):
 
         Args:
             batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the
-                whole data set.
+                whole data set; with a group, this rank's part of it.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
@@ -223,12 +242,19 @@ class SerializedIMM(_TableIMM):
             )
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
+        if self.group is not None:
+            total, count = self._joined(total), distributed.summed(count, self.group)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
         # of the table's size each temporary would count; a row without data becomes -inf - -inf,
         # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
+
+    def _joined(self, total: Tensor) -> Tensor:
+        """The ranks' (S, Y) log-sums as one; overwrites ``total``."""
+        top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
+        return distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
 
     def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.
@@ -246,7 +272,7 @@ class SerializedIMM(_TableIMM):
             raise ValueError(
                 f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first"
             )
-        return self._surrogate(log_q, log_q_frozen, self._parts(short), self._ratio)
+        return self._surrogate(log_q, log_q_frozen, short, self._ratio)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -266,6 +292,7 @@ class MovingAverageIMM(_TableIMM):
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
         model.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
         so far.
@@ -291,8 +318,9 @@ class MovingAverageIMM(_TableIMM):
         momentum: float = 0.1,
         max_ratio: float = math.inf,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
-        super().__init__(target, num_short, num_labels, divergence)
+        super().__init__(target, num_short, num_labels, divergence, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         self.max_ratio = (
             max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
@@ -306,10 +334,12 @@ class MovingAverageIMM(_TableIMM):
         if not self.training and checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
-        return self._surrogate(log_q, log_q, self._parts(short), self._correction)
+        return self._surrogate(log_q, log_q, short, self._correction)
 
     def _correction(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        ratio, table = (self._update if self.training else self._ratio)(log_q, part)
+        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+        moves = self.training and not checks.in_backward()
+        ratio, table = (self._update if moves else self._ratio)(log_q, part)
         return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
 
     @torch.no_grad()
@@ -323,7 +353,7 @@ class MovingAverageIMM(_TableIMM):
         step = old.new_full((), self.momentum)
         step = torch.where(visited, step, torch.ones_like(step))
         added = step / found.members.clamp(min=1).unsqueeze(1)
-        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added)
+        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added, self.group)
         if not checks.visible(log_q):  # where NaN could not be refused, it must not stay
             sound = ~moved.isnan().any(1, keepdim=True)
             moved = torch.where(sound, moved, self.table.index_select(0, found.short))
