@@ -9,6 +9,7 @@ from imm_lib import data, divergences, plotting, premise, results, worth
 from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
+from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
 from imm_lib.integrations.classifier import from_sklearn
@@ -40,6 +41,7 @@ __all__ = [
     "counterexample",
     "crosstalk",
     "data",
+    "device",
     "divergences",
     "from_sklearn",
     "imm_risk",

@@ -135,7 +135,8 @@ class ExactIMM(nn.Module):
     ):
         super().__init__()
         self.divergence, self.group = as_divergence(divergence), checked_group(group)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch, in nats.
@@ -226,7 +227,8 @@ class SampledIMM(Drawing):
         super().__init__()
         self.divergence, self.group = as_divergence(divergence), checked_group(group)
         self.k = checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class MixedContexts(_DenseContexts):
     values: Tensor
     group: Tensor
     bandwidth: Tensor
+    num_short = None
 
     def __init__(self, values: Tensor, group: Tensor, bandwidth: float | Tensor = 1.0):
         super().__init__()
