@@ -51,7 +51,8 @@ class SampledNoising(Drawing):
         super().__init__()
         self.group = checked_group(group)
         self.divergence, self.k = as_divergence(divergence), checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.generator = checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from imm_lib import checks
+from imm_lib.distributed import only_bare_modules
 from imm_lib.divergences import Divergence, pull
 from imm_lib.induced import accumulator, cross_entropy
 
@@ -46,10 +49,30 @@ class _Surroundings:
             yield
 
 
-def _leaves(output: Tensor) -> dict[int, Tensor]:
-    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
+def _refuse_transforms(log_q: Tensor) -> None:
+    """Raise ValueError for derivatives that a replay has not: forward mode, and torch.func."""
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(log_q).tangent is not None
+    if dual or checks.transformed(log_q):
+        raise ValueError(
+            "sequential=True has reverse-mode derivatives only: under torch.func and forward-mode "
+            "differentiation take sequential=False"
+        )
+
+
+def _now() -> int:
+    """The number that autograd gives to the next node it makes."""
+    with torch.enable_grad():
+        node: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+    return node._sequence_nr()
+
+
+def _leaves(output: Tensor, begun: int) -> tuple[dict[int, Tensor], bool]:
+    """The leaf tensors that ``output`` was computed from and that want a gradient, by id; and
+    whether its graph reaches back into one that was there before ``begun``.
+    """
     if output.grad_fn is None:
-        return {id(output): output} if output.requires_grad else {}
+        return {id(output): output} if output.requires_grad else {}, False
+    reaches_back = False
     found: dict[int, Tensor] = {}
     seen: set[Any] = set()
     stack: list[Any] = [output.grad_fn]
@@ -58,10 +81,17 @@ def _leaves(output: Tensor) -> dict[int, Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "query must not use re-entrant checkpoints when sequential=True, as the parameters "
+                "inside would get no gradient: checkpoint with use_reentrant=False"
+            )
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
+        else:
+            reaches_back |= node._sequence_nr() < begun
         stack.extend(parent for parent, _ in node.next_functions)
-    return found
+    return found, reaches_back
 
 
 class _Replay(torch.autograd.Function):
@@ -70,14 +100,19 @@ class _Replay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, risk, weight, log_sum, passes, surroundings, *leaves):
+    def forward(ctx, risk, weight, log_sum, passes, surroundings, reaches_back, *leaves):
         ctx.passes, ctx.surroundings, ctx.leaves = passes, surroundings, leaves
+        ctx.reaches_back = reaches_back
         ctx.save_for_backward(weight, log_sum)
         return risk.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_risk):
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(
+                "sequential=True can be differentiated once: with create_graph=True take "
+                "sequential=False"
+            )
         weight, log_sum = ctx.saved_tensors
         scale = -weight * grad_risk.unsqueeze(-1)
         # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0
@@ -90,16 +125,20 @@ class _Replay(torch.autograd.Function):
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
-            # the graph may reach back into one that the caller built and will still use
+            # a graph that the caller built may still be used; a compiled model keeps none
             grads = torch.autograd.grad(
-                log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True
+                log_q,
+                ctx.leaves,
+                cached.to(log_q.dtype),
+                retain_graph=ctx.reaches_back,
+                allow_unused=True,
             )
             for place, grad in enumerate(grads):
                 if grad is not None:
                     total[place] = grad.clone() if total[place] is None else total[place].add_(grad)
             # or this pass's activations and gradients would still be there during the next
             del log_q, cached, grads, grad
-        return None, None, None, None, None, *total
+        return None, None, None, None, None, None, *total
 
 
 def sequential_risk(
@@ -118,14 +157,24 @@ def sequential_risk(
 
     Returns:
         (D,) risks, differentiable once with respect to every leaf behind the passes.
+
+    Raises:
+        ValueError: no pass, a pass that runs a module wrapped for several ranks or a re-entrant
+            checkpoint, forward-mode differentiation or torch.func.
+        RuntimeError: in a backward pass with ``create_graph=True``.
     """
     leaves: dict[int, Tensor] = {}
     surroundings: list[_Surroundings] = []
     log_sum: Tensor | None = None
+    reaches_back, begun = False, _now()
     for run in passes:
         surroundings.append(_Surroundings(target.device))
-        log_q = run()
-        leaves |= _leaves(log_q)
+        with only_bare_modules():
+            log_q = run()
+        _refuse_transforms(log_q)
+        found, back = _leaves(log_q, begun)
+        leaves |= found
+        reaches_back |= back
         log_q = accumulator(log_q.detach())
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
         del log_q
@@ -135,7 +184,7 @@ def sequential_risk(
     log_induced = log_sum - math.log(len(passes))
     risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)
     return (
-        _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values())
+        _Replay.apply(risk, weight, log_sum, passes, surroundings, reaches_back, *leaves.values())
         if leaves
         else risk
     )

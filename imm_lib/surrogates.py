@@ -19,7 +19,7 @@ from imm_lib import checks, distributed
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
+from imm_lib.induced import accumulator, cross_entropy, dot, once, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import Groups, groups, mix, over
 from imm_lib.targets.table import TableTarget, as_target
@@ -173,7 +173,7 @@ class _TableIMM(KeepsPrecision):
         self.risk = risk / size
         log_q = accumulator(log_q)
         share = len(log_q) * distributed.ranks(self.group) / size
-        return weighted(log_q, weight.to(log_q.dtype)) * share
+        return once(weighted(log_q, weight.to(log_q.dtype)) * share)
 
     def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
         members = part.groups.members.to(table.dtype)
@@ -331,6 +331,11 @@ class MovingAverageIMM(_TableIMM):
         short contexts.
         """
         log_q, short = self._batch(log_q, short)
+        if self.training and checks.transformed(log_q):
+            raise ValueError(
+                "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
+                "move a table"
+            )
         if not self.training and checks.visible(short) and not self.visited[short].all():
             unseen = short[~self.visited[short]][0].item()
             raise ValueError(f"short has a context that was never visited in train mode: {unseen}")

@@ -1,6 +1,5 @@
 """Training runs that several processes do together, and one process alone; what they end with."""
 
-import copy
 import os
 import sys
 import warnings
@@ -20,7 +19,9 @@ S, Y, N, STEPS, BATCH = 5, 4, 60, 12, 11
 SHORT = torch.randint(S, (N,), generator=torch.Generator().manual_seed(0))
 X = torch.randn(N, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABEL = torch.randint(Y, (N,), generator=torch.Generator().manual_seed(2))
-TARGET = torch.rand(S, Y, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).softmax(1)
+TARGET = torch.rand(S, Y, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).softmax(
+    1
+)
 ESTIMATORS = ("moving average", "serialized", "sampled", "exact", "noising", "reverse-KD")
 ENGINES = ("ddp", "fsdp2")
 
@@ -75,7 +76,7 @@ def term_of(name, term, model, frozen, batch):
 def run(name, wrap, group=None):
     """Parameters, risks and table after a few steps of SGD on batches of all ranks together."""
     rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    model, term, risks, asked = wrap(Model()), estimator(name, group), [], 0
+    model, term, risks = wrap(Model()), estimator(name, group), []
     optimiser = torch.optim.SGD(model.parameters(), 0.3)
     batches = torch.arange(N).repeat(3)[: STEPS * BATCH].split(BATCH)
     frozen = Model()

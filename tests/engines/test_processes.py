@@ -45,7 +45,9 @@ def test_parameters_risks_and_tables_equal_one_process(processes, engine, name):
             torch.testing.assert_close(joint, single, rtol=1e-12, atol=1e-12, equal_nan=True)
     first, *others = (found[engine, name] for found in processes)
     for other in others:  # bit for bit: a difference would grow
-        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, other, strict=True))
+        assert all(
+            torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, other, strict=True)
+        )
 
 
 def test_ranks_deal_the_rows_out(processes):
