@@ -11,13 +11,9 @@ short contexts × labels numbers, a refresh of :class:`imm_lib.SerializedIMM` 2 
 number or two.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 Group = dist.ProcessGroup | None
 
@@ -110,27 +106,16 @@ WRAPPERS = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
 """Classes of torch whose modules talk to other ranks in every forward and backward pass."""
 
 
-@contextlib.contextmanager
-def only_bare_modules() -> Iterator[None]:
-    """Refuse, with a ValueError, a forward pass of a module that is wrapped for several ranks.
+def refuse_wrapped(module: nn.Module) -> None:
+    """Raise ValueError for a module that is wrapped for several ranks.
 
     A pass that the backward pass runs again comes at a time when the wrappers expect none: the
     gradients of the ranks are then not reduced, and nothing says so.
     """
-
-    def refuse(module: nn.Module, _: object) -> None:
-        if found := WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
-            (name,) = found
-            cure = (
-                "call the inner module, .module" if name.startswith("Dist") else "sequential=False"
-            )
-            raise ValueError(
-                f"query must not run a {name} when sequential=True, as its ranks would not be "
-                f"reduced: {cure}"
-            )
-
-    handle = register_module_forward_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        handle.remove()
+    if found := WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+        (name,) = found
+        cure = "call the inner module, .module" if name.startswith("Dist") else "sequential=False"
+        raise ValueError(
+            f"query must not run a {name} when sequential=True, as its ranks would not be reduced: "
+            f"{cure}"
+        )

@@ -9,11 +9,10 @@ precision.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks, distributed
 from imm_lib.distributed import Group, checked_group
@@ -21,37 +20,9 @@ from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import accumulator, cross_entropy, dot, once, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
-from imm_lib.segments import Groups, groups, mix, over
-from imm_lib.targets.table import TableTarget, as_target
-
-
-def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    """Refuse a state_dict of another size before anything of it is loaded here.
-
-    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no
-    earlier hook.
-    """
-    for name in ("table", "visited"):
-        if prefix + name not in state:
-            continue  # torch's own report of missing keys
-        came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
-        if came.shape != getattr(module, name).shape:
-            raise ValueError(
-                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
-            )
-
-
-def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of ``batches``, one after another; raises TypeError naming what is not one."""
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches must be an iterable of (log_q, short) pairs, got {checks.describe(batches)}"
-        )
-    for pair in batches:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise TypeError(f"batches must hold (log_q, short) pairs, got {checks.describe(pair)}")
-        yield tuple(pair)
-
+from imm_lib.segments import Part, groups, mix, over, parts
+from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, reset, target_rows
+from imm_lib.targets.table import as_target
 
 CACHE = 2**20
 """Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
@@ -59,15 +30,7 @@ in its cache.
 """
 
 
-class _Part(NamedTuple):
-    """N data points of a batch: all those of G of its short contexts."""
-
-    points: Tensor | slice  # (N,) places in the batch
-    groups: Groups
-    rows: Tensor  # (G, Y) the target
-
-
-Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
+Correction = Callable[[Tensor, Part], tuple[Tensor, Tensor]]
 
 
 class _TableIMM(KeepsPrecision):
@@ -91,21 +54,15 @@ class _TableIMM(KeepsPrecision):
         self.group = checked_group(group)
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
-            raise ValueError(
-                f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}"
-            )
+        check_target(self.target, shape)
         self.register_buffer("table", torch.empty(shape))
-        self.register_buffer("visited", torch.empty(shape[0], dtype=torch.bool))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(check_sizes)
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(_check_sizes)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Forget the table, for instance after ``to_empty``."""
-        # NaN, so that a row used before its first visit shows instead of passing for a probability
-        self.table.fill_(math.nan)
-        self.visited.fill_(False)
+        reset(self.table, self.visited)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -119,36 +76,21 @@ class _TableIMM(KeepsPrecision):
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
-    def _parts(self, short: Tensor) -> tuple[list[_Part], int]:
-        """The batch in parts of whole short contexts, with the target's rows in the table's dtype;
-        and the size of the batch.
+    def _parts(self, short: Tensor) -> tuple[list[Part], int]:
+        """The batch in parts, and its size.
 
-        With a group, the short contexts and the size are those of the joint batch.
+        With a group one part, whose short contexts and size are those of the joint batch.
         """
-        joint, own_points = distributed.gathered(short, self.group)
+        if self.group is None:
+            room = CACHE // (self.table.shape[1] * self.table.element_size())
+            return parts(short, room if short.device.type == "cpu" else len(short)), len(short)
+        joint, own = distributed.gathered(short, self.group)
         found = groups(joint)
-        found = found._replace(inverse=found.inverse[own_points])
-        rows = self.target(found.short).to(self.table.dtype)
-        if rows.shape[1] != self.table.shape[1]:
-            raise ValueError(
-                f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}"
-            )
-        room = CACHE // (rows.shape[1] * rows.element_size())
-        if not checks.visible(short) or len(short) <= room or self.group is not None:
-            return [_Part(slice(None), found, rows)], len(joint)
-        order, ends = found.inverse.argsort(), found.members.cumsum(0).tolist()
-        parts, first, begun = [], 0, 0
-        for last, end in enumerate(ends, start=1):
-            if last == len(ends) or ends[last] - begun > room:
-                points, own = order[begun:end], slice(first, last)
-                inverse = found.inverse[points] - first
-                some = Groups(found.short[own], inverse, found.members[own])
-                parts.append(_Part(points, some, rows[own]))
-                first, begun = last, end
-        return parts, len(joint)
+        found, begins = found._replace(inverse=found.inverse[own]), torch.ones_like(found.short) > 0
+        return [Part(slice(None), found, found.members, begins, True)], len(joint)
 
     @torch.no_grad()
-    def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _ratio(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
@@ -162,24 +104,27 @@ class _TableIMM(KeepsPrecision):
         at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
         rows of the table.
         """
-        parts, size = self._parts(short)
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
-        for part in parts:
+        some, size = self._parts(short)
+        labels, dtype = self.table.shape[1], self.table.dtype
+        # all before the first step, so that a bad answer changes nothing
+        targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
+        for part, target in zip(some, targets, strict=True):
             ratio, table = correct(numerator[part.points].to(weight.dtype), part)
-            rows = pull(self.divergence, part.rows, table)
-            weight[part.points] = ratio.mul_(rows.index_select(0, part.groups.inverse))
-            risk = risk + self._sum_of_risks(part, table)
+            rows = pull(self.divergence, target, table).index_select(0, part.groups.inverse)
+            weight[part.points] = ratio.mul_(rows)
+            risk = risk + self._sum_of_risks(part, target, table)
         self.risk = risk / size
         log_q = accumulator(log_q)
         share = len(log_q) * distributed.ranks(self.group) / size
         return once(weighted(log_q, weight.to(log_q.dtype)) * share)
 
-    def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
+    def _sum_of_risks(self, part: Part, target: Tensor, table: Tensor) -> Tensor:
         members = part.groups.members.to(table.dtype)
         if self.divergence is cross_entropy:  # half the passes over memory
-            return -dot(part.rows * members.unsqueeze(1), table)
-        found = self.divergence(part.rows, table)
+            return -dot(target * members.unsqueeze(1), table)
+        found = self.divergence(target, table)
         return members @ found.masked_fill(members == 0, 0.0)
 
 
@@ -230,7 +175,7 @@ class SerializedIMM(_TableIMM):
         """
         total = torch.full_like(self.table, -math.inf)
         count = torch.zeros_like(self.visited, dtype=torch.long)
-        for log_q, short in _pairs(batches):
+        for log_q, short in pairs_of(batches, "log_q"):
             log_q, short = self._batch(log_q, short)
             distinct, inverse, members = found = groups(short)
             rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
@@ -267,11 +212,7 @@ class SerializedIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
-        if checks.visible(short) and not self.visited[short].all():
-            unseen = short[~self.visited[short]][0].item()
-            raise ValueError(
-                f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first"
-            )
+        check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
         return self._surrogate(log_q, log_q_frozen, short, self._ratio)
 
 
@@ -331,24 +272,23 @@ class MovingAverageIMM(_TableIMM):
         short contexts.
         """
         log_q, short = self._batch(log_q, short)
-        if self.training and checks.transformed(log_q):
+        if not self.training:
+            check_visited(self.visited, short, "in train mode")
+        elif checks.transformed(log_q):
             raise ValueError(
                 "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
                 "move a table"
             )
-        if not self.training and checks.visible(short) and not self.visited[short].all():
-            unseen = short[~self.visited[short]][0].item()
-            raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
         return self._surrogate(log_q, log_q, short, self._correction)
 
-    def _correction(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _correction(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         # a checkpoint runs its forward pass again in the backward pass: the table has moved then
         moves = self.training and not checks.in_backward()
         ratio, table = (self._update if moves else self._ratio)(log_q, part)
         return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
 
     @torch.no_grad()
-    def _update(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _update(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Move the rows that the part visits; Q / Q̂ (N, Y) against the moved rows, and them."""
         found = part.groups
         visited = self.visited.index_select(0, found.short).unsqueeze(1)
