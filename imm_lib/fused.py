@@ -24,6 +24,7 @@ from imm_lib.tables import (
     check_target,
     check_visited,
     pairs_of,
+    reset,
     target_rows,
 )
 from imm_lib.targets import KneserNeyBigram
@@ -122,10 +123,14 @@ class FusedIMM(KeepsPrecision):
         self.labels = labels
         pairs = len(self.target.keys) if labels == "seen" else 0
         size = self.shape if labels == "all" else (pairs + 1,)
-        # NaN, so that an entry used before its first visit shows
-        self.register_buffer("table", torch.full(size, math.nan))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(size))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
 
     def forward(
         self,
