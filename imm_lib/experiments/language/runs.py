@@ -3,15 +3,14 @@ tables.
 """
 
 import functools
-import hashlib
-import json
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
-from imm_lib import data, results
+from imm_lib import data
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
@@ -92,14 +91,6 @@ def _settings(spec: dict, seed: int) -> Settings:
     )
 
 
-def _checkpoint(unit: dict, spec: dict, device: torch.device) -> Path:
-    """The unit's own file, which the same code and configuration finds again."""
-    identity = json.dumps([unit, spec, str(device), results.code()], sort_keys=True)
-    return (
-        results.folder() / ".partial" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
-    )
-
-
 def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings) -> dict:
     """Everything that is reported of the weights of the best epoch."""
     bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
@@ -148,9 +139,9 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
     corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"]).to(device)
-    file = _checkpoint(unit, spec, device)
+    term = build(spec, corpus, settings, unit["seed"])
     try:
-        trained = train(corpus, build(spec, corpus, settings, unit["seed"]), settings, file)
+        trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
     numbers = _read_off(trained, corpus, settings)
@@ -158,8 +149,37 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
     ]
-    file.unlink(missing_ok=True)
     return numbers
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown corpus, or an arm that cannot be built: each is, on a toy
+    text.
+    """
+    options.one_of("corpus", config["corpus"], (*data.SOURCES, "topics"))
+    options.rows("sizes", config["sizes"], 2)
+    if config["corpus"] == "ptb":
+        options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
+    options.filled("arms", config["arms"])
+    known = {f.name for f in fields(Settings)}
+    options.each("settings", config["settings"], known)
+    for name, arm in config["arms"].items():
+        try:
+            settings = _settings({**config["settings"], **arm}, 0)
+            tokens = torch.arange(2 * settings.batch + 2) % 4
+            toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
+            build(arm, toy, settings, 0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arms/{name} cannot be: {error}") from error
+
+
+def check_fidelity(config: dict) -> None:
+    """The same for the texts on which gradients are compared."""
+    options.filled("texts", config["texts"])
+    for name, case in config["texts"].items():
+        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
+        options.each(f"texts/{name}/settings", case["settings"], [f.name for f in fields(Settings)])
+        _settings(case["settings"], 0)
 
 
 def units(config: dict, seed: int) -> list[dict]:

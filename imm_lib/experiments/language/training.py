@@ -11,6 +11,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imm_lib import checks, data
+from imm_lib.clipping import add_clipped
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import MODELS, LanguageModel
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
-from imm_lib.experiments.training import load, save
+from imm_lib.experiments.progress import bar
+from imm_lib.experiments.resume import load, save
 
 
 class Diverged(RuntimeError):
@@ -146,20 +149,14 @@ def _add_gradients(
             (lam * part).backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip)
         return
-    loss.backward(retain_graph=shared is not None)
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    primary = [p.grad for p in parameters]
-    model.zero_grad(set_to_none=True)
-    for part in parts if shared is None else [shared]:
-        part.backward()
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    for parameter, grad in zip(parameters, primary, strict=True):
-        if parameter.grad is None:
-            parameter.grad = grad
-        else:
-            parameter.grad.mul_(lam)
-            if grad is not None:
-                parameter.grad.add_(grad)
+
+    def term():
+        for part in parts if shared is None else [shared]:
+            part.backward()
+
+    primary = partial(loss.backward, retain_graph=shared is not None)
+    add_clipped(primary, parameters, settings.clip)
+    add_clipped(term, parameters, settings.clip, lam)
 
 
 def _digest(tokens: Tensor) -> int:
@@ -340,23 +337,21 @@ def train(
             one batch, or a checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
-    from tqdm import tqdm
-
     settings, device = settings or Settings(), texts.train.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         run = Run(texts, term or Term(), settings)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(load(checkpoint), checkpoint.name)
-        with tqdm(
+        with bar(
             total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None
-        ) as bar:
+        ) as progress:
             while not run.over:
                 run.epoch()
                 if checkpoint is not None:
                     save(checkpoint, run.state())
-                bar.update()
-                bar.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
+                progress.update()
+                progress.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
     best = copy.deepcopy(run.model)
     best.load_state_dict(run.best)
     return Trained(best.eval(), run.history, run.model.eval())
