@@ -180,16 +180,16 @@ def _description(term: Term) -> str:
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
-    def __init__(self, texts: data.Corpus, term: Term, settings: Settings, device: torch.device):
-        self.settings, self.device = settings, device
+    def __init__(self, texts: data.Corpus, term: Term, settings: Settings):
+        self.settings, self.device = settings, texts.train.device
         for split in ("train", "valid"):
             checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
-        self.train = Stream(texts.train.to(device), settings.batch, settings.unroll)
-        self.valid = Stream(texts.valid.to(device), settings.batch, settings.unroll)
-        self.model = settings.build(len(texts.vocab)).to(device)
+        self.train = Stream(texts.train, settings.batch, settings.unroll)
+        self.valid = Stream(texts.valid, settings.batch, settings.unroll)
+        self.model = settings.build(len(texts.vocab)).to(self.device)
         self.best = copy.deepcopy(self.model.state_dict())
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
-        self.term = term.to(device)
+        self.term = term.to(self.device)
         self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
         self.key = {
             **dataclasses.asdict(settings),
@@ -317,16 +317,15 @@ def train(
     texts: data.Corpus,
     term: Term | None = None,
     settings: Settings | None = None,
-    device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
 ) -> Trained:
     """Train a language model on ``texts.train``; the learning rate follows ``texts.valid``.
 
     Args:
-        texts: token streams and their vocabulary.
+        texts: token streams and their vocabulary; where they are, the model is trained, on CUDA in
+            bfloat16 autocast.
         term: what is added to the cross-entropy; nothing by default. It is changed by the training.
         settings: of the model and its training.
-        device: where to train; on CUDA in bfloat16 autocast.
         checkpoint: file to write after every epoch, and to go on from if it is there: bit by bit
             what an uninterrupted run would have done, on the same machine.
 
@@ -338,10 +337,10 @@ def train(
             one batch, or a checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
-    settings, device = settings or Settings(), torch.device(device)
+    settings, device = settings or Settings(), texts.train.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        run = Run(texts, term or Term(), settings, device)
+        run = Run(texts, term or Term(), settings)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(load(checkpoint), checkpoint.name)
         with bar(
