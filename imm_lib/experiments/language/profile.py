@@ -41,11 +41,11 @@ def how(value: How):
 def _begin(config: dict, arm: str, device: torch.device, **changes: object) -> Run:
     """An arm's run, its weights drawn, at the first step."""
     spec = {**config["settings"], **config["arms"][arm], **changes}
-    corpus = runs.texts(config["corpus"], config["lines"], 0, config["held_out"])
+    corpus = runs.texts(config["corpus"], config["lines"], 0, config["held_out"]).to(device)
     settings = runs._settings(spec, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of weights on the CPU, the same on every device
-        return Run(corpus, runs.build(spec, corpus, settings, 0), settings, device)
+        return Run(corpus, runs.build(spec, corpus, settings, 0), settings)
 
 
 def _wait(device: torch.device) -> None:
