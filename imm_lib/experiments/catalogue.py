@@ -82,6 +82,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-fidelity": (
             "gradients of the IMM estimators on a trained language model against the exact one"
         ),
+        "language-profile": (
+            "seconds of an epoch of the paper's LSTMs, and in what it pays to compute; for a GPU"
+        ),
         "bench-language": (
             "time and memory of a language model's training step with each term, as ratios "
             "in one process"
@@ -114,6 +117,15 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "masked-qnli-small": (
             "fine-tuning on QNLI-small: the task alone, with masked words, with IMM, "
             "noising, and a control"
+        ),
+        "masked-cola-all": (
+            "the same on all examples of CoLA, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-mrpc-all": (
+            "the same on all examples of MRPC, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-rte-all": (
+            "the same on all examples of RTE, by the default encoder (Table 2); for a GPU"
         ),
         "masked-paper": (
             "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub"

@@ -18,7 +18,7 @@ _ARMS = {
 }
 _PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
 _QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
-_PAPER = {
+PAPER = {
     "width": 1500,
     "dropout": 0.65,
     "scale": 0.04,
@@ -131,7 +131,7 @@ EXPERIMENTS = [
         {
             "corpus": "ptb",
             "held_out": None,
-            "settings": _PAPER,
+            "settings": PAPER,
             "sizes": [[runs.LINES, 2]],
             "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
         },

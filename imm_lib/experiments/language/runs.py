@@ -4,7 +4,7 @@ tables.
 
 import functools
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
-from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+from imm_lib.experiments.language.training import HOW, Diverged, Settings, Trained, train
 from imm_lib.targets import KneserNeyBigram
 
 LINES = 42_068
@@ -145,6 +145,8 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     except Diverged as error:
         return {"diverged": str(error)}
     numbers = _read_off(trained, corpus, settings)
+    if device.type == "cuda":
+        numbers["how"] = asdict(HOW.get())
     numbers["epochs"] = [
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
