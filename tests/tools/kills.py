@@ -27,11 +27,11 @@ import rerun
 import torch
 from loopback import serving
 
-from imm_lib import data, results
+from imm_lib import data, files, results
 from imm_lib.__main__ import main as imm
 
 EXPERIMENT = "side-divergences"
-SMALL = ("runs=2", "n=20", 'm=["inf"]')  # 18 units of hundredths of a second
+SMALL = ("runs=4", "n=50", "lam=[1.0]", 'm=["inf"]')  # 18 units of hundredths of a second
 COUNTS = ("kills", "while_writing", "finished", "lost", "half_written", "left")
 Files = dict[str, bytes | None]
 
@@ -45,6 +45,7 @@ class Work:
         act: a folder -> nothing; the command.
         finished: a folder -> what is finished in it, by name; raises HalfWritten.
         whole: a folder -> whether all is finished.
+        expected: names of the files that are then there, and of no others.
         span: seconds that it takes when it is left alone.
     """
 
@@ -52,6 +53,7 @@ class Work:
     act: Callable[[Path], None]
     finished: Callable[[Path], dict]
     whole: Callable[[Path], bool]
+    expected: set[str]
     span: float = 0.0
 
 
@@ -65,6 +67,7 @@ class Tally:
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     said: list[str] = field(default_factory=list)
+    attempts: int = 0
 
     def add(self, name: str, what: object, count: int = 1) -> None:
         """Count something that should not be, and say what."""
@@ -88,7 +91,9 @@ def run_of_an_experiment() -> Work:
                     units = json.loads(file.read_bytes())["units"]
                 except (ValueError, KeyError) as error:
                     raise HalfWritten(f"{file.name}: {error}") from error
-                return {json.dumps(entry["unit"]): entry for entry in units}
+                # with its seconds, which tell a unit that was kept from one that was done again
+                parts = ("numbers", "wall_s")
+                return {json.dumps(u["unit"]): [u[part] for part in parts] for u in units}
         return {}
 
     def act(folder: Path) -> None:
@@ -98,7 +103,7 @@ def run_of_an_experiment() -> Work:
     def whole(folder: Path) -> bool:
         return (folder / f"{name}.json").is_file()
 
-    return Work(lambda folder: None, act, finished, whole)
+    return Work(lambda folder: None, act, finished, whole, {f"{name}.json"})
 
 
 def of_files(old: Files, new: Files, act: Callable[[Path], None]) -> Work:
@@ -119,7 +124,10 @@ def of_files(old: Files, new: Files, act: Callable[[Path], None]) -> Work:
             raise HalfWritten(f"{', '.join(neither)}: neither old nor new")
         return {name: content for name, content in found.items() if content == new[name]}
 
-    return Work(prepare, act, finished, lambda folder: len(finished(folder)) == len(new))
+    def whole(folder: Path) -> bool:
+        return len(finished(folder)) == len(new)
+
+    return Work(prepare, act, finished, whole, set(new))
 
 
 def from_an_act(old: Files, act: Callable[[Path], None]) -> Work:
@@ -149,7 +157,8 @@ def rerun_of_chapters() -> Work:
 
 def pages() -> Work:
     """The generated pages, from the stored results."""
-    from imm_lib.experiments import pages as generated
+    sys.path.insert(0, str(rerun.BOOK / "_ext"))
+    import pages as generated
 
     stored = results.folder()
 
@@ -184,7 +193,8 @@ def download() -> Iterator[Work]:
             os.environ |= {"IMM_CACHE": str(folder), "no_proxy": "127.0.0.1"}
             data.load("tiny")
 
-        yield of_files(dict.fromkeys(new), new, act)
+        work = of_files(dict.fromkeys(new), new, act)
+        yield replace(work, expected={*new, files.STAMPS})
         del data.SOURCES["tiny"]
 
 
@@ -234,10 +244,13 @@ def _child(act: Callable[[Path], None], folder: Path) -> Child:
     os._exit(0)
 
 
-def _unfinished(folder: Path) -> set[str]:
+def _names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def _unfinished(folder: Path) -> set[Path]:
     """Files that are being written, or were when their writer was killed."""
-    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    return {str(name) for name in names if name.name.startswith(".")}
+    return {name for name in _names(folder) if name.name.startswith(".")}
 
 
 def killed(work: Work, folder: Path, draw: random.Random, aimed: bool) -> bool:
@@ -259,6 +272,7 @@ def killed(work: Work, folder: Path, draw: random.Random, aimed: bool) -> bool:
     while aimed and not _unfinished(folder) - there:
         if child.ended():
             return False
+        time.sleep(0.0002)
     child.kill()
     return True
 
@@ -282,7 +296,8 @@ def _round(work: Work, folder: Path, kills: int, draw: random.Random, tally: Tal
     work.prepare(folder)
     while tally.counts["kills"] < kills and not work.whole(folder):
         there = _unfinished(folder)
-        if not killed(work, folder, draw, aimed=bool(tally.counts["kills"] % 2)):
+        tally.attempts += 1
+        if not killed(work, folder, draw, aimed=bool(tally.attempts % 2)):
             break
         tally.counts["kills"] += 1
         tally.counts["while_writing"] += bool(_unfinished(folder) - there)
@@ -292,9 +307,9 @@ def _round(work: Work, folder: Path, kills: int, draw: random.Random, tally: Tal
     _compared(work, folder, before, tally)
     if not work.whole(folder):
         tally.add("lost", "not whole after a start that was not killed")
-    # what the last kill left is the next start's to remove
-    _child(work.act, folder).join()
-    left = _unfinished(folder)
+    if {str(name) for name in _names(folder)} - work.expected:
+        _child(work.act, folder).join()  # what the last kill left is the next start's to remove
+    left = {str(name) for name in _names(folder)} - work.expected
     tally.add("left", sorted(left), len(left))
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -92,17 +91,7 @@ def execute(path: Path) -> tuple[dict, str]:
         "name": "python3",
     }
     notebook.metadata["language_info"] = {"name": "python"}
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".", suffix=".partial", delete=False
-    ) as partial:
-        try:
-            nbformat.write(notebook, partial)
-            partial.close()
-            os.chmod(partial.name, path.stat().st_mode & 0o777)
-            os.replace(partial.name, path)
-        except BaseException:
-            Path(partial.name).unlink(missing_ok=True)
-            raise
+    results.write_bytes(path, nbformat.writes(notebook).encode())
     return provenance, compared(before, texts(notebook))
 
 
