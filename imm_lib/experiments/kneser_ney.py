@@ -7,7 +7,7 @@ import time
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.paper import TABLE_5
 from imm_lib.targets import KneserNeyBigram
 
@@ -52,6 +52,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     }
 
 
+def _check(config: dict) -> None:
+    options.one_of("corpus", config["corpus"], data.SOURCES)
+    options.each("splits", config["splits"], data.SPLITS)
+
+
 def _table(result: dict) -> list[list[str]]:
     rows = [["split", "printed", *CONVENTIONS, "paper - printed"]]
     for entry in result["units"]:
@@ -75,5 +80,6 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -300,6 +300,24 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    names, cases = [str(name) for name in bunch.feature_names], sum(config["cases"].values())
+    options.each("sensors", config["sensors"], names)
+    for sensor, sizes in config["sensors"].items():
+        for n in sizes:
+            if not 2 <= n <= len(bunch.target) - cases:
+                raise ValueError(
+                    f"sensors/{sensor} must be sizes of 2 to {len(bunch.target) - cases}, got {n}"
+                )
+    if config["seeds"] < 2:
+        raise ValueError(f"seeds must be at least 2, as intervals need, got {config['seeds']}")
+    for name in ("lambdas", "decays", "weights"):
+        options.filled(name, config[name])
+
+
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     if device.type != "cpu":
         raise ValueError(f"device must be cpu for the sensors experiment, got {str(device)!r}")
@@ -548,6 +566,7 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]
 

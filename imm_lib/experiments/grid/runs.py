@@ -1,5 +1,6 @@
 """The grid experiments by name: what ``python -m imm_lib run grid-…`` computes and stores."""
 
+import contextlib
 import functools
 import time
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imm_lib.divergences import NAMED, as_divergence
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.grid.learning import (
     DISCOUNT,
     induced_matching,
@@ -130,6 +131,33 @@ def _settings(config: dict, seed: int) -> list[dict]:
     return [{"seed": seed, **setting} for setting in config["settings"]]
 
 
+def _check(config: dict) -> None:
+    """Every setting's words and numbers, and targets that exist."""
+    options.filled("epochs", config["epochs"])
+    for name in config.get("targets", ()):
+        _check_target("targets", name)
+    options.filled("targets", config.get("targets", ARMS))
+    options.filled("settings", config.get("settings", ARMS))
+    for i, setting in enumerate(config.get("settings", ())):
+        at = f"settings/{i}"
+        options.each(
+            at, setting, ("target", "ratio", "matching", "divergence", "critic", "lr", "size")
+        )
+        _check_target(f"{at}/target", setting.get("target"))
+        options.one_of(f"{at}/matching", setting.get("matching", "IMM"), MATCHINGS)
+        options.one_of(f"{at}/divergence", setting.get("divergence", "cross-entropy"), NAMED)
+        if setting.get("ratio", 0) >= 1:
+            raise ValueError(f"{at}/ratio must be below 1, got {setting['ratio']}")
+
+
+def _check_target(name: str, word: object) -> None:
+    kind, _, temperature = str(word).partition(" ")
+    with contextlib.suppress(ValueError):
+        if kind == "softmax" and float(temperature) > 0:
+            return
+    options.one_of(name, word, ("none", "argmax", "split", "softmax TEMPERATURE"))
+
+
 def _label(unit: dict) -> str:
     return ", ".join(f"{key} {value}" for key, value in unit.items() if key != "seed")
 
@@ -189,15 +217,19 @@ _SIZES = [
     )
 ]
 
+COMPARED = (
+    *("cross-entropy", "reverse KL", "Jensen-Shannon", "alpha 0.5", "total variation"),
+    *("squared Hellinger", "Cauchy-Schwarz", "balanced", "Plackett-Luce"),
+)
+"""Without the forward divergence of Kullback and Leibler, whose gradient is the cross-entropy's."""
+
 _DIVERGENCES = [
     {"target": target, "ratio": r, "matching": m, "divergence": name}
     for target in ("softmax 0.5", "split")
     for m in MATCHINGS
-    for name in NAMED
-    if name != "forward KL"  # the cross-entropy's gradient is the same
-    and not (
-        target == "split" and name in ("reverse KL", "balanced")
-    )  # infinite, where the target has zeros
+    for name in COMPARED
+    # infinite, where the target has zeros
+    if not (target == "split" and name in ("reverse KL", "balanced"))
     for r in RATIOS
 ]
 
@@ -212,6 +244,7 @@ EXPERIMENTS = [
         units=_arms,
         run=_figures,
         table=_table_figures,
+        check=_check,
     ),
     Experiment(
         name="grid-beyond",
@@ -223,6 +256,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
     Experiment(
         name="grid-divergences",
@@ -234,6 +268,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
     Experiment(
         name="grid-sizes",
@@ -245,6 +280,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
 ]
 """The horizon of the returns grows with the torus: 2 N steps."""

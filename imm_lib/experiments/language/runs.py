@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
@@ -155,6 +155,36 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         for entry in trained.history
     ]
     return numbers
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown corpus, or an arm that cannot be built: each is, on a toy
+    text.
+    """
+    options.one_of("corpus", config["corpus"], (*data.SOURCES, "topics"))
+    options.rows("sizes", config["sizes"], 2)
+    if config["corpus"] == "ptb":
+        options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
+    options.filled("arms", config["arms"])
+    known = {f.name for f in fields(Settings)}
+    options.each("settings", config["settings"], known)
+    for name, arm in config["arms"].items():
+        try:
+            settings = _settings({**config["settings"], **arm}, 0)
+            tokens = torch.arange(2 * settings.batch + 2) % 4
+            toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
+            build(arm, toy, settings, 0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arms/{name} cannot be: {error}") from error
+
+
+def check_fidelity(config: dict) -> None:
+    """The same for the texts on which gradients are compared."""
+    options.filled("texts", config["texts"])
+    for name, case in config["texts"].items():
+        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
+        options.each(f"texts/{name}/settings", case["settings"], [f.name for f in fields(Settings)])
+        _settings(case["settings"], 0)
 
 
 def units(config: dict, seed: int) -> list[dict]:

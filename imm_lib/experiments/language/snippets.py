@@ -9,7 +9,7 @@ That is π(e|s) with all of s but its first word forgotten.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from imm_lib import checks, data, results
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
@@ -236,6 +236,19 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
         rows = reader(last_words(stream.words, place, reader.size)).log()
         found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
     return found
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown term, or settings that no training has."""
+    options.filled("arms", config["arms"])
+    for name, arm in config["arms"].items():
+        options.one_of(
+            f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")
+        )
+        options.each(f"arms/{name}", arm, ("term", "lam"))
+    checks.count("parts", config["parts"])
+    options.each("settings", config["settings"], [f.name for f in fields(Settings)])
+    Settings(**config["settings"])
 
 
 def units(config: dict, seed: int) -> list[dict]:

@@ -139,6 +139,13 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     }
 
 
+def _check(config: dict) -> None:
+    if len(config["normal"]) != 3 or not any(config["normal"]):
+        raise ValueError(f"normal must be three numbers, not all 0, got {config['normal']}")
+    if 0 in config["momenta"]:
+        raise ValueError(f"momenta must be above 0, got {config['momenta']}")
+
+
 def _table(result: dict) -> list[list[str]]:
     rows = [
         [
@@ -179,5 +186,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

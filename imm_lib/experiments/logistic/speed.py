@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
 from imm_lib.experiments.logistic.training import schedule, train
@@ -118,5 +118,6 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"n": n} for n in config["sizes"]],
         run=_run,
         table=_table,
+        check=lambda config: options.at_most("sizes", config["sizes"], LARGEST),
     )
 ]

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.worth import Worth
 
@@ -116,6 +116,14 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    options.filled("lam", config["lam"])
+    options.filled("ratio", config.get("ratio", [1]))
+    for ratio in config.get("ratio", ()):
+        if (not isinstance(ratio, int | float) and ratio != INFINITE) or ratio == 0:
+            raise ValueError(f"ratio must be numbers above 0 or {INFINITE!r}, got {ratio!r}")
+
+
 def _table(result: dict) -> list[list[str]]:
     rows = [["n", "m / n", "π", "λ", "theory", "simulated", "s.e. apart", "no minimum"]]
     for entry in result["units"]:
@@ -161,6 +169,7 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="worth-noising",
@@ -169,5 +178,6 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_noising,
         table=_table_noising,
+        check=_check,
     ),
 ]

@@ -14,8 +14,8 @@ from imm_lib import checks
 from imm_lib.baselines import Interpolation, ReverseKD
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
-from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.sources import Problem, draw, source
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.sources import Problem, check_sizes, draw, source
 from imm_lib.premise import lead, surprise
 from imm_lib.results import mean_interval
 
@@ -221,6 +221,25 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    options.rows("cases", config["cases"], 3)
+    for data, kind, sizes in config["cases"]:
+        options.one_of("cases", kind, ("logistic", "network", "convolutions"))
+        if (kind == "convolutions") != (data == "digits"):
+            raise ValueError(
+                f"cases must have convolutions for digits and for nothing else, got {data}"
+            )
+        check_sizes(data, sizes, config["m"])
+        if config.get("folds", 2) > min(sizes) // 2:
+            raise ValueError(
+                f"folds must be of two examples each, got {config['folds']} of {sizes}"
+            )
+    options.filled("lam", config["lam"])
+    options.rows("imm", config["imm"], 2)
+    options.filled("shift", config.get("shift", [0]))
+    options.at_most("shift", config.get("shift"), 1)
+
+
 def cases(result: dict) -> dict[tuple, list[dict]]:
     """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of
     the splits.
@@ -384,6 +403,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-digits",
@@ -406,6 +426,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-shift",
@@ -424,5 +445,6 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
 ]

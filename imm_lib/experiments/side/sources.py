@@ -62,6 +62,21 @@ def source(name: str) -> tuple[Tensor, Tensor, list[int]]:
     return torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target), seen
 
 
+def check_sizes(name: str, sizes: list[int], side: dict[str, int]) -> None:
+    """Raise ValueError unless a source is known, and has a tenth left for testing beside every
+    size and its number of side examples.
+    """
+    total = len(source(name)[1])
+    if name not in side:
+        raise ValueError(f"m must name the side examples of {name}, got {', '.join(side)}")
+    for n in sizes:
+        if n < 2 or n + side[name] > 0.9 * total:
+            raise ValueError(
+                f"cases must have at least 2 examples, and with m at most {int(0.9 * total)} for "
+                f"{name}, got {n} and {side[name]}"
+            )
+
+
 def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
     mean, deviation = values.mean(0), values.std(0).clamp(min=1e-3)
     return lambda x: ((x - mean) / deviation).clamp(-5, 5)

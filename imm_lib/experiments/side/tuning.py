@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from imm_lib import checks
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
-from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.sources import Part, draw
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.sources import Part, check_sizes, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
 from imm_lib.results import mean_interval
 from imm_lib.worth import suggest_lambda
@@ -173,6 +173,14 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return {"rules": rules, "by_lam": {str(lam): loss(lam) for lam in GRID}}
 
 
+def _check(config: dict) -> None:
+    options.rows("cases", config["cases"], 2)
+    for data, n in config["cases"]:
+        check_sizes(data, [n], config["m"])
+        if n < FOLDS:
+            raise ValueError(f"cases must have at least {FOLDS} full examples, got {n}")
+
+
 def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
     """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on
     average.
@@ -228,5 +236,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

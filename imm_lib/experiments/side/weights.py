@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import (
     LogitWorld,
     Restriction,
@@ -155,6 +155,14 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     }
 
 
+def _check(config: dict) -> None:
+    for name, least in (("n", FOLDS), ("m", 1)):
+        options.filled(name, config[name])
+        for size in config[name]:
+            if size != INFINITE and (not isinstance(size, int) or size < least):
+                raise ValueError(f"{name} must be whole numbers of at least {least}, got {size!r}")
+
+
 def _table(result: dict) -> list[list[str]]:
     rows = [
         ["n", "m", "rule", "excess risk", "over the best fixed λ", "λ: tenth, median, nine tenths"]
@@ -192,5 +200,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]
