@@ -13,7 +13,7 @@ LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
 
-.PHONY: help book pdf test rerun pages pictures bench full lint format lock clean
+.PHONY: help book pdf test rerun pages pictures bench kills full lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ pictures: $(STAMP) ## draw the see-saw's still pictures, the social card and the
 
 bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench
+
+kills: $(STAMP) ## kill commands fifty times each; writes book/results/kills.json
+	@$(PY) tests/tools/kills.py
 
 full: $(STAMP) ## every experiment at full scale; resumes where it was stopped
 	@$(PY) -m imm_lib run --all --scale full --resume

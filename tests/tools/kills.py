@@ -115,17 +115,18 @@ def of_files(old: Files, new: Files, act: Callable[[Path], None]) -> Work:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
 
+    def found(folder: Path) -> Files:
+        paths = {name: folder / name for name in new}
+        return {name: p.read_bytes() if p.is_file() else None for name, p in paths.items()}
+
     def finished(folder: Path) -> dict:
-        found = {
-            name: (folder / name).read_bytes() if (folder / name).is_file() else None
-            for name in new
-        }
-        if neither := [name for name in new if found[name] not in (old[name], new[name])]:
+        there = found(folder)
+        if neither := [name for name in new if there[name] not in (old[name], new[name])]:
             raise HalfWritten(f"{', '.join(neither)}: neither old nor new")
-        return {name: content for name, content in found.items() if content == new[name]}
+        return {name: content for name, content in there.items() if content == new[name]}
 
     def whole(folder: Path) -> bool:
-        return len(finished(folder)) == len(new)
+        return found(folder) == new
 
     return Work(prepare, act, finished, whole, set(new))
 
