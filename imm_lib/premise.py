@@ -28,7 +28,7 @@ class Lead:
         target: mean of -log P̂(y|s); infinite where a label came that P̂ rules out.
         induced: mean of -log Q̂(y|s).
         ahead: induced less target, what the induced model lacks. Not above 0, there is nothing to
-        teach.
+            teach.
         error: standard error of ``ahead`` over the pairs, as if they were independent; infinite if
             ``ahead`` is.
     """
@@ -50,7 +50,7 @@ def lead(query: Query, contexts: Contexts, target: Target, short: Tensor, label:
         query, contexts: as of :class:`imm_lib.ExactIMM`; the model's training points.
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         short: (N,) or (N, d) short contexts of the pairs, on which neither the target nor the model
-        was fitted.
+            was fitted.
         label: (N,) their labels, on the same device.
 
     Raises:

@@ -6,7 +6,7 @@ from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
-from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
+from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk, undo_class_weights
 from imm_lib.integrations.classifier import from_sklearn
 from imm_lib.mixed import MixedContexts
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
@@ -43,5 +43,6 @@ __all__ = [
     "plotting",
     "premise",
     "results",
+    "undo_class_weights",
     "worth",
 ]

@@ -37,7 +37,7 @@ class Worth:
 
     Attributes:
         gain: (d,) j, information of the induced model in units of the full model's, from the
-        largest down.
+            largest down.
         price: (d,) κ, what averaging over sampled extended contexts costs in the same directions.
     """
 
@@ -172,7 +172,7 @@ class Worth:
         low, high = ends.min().item(), ends[ends.isfinite()].max().item()
         if ends.isinf().any():
             high += 20
-        grid = torch.linspace(low, high, 2001, dtype=torch.float64).exp()
+        grid = torch.linspace(low, high, 2001, dtype=torch.float64, device=gain.device).exp()
         risk = ((1 + grid**2 * cost.unsqueeze(1)) / (1 + grid * gain.unsqueeze(1)) ** 2).sum(0)
         return grid[risk.argmin()].item()
 
@@ -255,11 +255,11 @@ def informations(
         query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full
             model, in evaluation mode: dropout would make every call another.
         parameters: what the model is differentiated by; d numbers in all, of which a few hundred
-        are practical.
+            are practical.
         contexts: one of the context classes.
         short: (N,) or (N, c) short contexts of a sample.
         extended: (N,) its extended contexts, as the contexts name them: of data points, their
-        numbers.
+            numbers.
         weight: (N,) weights of its points that sum to 1; equal by default.
 
     Raises:
@@ -360,7 +360,7 @@ def suggest_lambda(
         query, parameters, contexts, short, extended: as of :func:`informations`, at the trained
             parameters. Of a network its last layer's parameters will do.
         m: restricted samples that the target was estimated from, if it is known; infinite for a
-        perfect target.
+            perfect target.
         damping: as of :meth:`Worth.of`.
         largest: upper limit of the result.
 

@@ -29,8 +29,9 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     corpus = data.load(config["corpus"])
+    train = corpus.train.to(device)
     start = time.perf_counter()
-    model = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    model = KneserNeyBigram.fit(train, len(corpus.vocab))
     seconds = time.perf_counter() - start
     if unit["part"] == "fit":
         return {
@@ -39,12 +40,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             "fit_s": seconds,
             "discounts": list(model.discounts),
             "bigrams": len(model.keys),
-            "stored_bytes": sum(b.numel() * b.element_size() for b in model.buffers()),
+            "stored_bytes": sum(b.numel() * b.element_size() for b in model.held()),
             "dense_bytes": 4 * model.vocab_size**2,
             "orphans": [corpus.vocab[i] for i in model.orphans.nonzero().flatten().tolist()],
         }
     tokens = getattr(corpus, unit["split"]).to(device)
-    model = model.to(device)
     return {
         "tokens": len(tokens),
         "orphan_tokens": int(model.orphans[tokens[1:]].sum()),

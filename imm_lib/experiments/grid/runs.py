@@ -43,7 +43,8 @@ def target(torus: Torus, name: str) -> Tensor | None:
     """
     if name == "none":
         return None
-    bound = FastInformedBound.solve(Torus(torus.size, POMDP_WIDTH).pomdp(), DISCOUNT)
+    model = Torus(torus.size, POMDP_WIDTH, torus.device).pomdp()
+    bound = FastInformedBound.solve(model, DISCOUNT)
     if name.startswith("softmax "):
         return bound.softmax(torus.belief, float(name.removeprefix("softmax ")))
     known = {"argmax": bound, "split": bound.split}
@@ -64,9 +65,9 @@ def _spread(values: Tensor) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
-def _learned(unit: dict, config: dict, device: torch.device, torus: Torus, at: list[int]):
+def _learned(unit: dict, config: dict, torus: Torus, at: list[int]):
     """(epoch, (R, S, A) policy, generator) at each of the epochs ``at``."""
-    generator = torch.Generator(device).manual_seed(unit["seed"])
+    generator = torch.Generator().manual_seed(unit["seed"])
     share, goal = unit.get("ratio", 0.0), target(torus, unit["target"])
     steps = learn(
         torus,
@@ -87,10 +88,10 @@ def _learned(unit: dict, config: dict, device: torch.device, torus: Torus, at: l
 
 
 def _figures(unit: dict, config: dict, device: torch.device) -> dict:
-    torus, cells = Torus(), {}
+    torus, cells = Torus().to(device), {}
     own = [e for e in config["epochs"] if unit["target"] == "none" or ratio(e) == unit["ratio"]]
     start = time.process_time()
-    for epoch, policy, generator in _learned(unit, config, device, torus, own):
+    for epoch, policy, generator in _learned(unit, config, torus, own):
         rolled = torch.stack(
             [play(torus, policy, HORIZON, generator).reward.sum(1) for _ in range(ROLLOUTS)]
         ).mean(0)
@@ -113,12 +114,12 @@ def _arms(config: dict, seed: int) -> list[dict]:
 
 
 def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
-    torus = Torus(unit.get("size", 11))
+    torus = Torus(unit.get("size", 11)).to(device)
     steps = HORIZON * torus.size // 11
     start = time.process_time()
     found = {
         str(epoch): _spread(torus.returns(policy, steps))
-        for epoch, policy, _ in _learned(unit, config, device, torus, config["epochs"])
+        for epoch, policy, _ in _learned(unit, config, torus, config["epochs"])
     }
     return {
         "exact": found,

@@ -173,13 +173,13 @@ def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, dat
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """The target's training, and every arm's on the same text; perplexities of the best epochs."""
     seed, lines = unit["seed"], unit["snippet_lines"]
-    long, many = texts(config, seed, lines)
+    long, many = (text.to(device) for text in texts(config, seed, lines))
     settings = Settings(**config["settings"], seed=seed)
     # one word a step, behind a window: what is read is a snippet, whatever the text
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
-    reader = Reader(train(many, None, short, device, resume.checkpoint("target")).model)
-    stream, size = Stream(long.train.to(device), settings.batch, settings.unroll), len(long.vocab)
-    bigram = KneserNeyBigram.fit(many.train, size).to(device)
+    reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
+    stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
+    bigram = KneserNeyBigram.fit(many.train, size)
 
     def term(arm: dict) -> terms.Term:
         options = {key: value for key, value in arm.items() if key != "term"}
@@ -194,13 +194,10 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         return known[arm["term"]](**options)
 
     found = {}
-    held = {
-        s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll)
-        for s in ("valid", "test")
-    }
+    held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, device, resume.checkpoint(name))
+        trained = train(long, term(arm), settings, resume.checkpoint(name))
         log_q = {
             split: measures.label_log_probs(trained.model, words) for split, words in held.items()
         }

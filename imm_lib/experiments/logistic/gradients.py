@@ -124,7 +124,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     data = plane.draw(
         config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]), torch.float64
     )
-    data = Data(*(x.to(device) for x in data))
+    data = data.to(device)
     point = Point(data, train(data, "IMM exact", schedule(unit["n"]), steps=unit["steps"]))
     estimators = {
         "serialized": point.serialized,
@@ -132,7 +132,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
         **{f"moving average, momentum {m:g}": point.moving_average(m) for m in config["momenta"]},
         "noising": point.noising,
     }
-    generator = torch.Generator(device).manual_seed(unit["seed"])
+    generator = torch.Generator().manual_seed(unit["seed"])
     exact = point.exact()
     return {
         name: _numbers(of(config["draws"], generator), exact) for name, of in estimators.items()

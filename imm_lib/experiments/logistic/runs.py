@@ -36,7 +36,7 @@ def _drawn(unit: dict, config: dict, device: torch.device) -> tuple[Plane, Data]
     moved = unit.get("shift", 0.0) * sum(abs(a) for a in centred.normal)
     plane = Plane(centred.normal, centred.offset - moved)
     data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(unit["seed"]))
-    return plane, Data(*(x.to(device) for x in data)).first(unit["n"])
+    return plane, data.to(device).first(unit["n"])
 
 
 def _grid(config: dict, seed: int, *names: str) -> list[dict]:
@@ -147,7 +147,7 @@ def _variants(unit: dict, config: dict, device: torch.device) -> dict:
     accuracy = {"baseline": plane.accuracy(train(data, "baseline", steps=config["steps"]))}
     for method, settings in VARIANTS.items():
         if method in ("IMM sampled", "IMM moving average"):
-            settings = {**settings, "generator": torch.Generator(device).manual_seed(unit["seed"])}
+            settings = {**settings, "generator": torch.Generator().manual_seed(unit["seed"])}
         accuracy[method] = plane.accuracy(
             train(data, method, schedule(unit["n"]), steps=config["steps"], **settings)
         )
@@ -169,7 +169,7 @@ def _stability(unit: dict, config: dict, device: torch.device) -> dict:
         ]
         return {"by_momentum_and_period": grid}
     if method == "IMM moving average":
-        generator = torch.Generator(device).manual_seed(unit["seed"])
+        generator = torch.Generator().manual_seed(unit["seed"])
         return {
             "by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]
         }

@@ -59,7 +59,7 @@ def summary(excess: Tensor, found: Tensor) -> dict:
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     n, runs, ratio = unit["n"], config["runs"], float(unit["ratio"])
     worth, cells = Worth.of(*world.informations(world.views["s"])), {}
     counts, term = data(world, n, ratio, unit["known"], runs, 0.0, generator)
@@ -94,7 +94,7 @@ def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
 
 
 def _noising(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     counts, cells = world.sample(unit["n"], config["runs"], generator), {}
     for lam in config["lam"]:
         exact, linear = noising_floor(world, lam)

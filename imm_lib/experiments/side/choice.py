@@ -84,7 +84,7 @@ def calibration_error(world: LogitWorld, theta: Tensor) -> Tensor:
     """(R,) mean |P - Q| of label 1 over ten bins of equal width in Q, exactly."""
     q, p = world.probability(theta), world.probability(world.theta)
     bins = (q * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(len(theta), BINS, dtype=q.dtype).scatter_add_(1, bins, world.pi * (p - q))
+    gaps = q.new_zeros(len(theta), BINS).scatter_add_(1, bins, world.pi * (p - q))
     return gaps.abs().sum(1)
 
 
@@ -102,7 +102,7 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     unit's.
     """
     world, half, generator = (
-        LogitWorld.grid(),
+        LogitWorld.grid().to(device),
         config["runs"] // 2,
         torch.Generator().manual_seed(unit["seed"]),
     )

@@ -105,8 +105,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     induced = SampledIMM(problem.target, KernelContexts(part.short, scale), k, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(kind, problem)
+        torch.manual_seed(seed)  # drawn on the CPU, so that a seed means the same everywhere
+        network = Network(kind, problem).to(part.label.device)
     weights = [p for p in network.parameters() if p.dim() > 1]
     optimiser = torch.optim.Adam(network.parameters(), 0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, checks.count("steps", steps))
@@ -154,7 +154,7 @@ def left_out(
         raise ValueError(
             f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}"
         )
-    fold = torch.arange(len(part.label)) % folds
+    fold = torch.arange(len(part.label), device=part.label.device) % folds
     for i in range(folds):
         others = type(part)(*(values[fold != i] for values in part))
         network = train(problem._replace(train=others), kind, steps=steps, seed=seed)
@@ -182,7 +182,7 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
     """
     problem = draw(
         unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0)
-    )
+    ).to(device)
 
     def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
         return train(

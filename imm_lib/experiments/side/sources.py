@@ -23,6 +23,10 @@ class Part(NamedTuple):
     rest: Tensor  # (N, f) the rest, the extended context
     label: Tensor  # (N,)
 
+    def to(self, device: torch.device) -> "Part":
+        """The same examples on another device."""
+        return Part(*(values.to(device) for values in self))
+
 
 class Problem(NamedTuple):
     """One split of a data set."""
@@ -30,8 +34,13 @@ class Problem(NamedTuple):
     name: str
     train: Part
     test: Part
-    target: Callable[[Tensor], Tensor]  # (B, c) short contexts -> (B, Y) probabilities
+    # (B, c) short contexts -> (B, Y) probabilities, on the device of the contexts
+    target: Callable[[Tensor], Tensor]
     labels: int
+
+    def to(self, device: torch.device) -> "Problem":
+        """The same split on another device."""
+        return self._replace(train=self.train.to(device), test=self.test.to(device))
 
 
 @functools.cache
@@ -136,8 +145,8 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     def target(short: Tensor) -> Tensor:
         rows = torch.zeros(len(short), labels)
         rows[:, torch.as_tensor(fitted.classes_)] = torch.as_tensor(
-            fitted.predict_proba(short.numpy())
+            fitted.predict_proba(short.cpu().numpy())
         ).float()
-        return (m * rows + prior) / (m + 1)
+        return ((m * rows + prior) / (m + 1)).to(short.device)
 
     return Problem(name, part(train), part(test), target, labels)
