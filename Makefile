@@ -9,11 +9,12 @@ PY := $(BIN)/python
 STAMP := .venv/.installed
 CHAPTER ?=
 NOTE ?=
+REPOSITORY ?=
 LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
 
-.PHONY: help book pdf test rerun pages pictures bench kills full lint format lock clean
+.PHONY: help book pdf test rerun pages pictures bench kills full adopt lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +53,11 @@ kills: $(STAMP) ## kill commands fifty times each; writes book/results/kills.jso
 
 full: $(STAMP) ## every experiment at full scale; resumes where it was stopped
 	@$(PY) -m imm_lib run --all --scale full --resume
+
+# The stamp stays: an address in pyproject.toml asks for no installation.
+adopt: $(STAMP) ## write the repository's address into every place (REPOSITORY=https://... or none)
+	@$(PY) tests/tools/adopt.py '$(REPOSITORY)'
+	@touch $(STAMP)
 
 lint: $(STAMP) ## lint, format and types
 	@$(PY) -m ruff check .
