@@ -149,7 +149,9 @@ def rewritten(root: Path, address: str) -> dict[Path, str]:
     for file, names in BLOCKS.items():
         text = (root / file).read_text(encoding="utf-8")
         for name in names:
-            place = re.compile(rf"(\n[^\n]*adopt: {name}\b[^\n]*\n).*?([^\n]*adopt: end\b)", re.DOTALL)
+            place = re.compile(
+                rf"(\n[^\n]*adopt: {name}\b[^\n]*\n).*?([^\n]*adopt: end\b)", re.DOTALL
+            )
             if len(place.findall(text)) != 1:
                 raise ValueError(f"{file} must have one place 'adopt: {name}'")
             content = block(file, name, address)
