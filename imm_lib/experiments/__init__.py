@@ -22,7 +22,17 @@ import torch
 
 from imm_lib import checks, results
 
-MODULES = ("kneser_ney", "logistic", "grid", "language", "masked", "side", "sensors", "bench")
+MODULES = (
+    "kneser_ney",
+    "logistic",
+    "grid",
+    "language",
+    "masked",
+    "side",
+    "sensors",
+    "clinic",
+    "bench",
+)
 
 
 @dataclass(frozen=True)
