@@ -9,7 +9,7 @@ import math
 import torch
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.clinic import methods, sources, walks
+from imm_lib.experiments.clinic import methods, sources, text, walks
 from imm_lib.experiments.clinic.methods import Cases, Model
 from imm_lib.experiments.clinic.protocol import METHODS
 from imm_lib.experiments.clinic.suggested import suggester
@@ -122,6 +122,35 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
+_TERMS = {"reverse-KD": "reverse-KD", "moving average": "moving average"}
+_TUNED = [
+    "baseline",
+    "baseline, lr 0.5",
+    *(f"{name}, λ = {lam:g}" for name in _TERMS for lam in (0.2, 1.0, 3.0)),
+]
+_ONE = ["baseline", *(f"{name}, λ = 1" for name in _TERMS)]
+_TEXT = {
+    "corpus": "ptb",
+    "held_out": 1000,
+    "settings": {"width": 200, "dropout": 0.5, "epochs": 40},
+    "arms": {
+        "baseline": {},
+        "baseline, lr 0.5": {"lr": 0.5},
+        **{
+            f"{name}, λ = {lam:g}": {"term": term, "lam": lam}
+            for name, term in _TERMS.items()
+            for lam in (0.2, 1.0, 3.0)
+        },
+    },
+    "tasks": [
+        ["LSTM, 1 % of PTB", 421, 5],
+        ["LSTM, 3 % of PTB", 1262, 5],
+        ["LSTM, 10 % of PTB", 4207, 2],
+    ],
+    "by_task": {"LSTM, 1 % of PTB": _ONE, "LSTM, 3 % of PTB": _TUNED, "LSTM, 10 % of PTB": _ONE},
+    "reuse": True,
+}
+
 _TABLES = {
     "m": {
         "breast cancer": 300,
@@ -134,7 +163,7 @@ _TABLES = {
     "bandwidth": {"digits": 0.1},
     "steps": 200,
     "repetitions": 20,
-    "block": 5,
+    "block": 20,
     "cases": [
         ["breast cancer", "linear", [20, 80]],
         ["breast cancer", "network", [20, 80]],
@@ -144,10 +173,12 @@ _TABLES = {
         ["anes96", "network", [20, 100]],
         ["diabetes", "linear", [20, 100]],
         ["diabetes", "network", [20, 100]],
-        ["fair", "linear", [20, 100, 500, 2000]],
-        ["fair", "network", [20, 100, 500]],
-        ["digits", "linear", [50, 200]],
+        ["fair", "linear", [20, 100]],
+        ["fair", "network", [20, 100]],
         ["digits", "network", [50, 200]],
+        ["fair", "linear", [500]],
+        ["fair", "network", [500]],
+        ["fair", "linear", [2000]],
     ],
 }
 
@@ -185,7 +216,7 @@ EXPERIMENTS = [
                 "targets": list(walks.TARGETS),
                 "budgets": [50, 100, 200],
                 "choosing": 20,
-                "reporting": 40,
+                "reporting": 30,
             },
             "ci": {"targets": ["split"], "budgets": [2, 3], "choosing": 2, "reporting": 2},
         },
@@ -208,6 +239,35 @@ EXPERIMENTS = [
         },
         units=_table_units,
         run=_tables,
+        table=_table,
+    ),
+    Experiment(
+        name="map-text",
+        description="every use of a bigram that the language experiments train, chosen on validation text",
+        scales={
+            "full": _TEXT,
+            "large": {
+                **_TEXT,
+                "tasks": [
+                    ["LSTM, 1 % of PTB", 421, 5],
+                    ["LSTM, 3 % of PTB", 1262, 5],
+                    ["LSTM, 10 % of PTB", 4207, 5],
+                    ["LSTM, 30 % of PTB", 12_620, 5],
+                    ["LSTM, 100 % of PTB", 42_068, 2],
+                ],
+                "by_task": {f"LSTM, {share} % of PTB": _TUNED for share in (1, 3, 10, 30, 100)},
+            },
+            "ci": {
+                **_TEXT,
+                "held_out": 100,
+                "settings": {"width": 16, "dropout": 0.2, "epochs": 2},
+                "tasks": [["LSTM, 100 lines", 100, 1]],
+                "by_task": {"LSTM, 100 lines": _ONE},
+                "reuse": False,
+            },
+        },
+        units=text.units,
+        run=text.run,
         table=_table,
     ),
 ]

@@ -119,12 +119,12 @@ def compare(
     found: dict[int, dict] = {budget: {} for budget in budgets}
     zero = {"decay": 0.0, "lam": 0.0, "share": 0.0}
 
-    def trained(term: str, settings: list[dict]) -> list[Tensor]:
+    def trained(term: str, settings: list[dict], until: list[int]) -> list[Tensor]:
         """At each budget (S, R, states, A) policies; the runs of every setting share their seed."""
         parts = []
         for setting in settings:
             wide = {key: torch.full((runs,), value) for key, value in setting.items()}
-            parts.append(learn(torus, rows, term, wide, budgets, seed))
+            parts.append(learn(torus, rows, term, wide, until, seed))
         return [torch.stack(policies) for policies in zip(*parts, strict=True)]
 
     def record(budget: int, method: str, returns: Tensor, setting: dict) -> None:
@@ -143,10 +143,10 @@ def compare(
         chosen = {}
         for start in {str(setting): setting for setting in begin.values()}.values():
             settings = [{**start, knob: value} for value in values]
-            for budget, policies in zip(budgets, trained(term, settings), strict=True):
-                if begin[budget] == start:
-                    index = judge.best(returns_of(policies))
-                    chosen[budget] = (policies[index], settings[index])
+            own = [budget for budget in budgets if begin[budget] == start]
+            for budget, policies in zip(own, trained(term, settings, own), strict=True):
+                index = judge.best(returns_of(policies))
+                chosen[budget] = (policies[index], settings[index])
         return chosen
 
     def both(name: str, term: str, begin: dict[int, dict], knob: str, values: tuple) -> dict:

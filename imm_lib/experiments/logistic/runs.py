@@ -307,7 +307,7 @@ EXPERIMENTS = [
         "search",
         "all three columns of Table 4 for many planes, with soft and redrawn hard labels",
         {
-            "runs": 120,
+            "runs": 60,
             "normals": paper.search_planes(),
             "sizes": list(paper.TABLE_4),
             "lam": paper.LAM,
