@@ -13,7 +13,7 @@ LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
 
-.PHONY: help book test rerun pages bench full lint format lock clean
+.PHONY: help book pdf test rerun pages pictures bench full lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ book: $(STAMP) ## render the book to _build/html (no notebook is executed)
 	@$(BIN)/jupyter-book build . -q
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
+pdf: book ## print the main line into one PDF (needs Chromium)
+	@PYTHONPATH=book/_ext $(PY) -m pages.pdf
+
 test: $(STAMP) ## the gate: lint, tests, re-executed notebooks, the rendered book
 	@bash tests/gate.sh
 
@@ -36,7 +39,10 @@ rerun: $(STAMP) ## re-execute the chapters in place (CHAPTER=5 for one; NOTE=1 s
 	@$(PY) tests/tools/rerun.py $(CHAPTER) $(if $(NOTE),--note)
 
 pages: $(STAMP) ## write the generated pages from the stored results
-	@$(PY) -m imm_lib.experiments.pages
+	@PYTHONPATH=book/_ext $(PY) -m pages
+
+pictures: $(STAMP) ## draw the see-saw's still pictures, the social card and the logo
+	@PYTHONPATH=book/_ext $(PY) -m pages.pictures
 
 bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench

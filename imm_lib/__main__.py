@@ -1,79 +1,138 @@
-"""The command line: python -m imm_lib list | run | show | bench."""
+"""The command line: python -m imm_lib list | run | show | bench | paper."""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
 import json
+import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from imm_lib import data, experiments, results
+from imm_lib import __version__, experiments, results
+
+if TYPE_CHECKING:
+    from imm_lib.experiments import Experiment
+
+STORED = "The book's own results are in book/results of its repository; the package has none."
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m imm_lib", description="Run and show the book's experiments."
+        prog="python -m imm_lib", description="Run and show the book's experiments.", epilog=STORED
     )
+    parser.add_argument("--version", action="version", version=f"imm_lib {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name the experiments")
     run = commands.add_parser("run", help="run experiments and write their results")
     run.add_argument("name", nargs="?", help="an experiment; see list")
     run.add_argument("--all", action="store_true", help="every experiment, one after another")
-    show = commands.add_parser("show", help="print the table of a stored result")
-    show.add_argument("name")
+    show = commands.add_parser("show", help="print the table of a stored result", epilog=STORED)
+    show.add_argument("name", help="an experiment, or the name of a result: NAME-ci")
     bench = commands.add_parser(
         "bench", help="measure speed and memory; runs every bench-... experiment"
     )
-    for command in (run, show):
-        command.add_argument(
-            "--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci"
-        )
+    run.add_argument(
+        "--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci"
+    )
+    show.add_argument("--scale", help="full (default) or ci")
     run.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another value in the configuration, a word or JSON (model=bert-base-uncased); needs --out",
+        help="another value in the configuration, a word or JSON; needs --out",
     )
     run.add_argument(
         "--jobs", type=int, default=1, help="units to run at a time, each in its own process"
     )
+    run.add_argument(
+        "--missing",
+        action="store_true",
+        help="keep the units of the stored result, and run those that it lacks",
+    )
     for command in (run, bench):
-        command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-        command.add_argument("--seed", type=int, default=0)
         command.add_argument(
+            "--device",
+            default=os.environ.get("IMM_DEVICE") or "cpu",
+            help="cpu, cuda, cuda:1, ...; by default %(default)s (IMM_DEVICE, else cpu)",
+        )
+        command.add_argument("--seed", type=int, default=0)
+        either = command.add_mutually_exclusive_group()
+        either.add_argument(
             "--resume", action="store_true", help="keep what an interrupted run has finished"
         )
-    for command in (run, show, bench):
-        command.add_argument(
-            "--out", type=Path, help="folder of the results; by default book/results"
+        either.add_argument(
+            "--anew", action="store_true", help="discard what an interrupted run has finished"
         )
+    for command in (run, show, bench):
+        command.add_argument("--out", type=_folder, help=f"folder of the results; {_default()}")
     return parser
+
+
+def _folder(word: str) -> Path:
+    return Path(word).expanduser()
+
+
+def _default() -> str:
+    """Where results lie by default, for the help."""
+    try:
+        return f"by default {results.folder()} (IMM_RESULTS changes it)".replace("%", "%%")
+    except ValueError as error:
+        return f"no default: {error}".replace("%", "%%")
+
+
+def _say(text: str) -> None:
+    """Print a line, in what signs the terminal has; nothing where nobody reads any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # as Python's documentation has it: what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _say("  ".join(cells).rstrip())
+
+
+def _table(experiment: Experiment, result: dict) -> list[list[str]]:
+    """The rows of a result; raises ResultError where it has too few runs for them."""
+    try:
+        return experiment.table(result)
+    except (KeyError, IndexError, StopIteration, ValueError) as error:
+        name = experiments.file_name(experiment, result["scale"])
+        raise results.ResultError(
+            f"{name}.json: its table cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _names(args: argparse.Namespace) -> list[str]:
     if args.command == "bench":
-        return [name for name in experiments.registry() if name.startswith("bench-")]
+        return [name for name in experiments.names() if name.startswith("bench-")]
     if args.all == (args.name is not None):
         raise ValueError("name one experiment, or give --all")
     if not args.all:
         return [args.name]
-    left_out = [e.name for e in experiments.registry().values() if e.gpu and args.scale == "full"]
-    if args.device != "cpu" or not left_out:
-        return list(experiments.registry())
-    print(
-        f"left out without a GPU: {', '.join(left_out)}; name one, or give --device cuda",
-        file=sys.stderr,
-    )
-    return [name for name in experiments.registry() if name not in left_out]
+    known, kind = experiments.registry().values(), args.device.partition(":")[0]
+    big = {e.name for e in known if e.gpu and args.scale == "full" and kind == "cpu"}
+    elsewhere = {e.name for e in known if kind in ("cpu", "cuda") and kind not in e.devices}
+    for left_out, why in ((big, "without a GPU"), (elsewhere, f"as they do not run on {kind}")):
+        if left_out:
+            words = ", ".join(name for name in experiments.names() if name in left_out)
+            print(f"left out {why}: {words}", file=sys.stderr)
+    return [e.name for e in known if e.name not in big | elsewhere]
 
 
 def _changes(args: argparse.Namespace) -> dict:
@@ -84,7 +143,8 @@ def _changes(args: argparse.Namespace) -> dict:
         args.all or args.out is None or args.out.resolve() == results.folder().resolve()
     ):
         raise ValueError(
-            "--set makes another experiment: name one, and give --out FOLDER, another one than the results'"
+            "--set makes another experiment: name one, and give --out FOLDER, another one than "
+            "the results'"
         )
     changes = {}
     for word in args.set:
@@ -105,78 +165,121 @@ def _lasting(words: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--out", "--jobs"):
         parser.add_argument(name)
-    parser.add_argument("--resume", action="store_true")
+    for name in ("--resume", "--anew", "--missing"):
+        parser.add_argument(name, action="store_true")
     return parser.parse_known_args(words)[1]
 
 
-def _left(remaining: list[experiments.Experiment], scale: str) -> str:
+def _left(remaining: list[Experiment], scale: str) -> str:
     """How long the stored runs of these experiments took; nothing where none is stored."""
     seconds = []
     for experiment in remaining:
         with contextlib.suppress(results.ResultError):
             seconds.append(results.load(experiments.file_name(experiment, scale))["wall_s"])
-    return (
-        f", the {len(seconds)} with a stored run took {sum(seconds) / 60:.0f} min"
-        if seconds
-        else ""
-    )
+    if not seconds:
+        return ""
+    return f", the {len(seconds)} with a stored run took {sum(seconds) / 60:.0f} min"
+
+
+def _show(args: argparse.Namespace) -> None:
+    name, scale = args.name, args.scale
+    if name not in experiments.names() and scale is None:
+        base, _, last = name.rpartition("-")
+        if base in experiments.names():  # NAME-ci, as the file is called
+            name, scale = base, last
+    experiment = experiments.find(name)
+    scale = scale or "full"
+    experiments.check_scale(experiment, scale)
+    result = results.load(experiments.file_name(experiment, scale), args.out)
+    _print_table(_table(experiment, result))
+
+
+def _run(args: argparse.Namespace, words: list[str]) -> None:
+    command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
+    chosen = [experiments.find(name) for name in _names(args)]
+    scale, jobs = getattr(args, "scale", "full"), getattr(args, "jobs", 1)
+    if args.command == "run" and (changes := _changes(args)):
+        chosen = [experiments.adjusted(chosen[0], scale, changes)]
+    for i, experiment in enumerate(chosen):
+        if len(chosen) > 1:
+            left = _left(chosen[i:], scale)
+            print(f"[{i + 1}/{len(chosen)}{left}] {experiment.name}", file=sys.stderr)
+        file = experiments.run(
+            experiment,
+            scale,
+            args.seed,
+            args.device,
+            args.resume,
+            args.out,
+            command,
+            jobs,
+            anew=args.anew,
+            missing=getattr(args, "missing", False),
+        )
+        _say(f"written: {file.name}")
+        _print_table(_table(experiment, results.load(file.stem, file.parent)))
+    for experiment in chosen:
+        experiments.forget(experiment, scale, args.out)
 
 
 def _act(args: argparse.Namespace, words: list[str]) -> None:
     if args.command == "list":
-        _print_table([[e.name, e.description] for e in experiments.registry().values()])
+        _print_table([[name, line] for name, line in experiments.descriptions().items()])
     elif args.command == "show":
-        experiment = experiments.find(args.name)
-        experiments.check_scale(experiment, args.scale)
-        _print_table(
-            experiment.table(results.load(experiments.file_name(experiment, args.scale), args.out))
-        )
+        _show(args)
     else:
-        command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
-        chosen, scale = (
-            [experiments.find(name) for name in _names(args)],
-            getattr(args, "scale", "full"),
-        )
-        jobs = getattr(args, "jobs", 1)
-        if args.command == "run" and (changes := _changes(args)):
-            chosen = [experiments.adjusted(chosen[0], scale, changes)]
-        for i, experiment in enumerate(chosen):
-            if len(chosen) > 1:
-                left = _left(chosen[i:], scale)
-                print(f"[{i + 1}/{len(chosen)}{left}] {experiment.name}", file=sys.stderr)
-            file = experiments.run(
-                experiment, scale, args.seed, args.device, args.resume, args.out, command, jobs
-            )
-            _print_table(experiment.table(results.load(file.stem, file.parent)))
-            print(f"written: {file.name}")
-        for experiment in chosen:
-            experiments.forget(experiment, scale, args.out)
+        _run(args, words)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, and either says so at once."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        os.write(2, b"\nstopping\n")  # print may be at work itself
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, to which signals come
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 2 for a mistake in the call, 1 for a failure,
-    130 when stopped.
+    130 when stopped by Ctrl-C and 143 when told to end.
     """
     words = sys.argv[1:] if words is None else words
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # a terminal that has no λ
     args = _parser().parse_args(words)
     try:
-        _act(args, words)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (data.DataError, results.ResultError, ImportError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        with _ended_by_signals():
+            _act(args, words)
+    except (results.ResultError, ImportError, MemoryError, UnicodeError, RuntimeError) as error:
+        return _failed(error)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        return _failed(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except ValueError as error:
+        return _failed(error, 2)
+    except KeyboardInterrupt as error:
         again = shlex.join(
             ["python", "-m", "imm_lib", *words, *([] if "--resume" in words else ["--resume"])]
         )
-        print(f"\nstopped; to go on: {again}", file=sys.stderr)
-        return 130
+        print(f"stopped; to go on: {again}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
     return 0
+
+
+def _failed(error: object, code: int = 1) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

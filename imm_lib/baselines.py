@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.divergences import Divergence
-from imm_lib.estimators import SampledIMM, Target
+from imm_lib.divergences import Divergence, as_divergence
+from imm_lib.estimators import Query, Target, answers, checked_contexts, drawing
 from imm_lib.induced import accumulator, cross_entropy, weighted
 from imm_lib.targets.table import as_target
 
 
-class SampledNoising(SampledIMM):
+class SampledNoising(nn.Module):
     """Noising with soft targets: the target against the full model itself in k sampled extended
     contexts (eq. 14).
 
-    The arguments, call and errors of :class:`imm_lib.SampledIMM`; with k = 1 the two are equal. The
-    estimate is unbiased for the noising risk at every k, and that risk is an upper bound of IMM's
-    (eq. 15).
+    The arguments, call and errors of :class:`imm_lib.SampledIMM`, but for ``sequential``; with k =
+    1 the two are equal. The estimate is unbiased for the noising risk at every k, and that risk is
+    an upper bound of IMM's (eq. 15).
 
     >>> import torch
     >>> from imm_lib import BeliefContexts
@@ -29,6 +29,8 @@ class SampledNoising(SampledIMM):
     tensor(0.7645)
     """
 
+    risk: Tensor | None
+
     def __init__(
         self,
         target: Target,
@@ -37,10 +39,21 @@ class SampledNoising(SampledIMM):
         generator: torch.Generator | None = None,
         divergence: Divergence | str = cross_entropy,
     ):
-        super().__init__(target, contexts, k, False, generator, divergence)
+        super().__init__()
+        self.divergence, self.k = as_divergence(divergence), checks.count("k", k)
+        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.generator = checks.generator(generator)
 
-    def _risk(self, rows: Tensor, log_q: Tensor) -> Tensor:
-        return self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
+    def forward(self, query: Query, short: Tensor) -> Tensor:
+        """Mean risk over the batch, in nats; arguments as of :meth:`imm_lib.ExactIMM.forward`."""
+        asked, count = drawing(short)
+        rows = self.target(asked)
+        extended = self.contexts.sample(asked, self.k, self.generator)
+        log_q = answers(query, asked, extended, rows.shape[1])
+        risk = self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
+        mean = (count * risk).sum() / len(short)
+        self.risk = mean.detach()
+        return mean
 
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:

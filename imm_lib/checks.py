@@ -8,6 +8,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,15 +32,27 @@ def visible(x: Tensor) -> bool:
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """``value``, if it is a tensor; raises TypeError."""
+    """``value``, if it is a dense tensor; raises TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {value.layout}")
     return value
+
+
+def usable(value: Tensor) -> Tensor:
+    """``value``, or a copy of a tensor made in inference mode, which no graph may keep."""
+    return (
+        value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
+    )
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def floating(name: str, value: Any) -> Tensor:
     """``value``, if it is a floating-point tensor; raises TypeError."""
-    if not tensor(name, value).is_floating_point():
+    if tensor(name, value).dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
     return value
 
@@ -77,27 +90,54 @@ def generator(value: object) -> torch.Generator | None:
 
 
 def ids(name: str, value: Any, size: int | None = None) -> Tensor:
-    """``value`` as int64, if it is a non-empty 1-D integer tensor with values in [0, size).
+    """``value`` as int64, if it is a non-empty 1-D integer tensor or NumPy array with values in
+    [0, size).
 
-    Raises TypeError for another dtype, ValueError for another shape or (CPU only) an id out of
-    range.
+    Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
+    TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if tensor(name, value).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    whole = not (tensor(name, value).is_floating_point() or value.is_complex())
+    if not whole or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
     if value.dim() != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be a non-empty 1-D tensor of ids, got {describe(value)}")
+    value = usable(value).long()  # first, for torch has no minimum of unsigned dtypes
     if visible(value):
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):
             raise ValueError(
                 f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got {low}..{high}"
             )
-    return value.long()
+    return value
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype to add up probabilities in: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """By how much a sum of probabilities of this dtype may differ from 1 before it is refused."""
+    return max(1.1e-4, 8 * torch.finfo(dtype).eps)  # thirds of four digits pass
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """``rows``, divided by their sums over the last dimension; half precision becomes float32.
+
+    A sum that differs from 1 by rounding alone is left as it is. Looks at no value. The sums are
+    constants to a gradient.
+    """
+    rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    total = rows.detach().sum(-1, keepdim=True, dtype=wide(rows.device))
+    rounding = (total - 1).abs() <= 4 * torch.finfo(rows.dtype).eps
+    return rows / total.masked_fill(rounding, 1.0).to(rows.dtype)
 
 
 def probabilities(name: str, value: Any) -> Tensor:
-    """``value``, if its last dimension holds probability distributions. Looks at the values on
-    every device.
+    """``value``, if its last dimension holds probability distributions, which then sum to 1 up to
+    rounding: in float32 where it came in half precision. Looks at the values on every device.
 
     For objects, which are built once. Raises TypeError or ValueError.
     """
@@ -105,22 +145,29 @@ def probabilities(name: str, value: Any) -> Tensor:
         raise ValueError(
             f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}"
         )
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got {describe(value)}")
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
     if value.min() < 0:
         raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
-    tolerance = max(1e-4, 8 * torch.finfo(value.dtype).eps)
-    error = (value.double().sum(-1) - 1).abs().max().item()
-    if error > tolerance:
+    error = (value.detach().sum(-1, dtype=wide(value.device)) - 1).abs().max().item()
+    if error > tolerance(value.dtype):
         raise ValueError(
             f"{name} must sum to 1 over its last dimension, got sums off by up to {error:.3g}"
         )
-    return value
+    value = usable(value)
+    exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in FLOATS[2:]
+    return value if exact else normalised(value)
+
+
+LOOK = 2**18
+"""Entries whose sums are looked at: all of a small tensor, evenly spaced rows of a large one."""
 
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0.
+    nothing above 0, and its rows are the logarithms of probabilities that sum to 1.
 
     Raises TypeError or ValueError.
     """
@@ -135,7 +182,37 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
+        rows = value.detach().flatten(0, -2)[:: -(-value.numel() // LOOK)].float()
+        error = rows.logsumexp(-1).abs().max().item()
+        if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since
+            raise ValueError(
+                f"{name} must hold log-probabilities, which sum to 1 over labels (log_softmax gives "
+                f"them), got a row whose logsumexp is {error:.3g} away from 0"
+            )
     return value
+
+
+def log_weights(name: str, value: Any, k: int) -> Tensor:
+    """``value``, if it ends in k log-weights, normalised (CPU only: within a tolerance) in log
+    space.
+
+    Raises TypeError or ValueError.
+    """
+    if floating(name, value).dim() < 1 or value.numel() == 0:
+        raise ValueError(f"{name} must be non-empty and end in k = {k}, got {describe(value)}")
+    if value.shape[-1] != k:
+        raise ValueError(f"{name} must end in k = {k} as log_q does, got {describe(value)}")
+    value, allowed = usable(value), max(1e-3, 8 * torch.finfo(value.dtype).eps)
+    value = value.float() if value.dtype in FLOATS[2:] else value
+    total = value.detach().logsumexp(-1, keepdim=True)
+    if visible(value):
+        error = total.abs().max().item()
+        if not error <= allowed:
+            raise ValueError(
+                f"{name} must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}"
+            )
+    rounding = (total.abs() <= 4 * torch.finfo(value.dtype).eps) | ~total.isfinite()
+    return value - total.masked_fill(rounding, 0.0)
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -7,6 +7,8 @@ Every class answers the same three questions, for a batch of B short contexts:
 - ``support(short)``: the same as a flat list of the pairs with π(e|s) > 0.
 - ``sample(short, k, generator)``: (B, k) extended contexts drawn from π(e|s), with replacement.
 
+``num_short`` is the number of short contexts, None where they are continuous.
+
 Extended contexts are named by an index: of one of ``points`` data points (``GroupedContexts``,
 ``KernelContexts``) or of a hidden state (``BeliefContexts``, which has no ``points``). The tensors
 are non-persistent buffers: ``.to(device)`` moves them, ``state_dict`` leaves them out, since they
@@ -79,6 +81,11 @@ class GroupedContexts(nn.Module):
         """The number n of data points, of which every one is an extended context."""
         return len(self.short)
 
+    @property
+    def num_short(self) -> int:
+        """The number S of short contexts."""
+        return len(self.counts)
+
     def extend(self, s: int) -> Tensor:
         """The data points, in order, whose short context is ``s``: the multiset extend(s) of eq.
         10.
@@ -133,9 +140,9 @@ class GroupedContexts(nn.Module):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64).to(
-            short.device
-        )
+        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64)
+        # a copy to a GPU need not be waited for; one from a GPU must be
+        u = u.to(short.device, non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)
@@ -165,10 +172,15 @@ class _DenseContexts(KeepsPrecision):
         """
         checks.count("k", k)
         checks.generator(generator)
-        weights = self.log_weights(short).double().exp()
-        device = generator.device if generator is not None else weights.device
-        drawn = torch.multinomial(weights.to(device), k, replacement=True, generator=generator)
-        return drawn.to(weights.device)
+        total = self.log_weights(short).to(checks.wide(short.device)).exp_().cumsum_(-1)
+        device = generator.device if generator is not None else short.device
+        u = torch.rand(
+            len(total), k, generator=generator, device=device, dtype=checks.wide(device)
+        ).to(total)
+        # where the sum passes u; one of weight 0 does not move it and is never drawn
+        end = total[:, -1:].contiguous()
+        drawn = torch.searchsorted(total, u * end, right=True)
+        return drawn.minimum(torch.searchsorted(total, end))
 
 
 class KernelContexts(_DenseContexts):
@@ -194,11 +206,12 @@ class KernelContexts(_DenseContexts):
     """
 
     values: Tensor
+    num_short = None
 
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()
         self.bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
-        values = accumulator(checks.floating("values", values).detach())
+        values = accumulator(checks.usable(checks.floating("values", values).detach()))
         if self.bandwidth < torch.finfo(values.dtype).tiny:
             raise ValueError(f"bandwidth must be a normal {values.dtype} number, got {bandwidth}")
         if values.dim() not in (1, 2) or values.numel() == 0:
@@ -268,8 +281,13 @@ class BeliefContexts(_DenseContexts):
         super().__init__()
         if checks.floating("belief", belief).dim() != 2:
             raise ValueError(f"belief must be (S, E), got {checks.describe(belief)}")
-        checks.probabilities("belief", belief)
-        self.register_buffer("belief", belief.detach(), persistent=False)
+        belief = checks.probabilities("belief", belief).detach()
+        self.register_buffer("belief", belief, persistent=False)
+
+    @property
+    def num_short(self) -> int:
+        """The number S of short contexts."""
+        return len(self.belief)
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, E) log π(e|s); raises TypeError or ValueError for ids outside [0, S)."""

@@ -6,23 +6,17 @@ of downloads, by default the user's cache. Nothing is written but whole files, v
 checksum is known, and nothing is downloaded but by :func:`load` and its like in the experiments.
 """
 
-import hashlib
-import os
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imm_lib import results
+from imm_lib import checks, files, results
+from imm_lib.files import DataError
+from imm_lib.folders import cache
 
 SPLITS = ("train", "valid", "test")
-
-
-class DataError(RuntimeError):
-    """A data set cannot be had, or is not what it should be; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,11 @@ class Source:
 class Corpus:
     """One (n,) int64 token stream per split, newline read as ``<eos>``, no start symbol;
     ``vocab[id]`` is the word.
+
+    Streams of any other integer dtype, and NumPy arrays, become int64.
+
+    Raises:
+        TypeError, ValueError: a stream that is empty or not of ids below ``len(vocab)``.
     """
 
     name: str
@@ -52,6 +51,11 @@ class Corpus:
     valid: Tensor
     test: Tensor
     vocab: list[str]
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            stream = checks.ids(split, getattr(self, split), len(self.vocab))
+            object.__setattr__(self, split, stream)
 
 
 SOURCES = {
@@ -87,23 +91,8 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-def cache() -> Path:
-    """The folder of downloads and of what is costly to make: ``IMM_CACHE``, else the user's cache."""
-    if folder := os.environ.get("IMM_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "imm_lib"
-
-
-def folders() -> list[Path]:
-    """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set,
-    and the cache.
-    """
-    return [Path(folder) for folder in (os.environ.get("IMM_DATA"), cache()) if folder]
-
-
-def _places(name: str, split: str) -> list[Path]:
-    return [folder / name / SOURCES[name].files[split] for folder in folders()]
+def _file(name: str, split: str) -> str:
+    return f"{name}/{SOURCES[name].files[split]}"
 
 
 def available(name: str) -> bool:
@@ -111,94 +100,46 @@ def available(name: str) -> bool:
     the network.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name; the message lists the known ones. Or a folder that the
+            environment names with a ``~`` that stands for no home folder.
     """
     _source(name)
-    return all(any(path.is_file() for path in _places(name, split)) for split in SPLITS)
-
-
-def retrieve(
-    what: str, url: str, sha256: str | None, file_name: str, folder: Path, advice: str
-) -> Path:
-    """One download with a progress bar, verified where its checksum is known.
-
-    Args:
-        what: it is, for messages.
-        url: its address.
-        sha256: of the file, or None.
-        file_name, folder: where it is put.
-        advice: what else can be done, the end of every message.
-
-    Raises:
-        DataError: a package is missing, there is no connection, or the checksum is wrong.
-    """
-    try:
-        import pooch
-        import tqdm  # noqa: F401 - pooch draws its progress bar with it, and calls its absence a ValueError
-    except ImportError as error:
-        raise DataError(
-            f"downloading {what} needs {error.name}: pip install 'imm_lib[data]', or {advice}"
-        ) from error
-    try:
-        # pooch downloads to a temporary file, verifies it and only then moves it to its name; some
-        # hosts refuse callers without a name of their own
-        path = pooch.retrieve(
-            url,
-            known_hash=sha256 and f"sha256:{sha256}",
-            fname=file_name,
-            path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=True, headers={"User-Agent": "imm_lib"}),
-        )
-    except ValueError as error:
-        raise DataError(
-            f"{what} came with a wrong checksum and was not kept: try again, or {advice}"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{what} could not be downloaded ({type(error).__name__}): connect, or {advice}"
-        ) from error
-    return Path(path)
+    return all(files.present(_file(name, split)) for split in SPLITS)
 
 
 def _download(name: str, split: str) -> Path:
     """The file of a split, or of every split where they come in one archive, in the cache; raises
     DataError.
     """
-    source, target = SOURCES[name], cache() / name
-    advice = f"set IMM_DATA to a folder that holds {name}/{source.files[split]}"
-    if source.members is None:
-        url, file_name = source.url.format(split=split), source.files[split]
-        return retrieve(f"{name} ({split})", url, source.sha256[split], file_name, target, advice)
-    with tempfile.TemporaryDirectory() as folder:
-        known = source.sha256["archive"]
-        archive = retrieve(
-            f"{name} (archive)", source.url, known, "archive.zip", Path(folder), advice
-        )
-        with zipfile.ZipFile(archive) as files:
-            for part, member in source.members.items():
-                results.write_bytes(target / source.files[part], files.read(member))
-    return target / source.files[split]
+    source, folder = SOURCES[name], cache() / name
+    advice = f"set IMM_DATA to a folder that holds {_file(name, split)}"
+    with files.keeping(folder, f"{name} ({split})"):
+        if source.members is None:
+            url = source.url.format(split=split)
+            found = files.download(f"{name} ({split})", url, source.sha256[split], advice)
+            results.write_bytes(folder / source.files[split], found)
+        else:
+            what, known = f"{name} (archive)", source.sha256["archive"]
+            archive = files.download(what, source.url, known, advice)
+            members = files.unpack(archive, source.members.values(), what, advice)
+            for part, content in zip(source.members, members, strict=True):
+                results.write_bytes(folder / source.files[part], content)
+    return folder / source.files[split]
 
 
 def _read(name: str, split: str) -> list[str]:
     source = _source(name)
-    path = next((place for place in _places(name, split) if place.is_file()), None) or _download(
-        name, split
-    )
-    raw = path.read_bytes()
-    expected = source.sha256.get(split)
-    if expected and hashlib.sha256(raw).hexdigest() != expected:
-        raise DataError(
-            f"{path.name} of {name} has a wrong checksum: delete it, then download it again or copy it anew"
-        )
-    lines = raw.decode("utf-8").split("\n")
+    path = files.find(_file(name, split)) or _download(name, split)
+    what = f"{path.name} of {name}"
+    lines = files.read_text(path, what, source.sha256.get(split)).split("\n")
     if lines[-1] == "":
         lines.pop()
     words = [word for line in lines for word in [*line.split(), "<eos>"]]
     count = len(words) - len(lines)
     if count != source.words[split]:
         raise DataError(
-            f"{path.name} of {name} must hold {source.words[split]} words, got {count}: copy it anew"
+            f"{what} must hold {source.words[split]} words, got {count}"
+            f" in {len(lines)} lines: copy it anew ({path})"
         )
     return words
 
@@ -214,8 +155,8 @@ def load(name: str) -> Corpus:
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
-        DataError: a file is missing and cannot be downloaded, has a wrong checksum or length, or
-            holds a word that the training split does not.
+        DataError: a file is missing and cannot be downloaded, cannot be read, is no UTF-8 text, has
+            a wrong checksum or length, or holds a word that the training split does not.
     """
     _source(name)
     texts = {split: _read(name, split) for split in SPLITS}

@@ -7,6 +7,10 @@ cross-entropy, forward KL up to the target's entropy, which has the same gradien
 :func:`plackett_luce` are 0 at Q̂ = P̂ and positive elsewhere, so that they are consistent on
 *induced* models. Where a target rules out what the model allows, reverse KL is infinite: smooth it.
 
+A label of probability 0 costs what it costs in the limit, and its gradient is a number, so that a
+padded vocabulary does no harm. A Q̂(y) below the least number of the dtype counts as 0 where the
+formula multiplies by it.
+
 Unchecked, as inner functions: the estimators check what they hand over.
 """
 
@@ -17,18 +21,20 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.induced import cross_entropy
+from imm_lib.induced import cross_entropy, log_of_sum
+from imm_lib.transport import sinkhorn as sinkhorn
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
-def _finite(log_q: Tensor) -> Tensor:
-    """log_q with the lowest finite number for -inf, so that 0 times it is 0."""
-    return log_q.clamp_min(torch.finfo(log_q.dtype).min)
+def _divided(log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q̂, which labels it leaves out (0, or too small for the dtype), and log Q̂ with 0 for these.
 
-
-def _negative_entropy(p: Tensor) -> Tensor:
-    return -torch.special.entr(p).sum(-1)
+    Behind the 0 no gradient flows: 0 times an infinite logarithm would be NaN.
+    """
+    q = log_q.exp()
+    out = q == 0
+    return q, out, log_q.masked_fill(out, 0.0)
 
 
 def forward_kl(target: Tensor, log_q: Tensor) -> Tensor:
@@ -37,7 +43,10 @@ def forward_kl(target: Tensor, log_q: Tensor) -> Tensor:
     >>> forward_kl(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]).log())
     tensor(0.)
     """
-    return cross_entropy(target, log_q) + _negative_entropy(target)
+    target, log_q = torch.broadcast_tensors(target, log_q)
+    out = target == 0
+    log_p = target.masked_fill(out, 1.0).log()
+    return (target * (log_p - log_q.masked_fill(out, 0.0))).sum(-1)
 
 
 def reverse_kl(target: Tensor, log_q: Tensor) -> Tensor:
@@ -46,8 +55,10 @@ def reverse_kl(target: Tensor, log_q: Tensor) -> Tensor:
     >>> round(reverse_kl(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]).log()).item(), 4)
     0.3681
     """
-    q = log_q.exp()
-    return (q * _finite(log_q) - torch.xlogy(q, target)).sum(-1)
+    target, log_q = torch.broadcast_tensors(target, log_q)
+    _, out, log_q = _divided(log_q)
+    each = log_q.exp() * (log_q - target.masked_fill(out, 1.0).log())
+    return each.masked_fill(out, 0.0).sum(-1)
 
 
 def jensen_shannon(target: Tensor, log_q: Tensor) -> Tensor:
@@ -56,11 +67,19 @@ def jensen_shannon(target: Tensor, log_q: Tensor) -> Tensor:
     >>> round(jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]).log()).item(), 4)
     0.6931
     """
-    q = log_q.exp()
-    middle = (target + q) / 2
-    return (_negative_entropy(target) + (q * _finite(log_q)).sum(-1)) / 2 - _negative_entropy(
-        middle
-    )
+    target, log_q = torch.broadcast_tensors(target, log_q)
+    q, out, log_q = _divided(log_q)
+    both = (target > 0) & ~out
+    alone = (target + q).masked_fill(both, 0.0) * math.log(2)
+    p, q = target.masked_fill(~both, 0.5), q.masked_fill(~both, 0.5)
+    log_q, log_middle = log_q.masked_fill(~both, math.log(0.5)), ((p + q) / 2).log()
+    # near the target the logarithms would cancel, but not log1p of the difference
+    share = (p - q) / (p + q)
+    near = share.abs() < 0.5
+    share = share.masked_fill(~near, 0.0)
+    over_p = torch.where(near, share.log1p(), p.log() - log_middle)
+    over_q = torch.where(near, (-share).log1p(), log_q - log_middle)
+    return (alone + (p * over_p + q * over_q).masked_fill(~both, 0.0)).sum(-1) / 2
 
 
 def alpha(order: float) -> Divergence:
@@ -80,9 +99,23 @@ def alpha(order: float) -> Divergence:
         return reverse_kl
 
     def divergence(target: Tensor, log_q: Tensor) -> Tensor:
-        overlap = target.log().mul(order).add(log_q * (1 - order)).exp()
-        overlap = overlap.masked_fill((target == 0) & (order > 0), 0.0)
-        return (1 - overlap.sum(-1)) / (order * (1 - order))
+        target, log_q = torch.broadcast_tensors(target, log_q)
+        q, small, _ = _divided(log_q)
+        # labels whose P̂^α Q̂^(1-α) is 0; where it is infinite, the divergence is
+        out = small if order < 0 else target == 0
+        if 0 < order < 1:
+            out = out | (log_q == -math.inf)
+        log_p, log_q = target.masked_fill(out, 1.0).log(), log_q.masked_fill(out, 0.0)
+        base, log_base, power = (target, log_p, order - 1) if order > 0.5 else (q, log_q, order)
+        exponent = power * (log_p - log_q)
+        # 1 - exp(x) by expm1 where x is small: near the limits, all of the divergence is there
+        near = exponent.abs() < 1
+        apart = torch.where(
+            near,
+            -base * exponent.masked_fill(~near, 0.0).expm1(),
+            base - (log_base + exponent).masked_fill(near, 0.0).exp(),
+        )
+        return torch.where(out, base, apart).sum(-1) / (order * (1 - order))
 
     return divergence
 
@@ -111,10 +144,14 @@ def cauchy_schwarz(target: Tensor, log_q: Tensor) -> Tensor:
     >>> round(cauchy_schwarz(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]).log()).item(), 4)
     0.2473
     """
-    q = log_q.exp()
-    return (target.square().sum(-1).log() + q.square().sum(-1).log()) / 2 - (target * q).sum(
-        -1
-    ).log()
+    target, log_q = torch.broadcast_tensors(target, log_q)
+    # relative to the likeliest label of the target: a product of e^-120 is no number in float32
+    seen = log_q.detach().masked_fill(target == 0, -math.inf)
+    top = seen.amax(-1, keepdim=True).clamp_min(torch.finfo(log_q.dtype).min)
+    relative = (log_q - top).masked_fill(target == 0, 0.0).exp()
+    product = log_of_sum((target * relative).sum(-1)) + top.squeeze(-1)
+    norms = target.square().sum(-1).log() + log_q.exp().square().sum(-1).log()
+    return norms / 2 - product
 
 
 def balanced(weight: float = 0.5) -> Divergence:
@@ -127,79 +164,11 @@ def balanced(weight: float = 0.5) -> Divergence:
     0.4394
     """
     weight = checks.number("weight", weight, 0, 1)
+    if weight in (0, 1):  # 0 times an infinite divergence would be NaN
+        return forward_kl if weight else reverse_kl
 
     def divergence(target: Tensor, log_q: Tensor) -> Tensor:
         return weight * forward_kl(target, log_q) + (1 - weight) * reverse_kl(target, log_q)
-
-    return divergence
-
-
-def sinkhorn(cost: Tensor, epsilon: float = 0.1, steps: int = 1000) -> Divergence:
-    """The debiased Sinkhorn divergence OT(P̂, Q̂) - (OT(P̂, P̂) + OT(Q̂, Q̂)) / 2 of entropic
-    optimal transport.
-
-    It is 0 at Q̂ = P̂ and positive elsewhere if exp(-cost / epsilon) is positive definite, as it is
-    for distances on a line and their squares (Feydy and others, 2019); other costs are refused.
-    Unlike the other divergences it knows that some labels are nearer to each other than others.
-    Solved by POT; value and gradient are those of the dual problem, exact where the iteration has
-    converged.
-
-    Args:
-        cost: (Y, Y) cost of moving probability from one label to another: not negative, 0 on the
-        diagonal, symmetric.
-        epsilon: weight of the entropy, in the unit of the cost.
-        steps: the most iterations.
-
-    Raises:
-        TypeError, ValueError: a cost of another form, or one that is no proper divergence at this
-            epsilon; when called, of another number of labels.
-        ImportError: POT is not installed.
-    """
-    if checks.floating("cost", cost).dim() != 2 or cost.shape[0] != cost.shape[1]:
-        raise ValueError(f"cost must be (Y, Y), got {checks.describe(cost)}")
-    if (
-        not torch.isfinite(cost).all()
-        or (cost < 0).any()
-        or (cost != cost.T).any()
-        or (cost.diagonal() != 0).any()
-    ):
-        raise ValueError(
-            "cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is not"
-        )
-    epsilon, steps = (
-        checks.number("epsilon", epsilon, 0, open_low=True),
-        checks.count("steps", steps),
-    )
-    if (smallest := torch.linalg.eigvalsh((-cost.double() / epsilon).exp())[0].item()) < 1e-12:
-        raise ValueError(
-            "cost must make exp(-cost / epsilon) positive definite, or the divergence is not proper; its smallest "
-            f"eigenvalue is {smallest:.2g} with epsilon = {epsilon:g}"
-        )
-    try:
-        from ot.batch import solve_batch
-    except ImportError as error:
-        raise ImportError("sinkhorn needs POT: pip install 'imm_lib[transport]'") from error
-
-    def transport(a: Tensor, b: Tensor) -> Tensor:
-        costs = cost.to(a).expand(len(a), -1, -1)
-        found = solve_batch(
-            costs, epsilon, a, b, steps, tol=1e-9, method="log_sinkhorn", grad="detach"
-        ).potentials
-        # at the solution the dual's value is the primal's, and its gradient by a marginal is that
-        # side's potential
-        u, v = (potential.detach() for potential in found)
-        return epsilon * ((a * u).sum(-1) + (b * v).sum(-1))
-
-    def divergence(target: Tensor, log_q: Tensor) -> Tensor:
-        if target.shape[-1] != len(cost):
-            raise ValueError(
-                f"cost must be (Y, Y) with the target's Y = {target.shape[-1]}, got {checks.describe(cost)}"
-            )
-        tiny = torch.finfo(log_q.dtype).tiny
-        target, log_q = torch.broadcast_tensors(target.to(log_q.dtype), log_q)
-        p, q = (x.reshape(-1, len(cost)).clamp_min(tiny) for x in (target, log_q.exp()))
-        found = transport(p, q) - (transport(p, p) + transport(q, q)) / 2
-        return found.view(target.shape[:-1])
 
     return divergence
 
@@ -209,14 +178,31 @@ def plackett_luce(target: Tensor, log_q: Tensor) -> Tensor:
     Luce's model of Q̂.
 
     It looks at the order alone: not a proper divergence, as its least value is not at Q̂ = P̂.
+    Each label is chosen from itself and all that the target ranks below it; labels of equal
+    probability are not compared. So a target that is 0 but for its first k labels asks for the
+    order of these alone.
 
     >>> round(plackett_luce(torch.tensor([0.6, 0.4]), torch.tensor([0.9, 0.1]).log()).item(), 4)
     0.1054
     """
-    target, log_q = torch.broadcast_tensors(target, _finite(log_q))
-    ranked = log_q.gather(-1, target.argsort(dim=-1, descending=True, stable=True))
+    target, log_q = torch.broadcast_tensors(target, log_q)
+    target, order = target.sort(dim=-1, descending=True, stable=True)
+    # a finite stand-in for -inf, low enough to count for nothing beside any other
+    floor = torch.finfo(log_q.dtype).min / 4
+    ranked = log_q.clamp_min(floor).gather(-1, order)
     rest = ranked.flip(-1).logcumsumexp(-1).flip(-1)
-    return (rest - ranked).sum(-1)
+    # where the next lower probability begins; no label is below the last group
+    falls = target[..., :-1] > target[..., 1:]
+    places = torch.arange(1, target.shape[-1], device=target.device)
+    last = target.shape[-1]
+    below = torch.where(falls, places, last).flip(-1).cummin(-1).values.flip(-1)
+    below = torch.nn.functional.pad(below, (0, 1), value=last)
+    compared = below < last
+    lower = rest.gather(-1, below.clamp_max(last - 1))
+    # log (q + lower) - log q; where both are 0, neither label can be preferred
+    compared &= (ranked > floor) | (lower > floor / 2)
+    ranked = ranked.masked_fill(ranked == floor, -math.inf)
+    return torch.nn.functional.softplus((lower - ranked).masked_fill(~compared, -math.inf)).sum(-1)
 
 
 NAMED: dict[str, Divergence] = {

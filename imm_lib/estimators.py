@@ -12,6 +12,7 @@ holds the detached risk to watch.
 The estimators that reuse the pass of the cross-entropy instead are in ``surrogates.py``.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.induced import accumulator, cross_entropy, induce, segment_logsumexp
+from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, segment_logsumexp
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.table import as_target
 
@@ -38,22 +39,47 @@ def checked_contexts(contexts: Contexts) -> Contexts:
     return contexts
 
 
-def _distinct(short: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct short contexts of a batch and how often each occurs."""
+def _batch(short: Tensor) -> Tensor:
     if checks.tensor("short", short).dim() < 1 or len(short) == 0:
         raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
-    return torch.unique(short, dim=None if short.dim() == 1 else 0, return_counts=True)
+    return short
+
+
+def _distinct(short: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct short contexts of a batch and how often each occurs."""
+    return torch.unique(_batch(short), dim=None if short.dim() == 1 else 0, return_counts=True)
+
+
+def drawing(short: Tensor) -> tuple[Tensor, Tensor]:
+    """(D, ...) the short contexts that draw extended ones, and (D,) how many data points each
+    stands for.
+
+    Equal short contexts draw once where counting them makes no GPU wait and breaks no compiled
+    graph. Elsewhere every data point draws for itself: the same expectation, less variance.
+    """
+    if checks.visible(_batch(short)):
+        return _distinct(short)
+    return short, torch.ones(len(short), dtype=torch.long, device=short.device)
 
 
 def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
-    """The answer of ``query``, checked to be (N, labels) log-probabilities."""
+    """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
+    log-probabilities.
+    """
     log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "
             f"got {checks.describe(log_q)}"
         )
-    return log_q
+    return accumulator(log_q)
+
+
+def answers(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
+    """(D,) short contexts with (D, k) extended ones -> (D, k, Y) checked log-probabilities."""
+    k = extended.shape[1]
+    log_q = _answer(query, short.repeat_interleave(k, dim=0), extended.flatten(), labels)
+    return log_q.unflatten(0, (-1, k))
 
 
 def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -> Tensor:
@@ -61,7 +87,7 @@ def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -
     extended context.
     """
     row, extended, log_w = contexts.support(short)
-    log_q = accumulator(_answer(query, short[row], extended, labels))
+    log_q = _answer(query, short[row], extended, labels)
     return segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(short))
 
 
@@ -94,7 +120,8 @@ class ExactIMM(nn.Module):
     ):
         super().__init__()
         self.divergence = as_divergence(divergence)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch, in nats.
@@ -116,7 +143,8 @@ class SampledIMM(nn.Module):
     """The IMM risk with k sampled extended contexts per short context (eqs. 11, 12; Algorithm 1).
 
     Equal short contexts in a batch share their k samples and are weighted by their count: the
-    expectation is unchanged and the cost falls. The risk itself is biased upwards by about
+    expectation is unchanged and the cost falls. (Not on a GPU or in a compiled graph, where
+    counting them would wait: there every data point draws for itself.) The risk itself is biased upwards by about
     Var/(2k), as the logarithm is taken of a mean.
 
     Args:
@@ -128,7 +156,8 @@ class SampledIMM(nn.Module):
             replayed if they come from torch's default generators; BatchNorm statistics are updated
             twice. Its ``query`` is called with one extended context per distinct short context at a
             time.
-        generator: source of the samples; torch's default generator by default.
+        generator: source of the samples; torch's default generator by default. Its state is in
+            ``state_dict``.
         divergence: between target and induced model, a function or a name of
             :mod:`imm_lib.divergences`.
 
@@ -159,33 +188,40 @@ class SampledIMM(nn.Module):
         super().__init__()
         self.divergence = as_divergence(divergence)
         self.k = checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.sequential, self.generator = sequential, checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
-        distinct, count = _distinct(short)
-        rows = self.target(distinct)
-        extended = self.contexts.sample(distinct, self.k, self.generator)
-        risk = (self._sequential if self.sequential else self._joint)(
-            query, distinct, extended, rows
-        )
+        asked, count = drawing(short)
+        rows = self.target(asked)
+        extended = self.contexts.sample(asked, self.k, self.generator)
+        if self.sequential:
+            passes = [
+                partial(_answer, query, asked, column, rows.shape[1])
+                for column in extended.unbind(1)
+            ]
+            risk = sequential_risk(rows, passes, self.divergence)
+        else:
+            log_q = answers(query, asked, extended, rows.shape[1])
+            log_induced = log_sum_exp(log_q - math.log(self.k))
+            risk = self.divergence(rows.to(log_q.dtype), log_induced)
         mean = (count * risk).sum() / len(short)
         self.risk = mean.detach()
         return mean
 
-    def _joint(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
-        log_q = _answer(
-            query, short.repeat_interleave(self.k, dim=0), extended.flatten(), rows.shape[1]
-        )
-        return self._risk(rows, accumulator(log_q.unflatten(0, (-1, self.k))))
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.generator is not None:
+            destination[prefix + "generator"] = self.generator.get_state()
 
-    def _risk(self, rows: Tensor, log_q: Tensor) -> Tensor:
-        """(D, Y) target, (D, k, Y) log-probabilities -> (D,) risks."""
-        return self.divergence(rows.to(log_q.dtype), induce(log_q))
-
-    def _sequential(self, query: Query, short: Tensor, extended: Tensor, rows: Tensor) -> Tensor:
-        passes = [
-            partial(_answer, query, short, column, rows.shape[1]) for column in extended.unbind(1)
-        ]
-        return sequential_risk(rows, passes, self.divergence)
+    def _load_from_state_dict(
+        self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
+    ) -> None:
+        if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
+            self.generator.set_state(found.cpu())
+            state = {key: value for key, value in state.items() if key != prefix + "generator"}
+        elif self.generator is not None:
+            missing.append(prefix + "generator")
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)

@@ -38,18 +38,8 @@ def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
     k = log_q.shape[-2]
     if log_w is None:
         return log_q, log_q.new_full((k, 1), -math.log(k))
-    checks.log_probabilities("log_w", log_w, dim=1)
+    log_w = checks.log_weights("log_w", log_w, k)
     checks.same_device("log_w", log_w, "log_q", log_q)
-    if log_w.shape[-1] != k:
-        raise ValueError(
-            f"log_w must end in k = {k} as log_q {tuple(log_q.shape)} does, got {checks.describe(log_w)}"
-        )
-    if checks.visible(log_w):
-        error = accumulator(log_w.detach()).logsumexp(-1).abs().max().item()
-        if not error <= 1e-3:
-            raise ValueError(
-                f"log_w must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}"
-            )
     _broadcast("log_w", log_w, log_w.shape[:-1], log_q, log_q.shape[:-2])
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
 
@@ -64,16 +54,15 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
             f"got {checks.describe(target)}"
         )
     _broadcast("target", target, target.shape[:-1], log_q, log_q.shape[:-2])
+    target = checks.usable(target)
     if checks.visible(target):
-        low, error = (
-            target.detach().amin().item(),
-            (target.detach().float().sum(-1) - 1).abs().max().item(),
-        )
-        if not (low >= 0 and error <= 1e-2):
+        low = target.detach().amin().item()
+        error = (target.detach().sum(-1, dtype=torch.float64) - 1).abs().max().item()
+        if not (low >= 0 and error <= checks.tolerance(target.dtype)):
             raise ValueError(
                 f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error {error:g}"
             )
-    return target.to(log_q.dtype)
+    return checks.normalised(target).to(log_q.dtype)
 
 
 def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
@@ -116,7 +105,7 @@ def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
     return _Weighted.apply(log_q, weight)
 
 
-def _log(total: Tensor) -> Tensor:
+def log_of_sum(total: Tensor) -> Tensor:
     """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can
     move it.
     """
@@ -124,12 +113,12 @@ def _log(total: Tensor) -> Tensor:
     return total.masked_fill(dead, 1.0).log().masked_fill(dead, -math.inf)
 
 
-def _log_sum_exp(x: Tensor) -> Tensor:
-    """(..., k, Y) -> (..., Y) log sum exp; torch.logsumexp has NaN gradients where all k entries
+def log_sum_exp(x: Tensor) -> Tensor:
+    """(..., k, Y) -> (..., Y) log sum exp, unchecked; torch.logsumexp has NaN gradients where all k entries
     are -inf.
     """
     top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
-    return _log((x - top).exp().sum(-2)) + top.squeeze(-2)
+    return log_of_sum((x - top).exp().sum(-2)) + top.squeeze(-2)
 
 
 def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -155,7 +144,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     tensor([0.7000, 0.3000])
     """
     log_q, log_w = _operands(log_q, log_w)
-    return _log_sum_exp(log_q + log_w)
+    return log_sum_exp(log_q + log_w)
 
 
 def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -179,7 +168,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
     """
     log_q, log_w = _operands(log_q, log_w)
     target = _target_rows(target, log_q)
-    return cross_entropy(target, _log_sum_exp(log_q + log_w))
+    return cross_entropy(target, log_sum_exp(log_q + log_w))
 
 
 def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -252,4 +241,4 @@ def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
     """
     top = segment_max(values, index, size)
     share = (-top).index_select(0, index).add_(values).exp_()
-    return _log(torch.zeros_like(top).index_add(0, index, share)) + top
+    return log_of_sum(torch.zeros_like(top).index_add(0, index, share)) + top

@@ -106,7 +106,7 @@ def informations(
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
     if checks.probabilities("weight", weight).shape != (len(short),):
         raise ValueError(f"weight must be ({len(short)},), got {checks.describe(weight)}")
-    weight = weight.double()
+    weight = checks.normalised(weight.double())
 
     log_q = answer(query, short, extended)
     q = log_q.detach().double().exp()

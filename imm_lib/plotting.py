@@ -37,8 +37,7 @@ class Style(NamedTuple):
     linestyle: str
 
 
-# : The same method looks the same in every chapter. Methods differ in marker or line as well as in
-# colour.
+#: The same method looks the same in every chapter, and differs in marker or line as well as colour.
 METHOD_STYLE = {
     "baseline": Style(COLORS["black"], "o", "--"),
     "noising": Style(COLORS["vermillion"], "s", "-"),

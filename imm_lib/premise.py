@@ -130,7 +130,7 @@ def lead(
     >>> round(found.ahead, 3)  # log 0.8 / 0.5
     0.47
     """
-    target, contexts = as_target(target), checked_contexts(contexts)
+    target, contexts = as_target(target, contexts), checked_contexts(contexts)
     if checks.tensor("short", short).dim() < 1 or len(short) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
     if len(checks.ids("label", label)) != len(short):

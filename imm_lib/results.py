@@ -2,39 +2,62 @@
 all.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 import os
 import platform
 import re
-import subprocess
-import sys
-import tempfile
-from datetime import UTC, datetime
+import stat
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from imm_lib import folders
+from imm_lib.provenance import commit, provenance
+
+if TYPE_CHECKING:  # naming the experiments and their folder costs no import of torch
+    import torch
+
+__all__ = [
+    "SCHEMA",
+    "ResultError",
+    "check",
+    "commit",
+    "finite",
+    "folder",
+    "load",
+    "mean_interval",
+    "path",
+    "provenance",
+    "read_json",
+    "save",
+    "write_bytes",
+    "write_json",
+]
 
 SCHEMA_VERSION = 1
 _TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
-SCHEMA = {
+_VERSIONS = {"type": "object", "additionalProperties": _TEXT}
+_MADE = {
+    "type": "object",
+    "required": ["device", "versions", "commit", "created"],
+    "additionalProperties": False,
+    "properties": {"device": _TEXT, "versions": _VERSIONS, "commit": _TEXT, "created": _TEXT},
+}
+_UNIT = {
+    "type": "object",
+    "required": ["unit", "numbers", "wall_s"],
+    "additionalProperties": False,
+    "properties": {"unit": _OBJECT, "numbers": _OBJECT, "wall_s": _NUMBER, "made": _MADE},
+}
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": [
-        "schema",
-        "experiment",
-        "scale",
-        "config",
-        "seed",
-        "units",
-        "device",
-        "versions",
-        "wall_s",
-        "peak_memory_bytes",
-        "commit",
-        "command",
-        "created",
+        *("schema", "experiment", "scale", "config", "seed", "units", "device", "versions"),
+        *("wall_s", "peak_memory_bytes", "commit", "command", "created"),
     ],
     "additionalProperties": False,
     "properties": {
@@ -43,17 +66,9 @@ SCHEMA = {
         "scale": _TEXT,
         "config": _OBJECT,
         "seed": {"type": "integer"},
-        "units": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["unit", "numbers", "wall_s"],
-                "additionalProperties": False,
-                "properties": {"unit": _OBJECT, "numbers": _OBJECT, "wall_s": _NUMBER},
-            },
-        },
+        "units": {"type": "array", "items": _UNIT},
         "device": _TEXT,
-        "versions": {"type": "object", "additionalProperties": _TEXT},
+        "versions": _VERSIONS,
         "wall_s": _NUMBER,
         "peak_memory_bytes": {"type": "integer", "minimum": 0},
         "commit": _TEXT,
@@ -61,6 +76,9 @@ SCHEMA = {
         "created": _TEXT,
     },
 }
+"""Of a result, in the words of JSON Schema that :func:`check` knows. A unit has "made" where it was
+made elsewhere than the result's own device, versions, commit and time say.
+"""
 
 
 class ResultError(RuntimeError):
@@ -71,8 +89,8 @@ class ResultError(RuntimeError):
 
 def folder() -> Path:
     """Where results lie: ``IMM_RESULTS``, else the checkout's book/results, else ./results."""
-    if named := os.environ.get("IMM_RESULTS"):
-        return Path(named)
+    if named := folders.named("IMM_RESULTS"):
+        return named
     root = Path(__file__).resolve().parent.parent
     return root / "book" / "results" if (root / "_config.yml").is_file() else Path("results")
 
@@ -98,34 +116,99 @@ def write_json(file: Path, value: object) -> None:
 def write_bytes(file: Path, content: bytes) -> None:
     """Write beside ``file`` and move it there, so that a reader finds the old file or the new one,
     never a part.
+
+    A new file has the mode that the umask leaves, an old one keeps its own. What a killed writer of
+    the same file left beside it is removed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    _sweep(file)
+    temporary = file.with_name(f"{_beside(file)}{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        if file.exists():
+            os.chmod(temporary, stat.S_IMODE(file.stat().st_mode))
         os.replace(temporary, file)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _beside(file: Path) -> str:
+    """How the names of this machine's unfinished copies of ``file`` begin."""
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".{file.name}.{machine}."
+
+
+def _sweep(file: Path) -> None:
+    """Remove the unfinished copies whose writers are no more."""
+    begin = _beside(file)
+    for left in file.parent.iterdir():
+        if left.name.startswith(begin):
+            process = left.name[len(begin) :].partition(".")[0]
+            if process.isdigit() and not _alive(int(process)):
+                left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # where a signal of number 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def check(value: Any, where: str = "result") -> dict:
     """``value``, if it has the form of a result; raises ResultError naming ``where`` and the field."""
-    try:
-        import jsonschema
-    except ImportError as error:
-        raise ImportError(
-            "reading results needs jsonschema: pip install 'imm_lib[experiments]'"
-        ) from error
-    problem = next(iter(jsonschema.Draft202012Validator(SCHEMA).iter_errors(value)), None)
-    if problem is not None:
-        field = "/".join(str(part) for part in problem.absolute_path) or "top level"
-        raise ResultError(f"{where}: {field}: {problem.message[:200]}")
+    _conform(value, SCHEMA, where, "")
     return value
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+}
+
+
+def _conform(value: Any, schema: dict, where: str, at: str) -> None:
+    """The part of JSON Schema that :data:`SCHEMA` uses; jsonschema is its slow twin in a test."""
+
+    def refuse(problem: str) -> None:
+        raise ResultError(f"{where}: {at or 'top level'}: {problem}")
+
+    if "const" in schema:
+        if value != schema["const"] or isinstance(value, bool):
+            refuse(f"must be {schema['const']!r}, got {str(value)[:80]!r}")
+        return
+    kind = schema["type"]
+    whole = kind == "integer" and isinstance(value, float) and value.is_integer()
+    if not whole and (isinstance(value, bool) or not isinstance(value, _KINDS[kind])):
+        refuse(f"must be of type {kind}, got {str(value)[:80]!r}")
+    if "minimum" in schema and value < schema["minimum"]:
+        refuse(f"must be at least {schema['minimum']}, got {value}")
+    if kind == "array":
+        for index, item in enumerate(value):
+            _conform(item, schema["items"], where, f"{at}/{index}".lstrip("/"))
+    if kind == "object":
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        if missing := [name for name in schema.get("required", ()) if name not in value]:
+            refuse(f"{missing[0]!r} is missing")
+        for name, item in value.items():
+            if name not in known and others is False:
+                refuse(f"{name!r} was not expected")
+            inner = known.get(name, others)
+            if isinstance(inner, dict):
+                _conform(item, inner, where, f"{at}/{name}".lstrip("/"))
 
 
 def save(value: dict, name: str, where: Path | None = None) -> Path:
@@ -166,85 +249,12 @@ def load(name: str, where: Path | None = None) -> dict:
         value = check(read_json(file), file.name)
     except FileNotFoundError:
         again = f"python -m imm_lib run {base}" + (" --scale ci" if scale == "ci" else "")
-        raise ResultError(f"no result {file.name}: {again}") from None
+        elsewhere = "" if where is None else f" --out {where}"
+        raise ResultError(f"no result {file.name} in {file.parent}: {again}{elsewhere}") from None
     for field, expected in (("experiment", base), ("scale", scale)):
         if value[field] != expected:
             raise ResultError(f"{file.name}: {field}: must be {expected!r}, got {value[field]!r}")
     return value
-
-
-def provenance(device: torch.device) -> dict:
-    """What a result owes its reader: versions, device, machine, time, and the peak memory of the
-    process, bytes.
-    """
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
-    return {
-        "device": name,
-        "versions": {
-            **{"python": platform.python_version(), "torch": torch.__version__},
-            **{"system": platform.system(), "machine": _machine()},
-        },
-        "peak_memory_bytes": _peak_memory(device),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _machine() -> str:
-    """The processor's name where the system tells it, else its kind; and how many cores it lends."""
-    file = Path("/proc/cpuinfo")
-    told = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows has no getrusage
-        return 0
-    unit = (
-        1 if sys.platform == "darwin" else 1024
-    )  # ru_maxrss is in bytes there and in kibibytes elsewhere
-    who = (
-        resource.RUSAGE_SELF,
-        resource.RUSAGE_CHILDREN,
-    )  # the largest process, where units ran in their own
-    return max(resource.getrusage(w).ru_maxrss for w in who) * unit
-
-
-def commit() -> str:
-    """The checkout's commit, with -dirty where files of the library differ from it; "unknown"
-    outside a checkout.
-    """
-    root = Path(__file__).resolve().parent.parent
-    try:
-        git = ["git", "-C", str(root)]
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "imm_lib"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
-
-
-def code() -> str:
-    """A digest of the library's source: what --resume compares, so that no result joins units of
-    two programs.
-    """
-    root = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def finite(value: float) -> float | str:
@@ -261,13 +271,18 @@ def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:
 
     Raises:
         ValueError: fewer than two, or more than one dimension.
+        ImportError: scipy is not installed.
 
     >>> mean, half = mean_interval([1.0, 2.0, 3.0])
     >>> round(mean, 3), round(half, 3)
     (2.0, 2.484)
     """
-    from scipy.stats import t as student
+    import torch
 
+    try:
+        from scipy.stats import t as student
+    except ImportError as error:
+        raise ImportError("an interval needs scipy: pip install 'imm_lib[experiments]'") from error
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got shape {tuple(values.shape)}")

@@ -20,6 +20,7 @@ from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
+from imm_lib.segments import Groups, groups, mix, over
 from imm_lib.targets.table import TableTarget, as_target
 
 
@@ -58,13 +59,11 @@ in its cache.
 
 
 class _Part(NamedTuple):
-    """N data points of a batch: all those of D of its distinct short contexts."""
+    """N data points of a batch: all those of G of its short contexts."""
 
     points: Tensor | slice  # (N,) places in the batch
-    short: Tensor  # (D,) ids
-    inverse: Tensor  # (N,) place of each point's short context among them
-    members: Tensor  # (D, 1) how many points each has
-    rows: Tensor  # (D, Y) the target
+    groups: Groups
+    rows: Tensor  # (G, Y) the target
 
 
 Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
@@ -111,39 +110,32 @@ class _TableIMM(KeepsPrecision):
         return log_q, short
 
     def _parts(self, short: Tensor) -> list[_Part]:
-        """The batch in parts of whole short contexts, in the dtype of the table, with the target's
-        checked rows.
-        """
-        distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
-        rows = self.target(distinct).to(self.table.dtype)
+        """The batch in parts of whole short contexts, with the target's rows in the table's dtype."""
+        found = groups(short)
+        rows = self.target(found.short).to(self.table.dtype)
         if rows.shape[1] != self.table.shape[1]:
             raise ValueError(
                 f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}"
             )
-        count = count.to(rows.dtype).unsqueeze(1)
         room = CACHE // (rows.shape[1] * rows.element_size())
-        if rows.device.type != "cpu" or len(short) <= room:
-            return [_Part(slice(None), distinct, inverse, count, rows)]
-        order, ends = inverse.argsort(), count.flatten().cumsum(0).long().tolist()
+        if not checks.visible(short) or len(short) <= room:
+            return [_Part(slice(None), found, rows)]
+        order, ends = found.inverse.argsort(), found.members.cumsum(0).tolist()
         parts, first, begun = [], 0, 0
         for last, end in enumerate(ends, start=1):
             if last == len(ends) or ends[last] - begun > room:
                 points, own = order[begun:end], slice(first, last)
-                parts.append(
-                    _Part(points, distinct[own], inverse[points] - first, count[own], rows[own])
-                )
+                inverse = found.inverse[points] - first
+                some = Groups(found.short[own], inverse, found.members[own])
+                parts.append(_Part(points, some, rows[own]))
                 first, begun = last, end
         return parts
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        """(N, Y) exp(log_q - table), finite, 0 where both sides are 0; and the rows (D, Y) of the
-        table.
-        """
-        table = self.table.index_select(0, part.short)
-        floor = table.clamp(min=torch.finfo(table.dtype).min)
-        ratio = log_q.sub(floor.index_select(0, part.inverse)).exp_()
-        return ratio.clamp_(max=torch.finfo(ratio.dtype).max), table
+        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
+        table = self.table.index_select(0, part.groups.short)
+        return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
         self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction
@@ -159,16 +151,18 @@ class _TableIMM(KeepsPrecision):
         for part in parts:
             ratio, table = correct(numerator[part.points].to(weight.dtype), part)
             rows = pull(self.divergence, part.rows, table)
-            weight[part.points] = ratio.mul_(rows.index_select(0, part.inverse))
+            weight[part.points] = ratio.mul_(rows.index_select(0, part.groups.inverse))
             risk = risk + self._sum_of_risks(part, table)
         self.risk = risk / len(log_q)
         log_q = accumulator(log_q)
         return weighted(log_q, weight.to(log_q.dtype))
 
     def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
-        if self.divergence is cross_entropy:
-            return -dot(part.rows * part.members, table)  # half the passes over memory
-        return part.members.squeeze(1) @ self.divergence(part.rows, table)
+        members = part.groups.members.to(table.dtype)
+        if self.divergence is cross_entropy:  # half the passes over memory
+            return -dot(part.rows * members.unsqueeze(1), table)
+        found = self.divergence(part.rows, table)
+        return members @ found.masked_fill(members == 0, 0.0)
 
 
 class SerializedIMM(_TableIMM):
@@ -219,7 +213,7 @@ class SerializedIMM(_TableIMM):
         count = torch.zeros_like(self.visited, dtype=torch.long)
         for log_q, short in _pairs(batches):
             log_q, short = self._batch(log_q, short)
-            distinct, inverse = torch.unique(short, return_inverse=True)
+            distinct, inverse, members = found = groups(short)
             rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
             # relative to the larger of the old row and the batch's largest entry, nothing overflows
             # or is lost
@@ -227,8 +221,8 @@ class SerializedIMM(_TableIMM):
             rows.sub_(top).exp_().index_add_(
                 0, inverse, log_q.sub(top.index_select(0, inverse)).exp_()
             )
-            total.index_copy_(0, distinct, rows.log_().add_(top))
-            count += torch.bincount(short, minlength=len(count))
+            found.write(total, rows.log_().add_(top))
+            count.index_add_(0, distinct, members)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
@@ -320,27 +314,21 @@ class MovingAverageIMM(_TableIMM):
 
     @torch.no_grad()
     def _update(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        """Move the rows that the part visits; returns Q / Q̂ (N, Y) against the moved rows, and
-        them.
-
-        Both sides of the mixture are taken relative to the larger of the old row and the part's
-        largest entry. So the exponentials are at most 1, their sum is bounded below, and labels as
-        unlikely as e^-200 survive.
-        """
-        visited = self.visited[part.short]
-        share = torch.where(visited, log_q.new_tensor(self.momentum), 1.0).unsqueeze(1)
-        total = self.table.index_select(0, part.short)
+        """Move the rows that the part visits; Q / Q̂ (N, Y) against the moved rows, and them."""
+        found = part.groups
+        visited = self.visited.index_select(0, found.short).unsqueeze(1)
+        old = self.table.index_select(0, found.short)
         if not (checks.visible(visited) and visited.all()):
-            total.masked_fill_(~visited.unsqueeze(1), -math.inf)
-        larger = torch.maximum(segment_max(log_q, part.inverse, len(total)), total)
-        ratio = log_q.sub(larger.index_select(0, part.inverse)).exp_()
-        total.sub_(larger).exp_().mul_(1 - share)
-        total.addcmul_(
-            torch.zeros_like(total).index_add_(0, part.inverse, ratio), share / part.members
-        )
-        moved = larger.add_(total.log())
-        self.table.index_copy_(0, part.short, moved)
-        self.visited[part.short] = True
-        # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
-        scale = total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)
-        return ratio.mul_(scale.index_select(0, part.inverse)), moved
+            old.masked_fill_(~visited, -math.inf)
+        step = old.new_full((), self.momentum)
+        step = torch.where(visited, step, torch.ones_like(step))
+        added = step / found.members.clamp(min=1).unsqueeze(1)
+        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added)
+        if not checks.visible(log_q):  # where NaN could not be refused, it must not stay
+            sound = ~moved.isnan().any(1, keepdim=True)
+            moved = torch.where(sound, moved, self.table.index_select(0, found.short))
+        else:
+            sound = torch.ones_like(visited)
+        found.write(self.table, moved)
+        found.write(self.visited, (visited | sound).squeeze(1))
+        return ratio, moved

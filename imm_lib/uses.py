@@ -231,7 +231,7 @@ def compare(
 
     Args:
         query, parameters, contexts, short, extended: as of
-            :func:`imm_lib.information.informations`, at the plainly trained parameters. Of a
+            :func:`imm_lib.worth.informations`, at the plainly trained parameters. Of a
             network its last layer's parameters will do.
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         pairs: (N,) or (N, c) short contexts and (N,) labels of restricted pairs, at least two, on
@@ -241,7 +241,7 @@ def compare(
         damping: added to I's diagonal, as a share of its mean.
 
     Raises:
-        TypeError, ValueError: as of :func:`imm_lib.information.informations`; a bad target, pairs
+        TypeError, ValueError: as of :func:`imm_lib.worth.informations`; a bad target, pairs
             or decay.
 
     >>> from imm_lib import GroupedContexts

@@ -312,7 +312,7 @@ CASES = {
         "log_q_frozen .*(4, 3)",
     ),
     "serialized: labels": (
-        lambda: serialized()(LOG_Q[:, :2], DATA, LOG_Q),
+        lambda: serialized()(LOG_Q[:, :2].log_softmax(-1), DATA, LOG_Q),
         ValueError,
         "log_q .*(4, 3).*(4, 2)",
     ),
@@ -367,14 +367,14 @@ CASES = {
     ),
     "moving: callable's labels": (
         lambda: imm.MovingAverageIMM(lambda s: TARGET[s], 4, 2).double()(
-            LOG_Q[:, :2].log_softmax(1), DATA
+            LOG_Q[:, :2].log_softmax(-1).log_softmax(1), DATA
         ),
         ValueError,
         "target .*num_labels = 2",
     ),
     # baselines and clipping
     "reverse-KD: labels": (
-        lambda: imm.ReverseKD(TARGET)(LOG_Q[:, :2], DATA),
+        lambda: imm.ReverseKD(TARGET)(LOG_Q[:, :2].log_softmax(-1), DATA),
         ValueError,
         "log_q .*(4, 3).*(4, 2)",
     ),
@@ -508,7 +508,11 @@ def test_bad_calls_leave_the_table_alone():
     before = term.table.clone()
     wrong_target = imm.MovingAverageIMM(lambda s: TARGET[s, :2].softmax(1), 4, 3).double()
     wrong_target.load_state_dict(term.state_dict())
-    bad = [(term, off(LOG_Q, NAN), DATA), (term, LOG_Q, DATA + 2), (term, LOG_Q[:, :2], DATA)]
+    bad = [
+        (term, off(LOG_Q, NAN), DATA),
+        (term, LOG_Q, DATA + 2),
+        (term, LOG_Q[:, :2].log_softmax(-1), DATA),
+    ]
     for one, log_q, short in [*bad, (wrong_target, LOG_Q, DATA)]:
         with pytest.raises(ValueError):
             one(log_q, short)

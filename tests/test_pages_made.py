@@ -2,12 +2,12 @@
 make.
 """
 
+import pages
 import pytest
+from pages import execution, reproduction
+from pages.reproduction import Number
 
 from imm_lib import experiments, results
-from imm_lib.experiments import pages
-from imm_lib.experiments.pages import execution, reproduction
-from imm_lib.experiments.pages.reproduction import Number
 
 
 def number(printed, ours, error=0.0):

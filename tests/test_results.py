@@ -15,6 +15,7 @@ import torch
 
 from imm_lib import experiments, results
 from imm_lib.__main__ import main
+from imm_lib.experiments import catalogue, runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +101,7 @@ def test_resume_refuses_another_run(tmp_path):
 def test_resume_refuses_the_units_of_another_program(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         experiments.run(toy(broken_at=1), where=tmp_path)
-    monkeypatch.setattr(results, "code", lambda: "another")
+    monkeypatch.setattr(runner, "code", lambda module: "another")
     with pytest.raises(ValueError, match=r"resume: toy\.json was begun with another code"):
         experiments.run(toy(), where=tmp_path, resume=True)
 
@@ -193,7 +194,7 @@ def test_the_schema_names_file_and_field(tmp_path):
             results.load(name, tmp_path)
         (tmp_path / f"{name}.json").unlink()
     with pytest.raises(
-        results.ResultError, match=r"no result other\.json: python -m imm_lib run other"
+        results.ResultError, match=r"no result other\.json in .*: python -m imm_lib run other"
     ):
         results.load("other", tmp_path)
     with pytest.raises(results.ResultError, match=r"python -m imm_lib run other --scale ci"):
@@ -225,9 +226,23 @@ def test_the_stored_results_are_valid_and_of_known_experiments():
         )
 
 
+def test_the_catalogue_says_what_the_modules_offer():
+    for module in catalogue.CATALOGUE:
+        offered = {e.name: e.description for e in catalogue._offered(module)}
+        assert catalogue.CATALOGUE[module] == offered, module
+    assert list(experiments.registry()) == experiments.names()
+
+
+def offer(monkeypatch, *offered: experiments.Experiment) -> None:
+    """These are all the experiments that there are."""
+    lines = {experiment.name: experiment.description for experiment in offered}
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"toys": lines})
+    monkeypatch.setattr(catalogue, "_offered", lambda module: list(offered))
+
+
 @pytest.fixture
 def toys(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "registry", lambda: {"toy": toy()})
+    offer(monkeypatch, toy())
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
     return tmp_path
 
@@ -236,7 +251,8 @@ def test_command_line(toys, capsys):
     assert main(["list"]) == 0
     assert "toy  squares" in capsys.readouterr().out
     assert main(["show", "toy"]) == 1
-    assert "no result toy.json: python -m imm_lib run toy" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"no result toy.json in {toys}: python -m imm_lib run toy\n" in said
     assert main(["run", "toy", "--seed", "1"]) == 0
     assert "written: toy.json" in capsys.readouterr().out
     assert main(["show", "toy"]) == 0
@@ -252,12 +268,9 @@ def test_a_configuration_with_tuples_is_resumed(toys, monkeypatch):
     broken = replace(
         toy(log=log, broken_at=2), scales={"full": {**toy().scales["full"], "cases": [("a", 1)]}}
     )
-    monkeypatch.setattr(experiments, "registry", lambda: {"toy": broken})
-    with pytest.raises(RuntimeError):
-        main(["run", "toy"])
-    monkeypatch.setattr(
-        experiments, "registry", lambda: {"toy": replace(broken, run=toy(log=log).run)}
-    )
+    offer(monkeypatch, broken)
+    assert main(["run", "toy"]) == 1
+    offer(monkeypatch, replace(broken, run=toy(log=log).run))
     assert main(["run", "toy", "--resume"]) == 0
     assert log.read_text().split() == ["0", "1", "2", "2", "3"]
 
@@ -265,12 +278,9 @@ def test_a_configuration_with_tuples_is_resumed(toys, monkeypatch):
 def test_a_series_is_resumed_whole(toys, capsys, monkeypatch):
     log = toys / "log"
     first, second = toy(log=log), replace(toy(log=log, broken_at=1), name="tyro")
-    monkeypatch.setattr(experiments, "registry", lambda: {"toy": first, "tyro": second})
-    with pytest.raises(RuntimeError):
-        main(["run", "--all"])
-    monkeypatch.setattr(
-        experiments, "registry", lambda: {"toy": first, "tyro": replace(toy(log=log), name="tyro")}
-    )
+    offer(monkeypatch, first, second)
+    assert main(["run", "--all"]) == 1
+    offer(monkeypatch, first, replace(toy(log=log), name="tyro"))
     assert main(["run", "--all", "--resume"]) == 0
     assert "[1/2] toy" in (said := capsys.readouterr().err) and "[2/2] tyro" in said
     assert main(["run", "--all", "--resume"]) == 0
@@ -327,8 +337,9 @@ def test_a_changed_value_is_of_its_kind():
             "toy has no 'size': it must be one of units",
         ),
         (["run", "toy", "--set", "units=NaN", "--out", "mine"], "units must be like 4, got NaN"),
-        (["run", "tyo"], "name must be one of toy, got 'tyo'"),
-        (["show", "tyo"], "name must be one of toy, got 'tyo'"),
+        (["run", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
+        (["show", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
+        (["show", "quite-other"], "got 'quite-other': `python -m imm_lib list` names them"),
         (["run"], "name one experiment, or give --all"),
         (["run", "toy", "--all"], "name one experiment, or give --all"),
         (["run", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
@@ -366,8 +377,7 @@ def test_units_in_processes_of_their_own_give_the_same_numbers(tmp_path):
 
 
 def test_all_leaves_out_what_needs_a_gpu(toys, monkeypatch, capsys):
-    known = {e.name: e for e in (toy(), replace(toy(), name="big", gpu=True))}
-    monkeypatch.setattr(experiments, "registry", lambda: known)
+    offer(monkeypatch, toy(), replace(toy(), name="big", gpu=True))
     assert main(["run", "--all", "--out", str(toys)]) == 0
     assert "left out without a GPU: big" in capsys.readouterr().err
     assert (toys / "toy.json").is_file() and not (toys / "big.json").exists()
@@ -391,6 +401,8 @@ def test_the_recorded_command_names_no_folder():
         "2",
         "--out=there",
         "--resume",
+        "--missing",
+        "--anew",
         "--seed",
         "3",
     ]

@@ -1,17 +1,9 @@
-"""What the experiments' training loops share: checkpoints that a kill cannot spoil, and passes
-without dropout.
-"""
+"""What the experiments' training loops share: passes without dropout."""
 
 import contextlib
-import io
-import pickle
 from collections.abc import Iterator
-from pathlib import Path
 
-import torch
 from torch import nn
-
-from imm_lib import results
 
 
 @contextlib.contextmanager
@@ -29,20 +21,3 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def save(checkpoint: Path, state: dict) -> None:
-    """Write a run's state, whole or not at all."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    results.write_bytes(checkpoint, file.getvalue())
-
-
-def load(checkpoint: Path) -> dict:
-    """What :func:`save` wrote, on the CPU; raises ValueError if torch cannot read it."""
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"checkpoint must be a file that train has written, got {checkpoint.name}: {error}"
-        ) from None

@@ -7,6 +7,7 @@ restricted model is a policy that knows its belief and not its state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,7 +52,11 @@ class FinitePOMDP(NamedTuple):
             )
         if not torch.isfinite(reward).all():
             raise ValueError("reward must be finite, got NaN or infinite entries")
-        return cls(transition.double(), observation.double(), reward.double())
+        # in float64, as a discount near 1 multiplies what rows lack a thousandfold
+        transition, observation = (
+            checks.normalised(table.double()) for table in (transition, observation)
+        )
+        return cls(transition, observation, reward.double())
 
     @classmethod
     def read(
@@ -108,19 +113,20 @@ class FinitePOMDP(NamedTuple):
             raise ValueError(
                 f"belief must be (B, S) with S = {states}, got {checks.describe(belief)}"
             )
-        return checks.probabilities("belief", belief).double()
+        return checks.normalised(checks.probabilities("belief", belief).double())
 
 
 class FastInformedBound(KeepsPrecision):
     """Alpha vectors of the fast informed bound, one per action, and a policy on beliefs
     (Hauskrecht, 2000).
 
-    The bound solves, by value iteration from zero,
+    The bound solves, by value iteration,
 
         α_a(s) = R(s, a) + γ Σ_o max_a' Σ_s' P(o|s', a) P(s'|s, a) α_a'(s'),
 
-    and max_a Σ_s b(s) α_a(s) is an upper bound of the POMDP's value at belief b, at most that of
-    QMDP. Where moves are deterministic the two agree.
+    and max_a Σ_s b(s) α_a(s) is an upper bound of the POMDP's value at belief b. The solution is at
+    most QMDP's, and the same where moves are deterministic. The alpha vectors kept are nowhere
+    below it, so that they are an upper bound too, and at most ``error`` above it.
 
     Build it with :meth:`solve`. Called with (B, S) beliefs it gives (B, A) action probabilities, so
     that ``bound(beliefs)`` is the table of a target.
@@ -129,6 +135,8 @@ class FastInformedBound(KeepsPrecision):
         model: the POMDP.
         alpha: (A, S) alpha vectors.
         sweeps: of value iteration that made them.
+        error: by how much an entry may be above the solution at most, in units of the discounted
+            reward.
 
     Raises:
         ValueError: alpha vectors of another model.
@@ -147,38 +155,70 @@ class FastInformedBound(KeepsPrecision):
 
     alpha: Tensor
 
-    def __init__(self, model: FinitePOMDP, alpha: Tensor, sweeps: int):
+    def __init__(self, model: FinitePOMDP, alpha: Tensor, sweeps: int, error: float = math.inf):
         super().__init__()
         if checks.floating("alpha", alpha).shape != model.reward.shape:
             raise ValueError(
                 f"alpha must be (A, S) = {tuple(model.reward.shape)}, got {checks.describe(alpha)}"
             )
-        self.model, self.sweeps = model, sweeps
+        self.model, self.sweeps, self.error = model, sweeps, error
         self.register_buffer("alpha", alpha, persistent=False)
 
     @classmethod
     def solve(
-        cls, model: FinitePOMDP, discount: float, tolerance: float = 1e-3, max_sweeps: int = 100_000
+        cls,
+        model: FinitePOMDP,
+        discount: float,
+        tolerance: float = 1e-3,
+        max_sweeps: int | None = None,
     ) -> FastInformedBound:
-        """Iterate from zero until no entry changes by ``tolerance``, in units of the reward.
+        """Iterate until no entry can be further than ``tolerance`` from the solution.
+
+        The tolerance is a share of the span of the rewards, the largest less the smallest: neither
+        their unit nor a constant added to all of them changes the policy. After a sweep that
+        changed the entries by between l and h, the solution is above them by between l γ / (1 - γ)
+        and h γ / (1 - γ) (MacQueen's bounds). The upper end is added, so that the result is an
+        upper bound; the distance of the two is its ``error``.
 
         Work per sweep is proportional to the transitions and observations of positive probability,
         times A.
 
+        Args:
+            model: the POMDP.
+            discount: γ, in [0, 1).
+            tolerance: largest error, in spans of the reward; above 0.
+            max_sweeps: by default as many as suffice at this discount.
+
         Raises:
-            ValueError: a discount outside [0, 1), a tolerance that is not positive, or no
-                convergence.
+            ValueError: a discount outside [0, 1), a tolerance that is not positive or below what
+                float64 resolves, or too few sweeps.
         """
         if not 0 <= checks.number("discount", discount, 0, 1) < 1:
             raise ValueError(f"discount must be in [0, 1), got {discount}")
         tolerance = checks.number("tolerance", tolerance, 0, open_low=True)
+        horizon = 1 / (1 - discount)
+        least, span = model.reward.min(), model.reward.max() - model.reward.min()
+        # what float64 cannot tell: every sweep rounds numbers of the size of the horizon
+        rounding = 8 * torch.finfo(torch.float64).eps * horizon**2
+        if tolerance <= rounding:
+            raise ValueError(
+                f"tolerance must be above {rounding:.2g} at a discount of {discount}, which float64 "
+                f"does not resolve, got {tolerance:g}"
+            )
+        if max_sweeps is None:
+            enough = (
+                math.log((tolerance - rounding) / horizon) / math.log(discount) if discount else 0
+            )
+            max_sweeps = 2 + max(0, math.ceil(enough))
         actions, states, seen = model.observation.shape
         a, s, after = model.transition.nonzero(as_tuple=True)
         joint = model.transition[a, s, after].unsqueeze(1) * model.observation[a, after]
         entry, o = joint.nonzero(as_tuple=True)
         situation, group = torch.unique(((a * states + s)[entry]) * seen + o, return_inverse=True)
         owner, weight, after = situation // seen, joint[entry, o].unsqueeze(1), after[entry]
-        alpha = torch.zeros_like(model.reward)
+        # rewards from 0 to 1: what belongs to their unit comes back at the end
+        reward = (model.reward - least) / span.masked_fill(span == 0, 1.0)
+        alpha, error = torch.zeros_like(reward), math.inf
         for sweep in range(1, checks.count("max_sweeps", max_sweeps) + 1):
             reached = alpha.new_zeros(len(situation), actions).index_add_(
                 0, group, weight * alpha.T[after]
@@ -188,11 +228,18 @@ class FastInformedBound(KeepsPrecision):
                 .index_add_(0, owner, reached.amax(1))
                 .view(actions, states)
             )
-            alpha, before = model.reward + discount * future, alpha
-            if (alpha - before).abs().max() < tolerance:
-                return cls(model, alpha, sweep)
+            alpha, before = reward + discount * future, alpha
+            low, high = torch.aminmax(alpha - before)
+            error = ((high - low) * discount * horizon).item() + rounding
+            if error <= tolerance:
+                above = alpha + high * discount * horizon + rounding
+                unit = span.item()
+                slack = rounding * abs(least.item()) / horizon
+                found = above * span + least * horizon + slack
+                return cls(model, found, sweep, error * unit + slack)
         raise ValueError(
-            f"max_sweeps must be enough for a tolerance of {tolerance:g}, got {max_sweeps}"
+            f"max_sweeps must be enough for a tolerance of {tolerance:g} spans of the reward, got "
+            f"{max_sweeps}, after which an entry may be off by {error:.3g}"
         )
 
     def utilities(self, belief: Tensor) -> Tensor:
@@ -208,7 +255,9 @@ class FastInformedBound(KeepsPrecision):
         one.
         """
         utilities = self.utilities(belief)
-        slack = 1e-9 * utilities.abs().amax(-1, keepdim=True)
+        # of the differences, which a constant added to all rewards does not change
+        span = self.alpha.max() - self.alpha.min()
+        slack = 1e-9 * span + 4 * torch.finfo(self.alpha.dtype).eps * self.alpha.abs().max()
         return utilities >= utilities.amax(-1, keepdim=True) - slack
 
     def forward(self, belief: Tensor) -> Tensor:

@@ -81,7 +81,9 @@ class KneserNeyBigram(KeepsPrecision):
         self.vocab_size, self.discounts = len(backoff), d
         rows = torch.arange(len(backoff) + 1, device=keys.device) * len(backoff)
         self.register_buffer("keys", keys, persistent=False)
-        self.register_buffer("starts", torch.searchsorted(keys, rows), persistent=False)
+        starts = torch.searchsorted(keys, rows)
+        self.longest = int(starts.diff().max())
+        self.register_buffer("starts", starts, persistent=False)
         self.register_buffer("values", values.float(), persistent=False)
         self.register_buffer("gamma", gamma.float(), persistent=False)
         self.register_buffer("backoff", backoff.float(), persistent=False)
@@ -155,17 +157,30 @@ class KneserNeyBigram(KeepsPrecision):
         ``log_prob``.
         """
         short = self._ids("short", short)
-        first, count = self.starts[short], self.starts[short + 1] - self.starts[short]
-        row = torch.repeat_interleave(count)
-        place = (
-            first[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        )
+        row, place, real = self.entries(short)
         rows = self.gamma[short].unsqueeze(1) * self.backoff
-        # (row, column) pairs are distinct, so an unordered addition is exact
-        rows.view(-1).index_add_(
-            0, row * self.vocab_size + self.keys[place] % self.vocab_size, self.values[place]
-        )
+        flat = row * self.vocab_size + self.keys[place] % self.vocab_size
+        # (row, column) pairs are distinct, but for added zeros, so an unordered addition is exact
+        values = self.values[place]
+        rows.view(-1).index_add_(0, flat, values if real is None else values * real)
         return rows
+
+    def entries(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The stored bigrams of (B,) words, unchecked: ``row`` (K,) into ``short``, ``place`` (K,)
+        into ``keys`` and ``values``, and ``real`` (K,), which of them are there; None if all are.
+
+        Where looking at the values would make a GPU wait, every word has as many as the word with
+        the most.
+        """
+        first, count = self.starts[short], self.starts[short + 1] - self.starts[short]
+        if checks.visible(short):
+            row = torch.repeat_interleave(count)
+            shift = first - (count.cumsum(0) - count)
+            return row, torch.arange(len(row), device=row.device) + shift[row], None
+        within = torch.arange(self.longest, device=short.device)
+        place = (first.unsqueeze(1) + within).clamp(max=len(self.keys) - 1)
+        row = torch.arange(len(short), device=short.device).unsqueeze(1).expand_as(place)
+        return row.flatten(), place.flatten(), (within < count.unsqueeze(1)).flatten()
 
     def log_prob(self, short: Tensor, label: Tensor) -> Tensor:
         """(B,) previous words, (B,) next words -> (B,) float64 log-probabilities in nats, without

@@ -23,15 +23,28 @@ class TableTarget(KeepsPrecision):
             raise ValueError(
                 f"target must be a (S, Y) table or a callable, got {checks.describe(table)}"
             )
-        self.register_buffer(
-            "table", checks.probabilities("target", table).detach(), persistent=False
-        )
+        _labels("target", table)
+        rows = checks.probabilities("target", table).detach()
+        # a table in half precision stays one: its rows are normalised when they are looked up
+        half = table.dtype in (torch.bfloat16, torch.float16)
+        kept = checks.usable(table.detach()) if half else rows
+        self.register_buffer("table", kept, persistent=False)
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
         short = checks.ids("short", short, len(self.table))
         checks.same_device("short", short, "target", self.table)
-        return self.table[short]
+        rows = self.table[short]
+        return checks.normalised(rows) if rows.dtype in (torch.bfloat16, torch.float16) else rows
+
+
+def _labels(name: str, rows: Tensor) -> None:
+    """Raise ValueError unless there are at least two labels."""
+    if rows.shape[1] < 2:
+        raise ValueError(
+            f"{name} must have a column for each of at least two labels, got {checks.describe(rows)}; "
+            "for the probability p of one of two labels give torch.stack([1 - p, p], 1)"
+        )
 
 
 class CallableTarget(nn.Module):
@@ -63,16 +76,40 @@ class CallableTarget(nn.Module):
             raise ValueError(
                 f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"
             )
+        _labels("target(short)", rows)
+        checks.same_device("target(short)", rows, "short", short)
         if not self.checked or checks.visible(rows):
-            checks.probabilities("target(short)", rows)
+            rows = checks.probabilities("target(short)", rows)
             self.checked = True
-        return rows
+            return rows
+        return checks.normalised(checks.usable(rows))
 
 
-def as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
-    """``target`` as a module short -> (B, Y) probabilities; raises TypeError if it is neither table
-    nor callable.
+def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = None) -> nn.Module:
+    """``target`` as a module short -> (B, Y) probabilities, of the short contexts of ``contexts``.
+
+    Raises:
+        TypeError: it is neither table nor callable.
+        ValueError: a table that is none of probabilities, or that has not one row for each short
+            context.
     """
+    found = _as_target(target)
+    if isinstance(found, TableTarget) and hasattr(contexts, "num_short"):
+        size = contexts.num_short
+        if size is None:
+            raise ValueError(
+                "target must be a function short -> (B, Y), as the short contexts are continuous, "
+                f"got a table {tuple(found.table.shape)}"
+            )
+        if size != len(found.table):
+            raise ValueError(
+                f"target must have one row for each of the {size} short contexts (num_short) of "
+                f"contexts, got {tuple(found.table.shape)}; answers for data points are no table"
+            )
+    return found
+
+
+def _as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
     if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
         return target
     if isinstance(target, Tensor):

@@ -5,13 +5,18 @@ these checks are skipped, and those of the HTML in test_pages.py remain.
 """
 
 import functools
+import json
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from pages import pictures
 from test_pages import DOCUMENTS, HTML
+
+import imm_lib as imm
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -137,6 +142,117 @@ def test_page(name, page, address, axe):
     page.set_viewport_size(PHONE)
     assert page.evaluate(WIDE) == []
     assert page.problems == []
+
+
+# the page of the see-saw, and the scene that it begins with
+SEE_SAWS = [("intro", 2), ("01-induced-models", 2), ("03-noising-counterexample", 2)]
+
+
+def state(page) -> dict:
+    return json.loads(page.evaluate("document.querySelector('.see-saw').dataset.state"))
+
+
+def slide(page, which: int, position: int) -> None:
+    """Move a slider of the see-saw: 0 is the weight, 1 the number of labels."""
+    page.evaluate(
+        "([which, at]) => { const i = document.querySelectorAll('.see-saw input[type=range]')[which];"
+        " i.value = at; i.dispatchEvent(new Event('input')) }",
+        [which, position],
+    )
+
+
+def agrees(found: dict) -> None:
+    """What the page shows is what the library's risks have their minimum at."""
+    weights, truth, said, model = (
+        torch.tensor(found[k], dtype=torch.float64) for k in ("weights", "truth", "labels", "model")
+    )
+    ours = pictures.train(found["mode"], said, weights, found["nurse"], found["lambda"])
+    torch.testing.assert_close(model, ours, rtol=0, atol=2e-5)
+    joint = weights.view(1, -1, 1) * torch.stack([truth, 1 - truth], -1)
+    world = imm.TabularWorld(joint)
+    log_q = torch.stack([model, 1 - model], -1).log().unsqueeze(0)
+    assert world.induced[0, 0].item() == pytest.approx(found["nurse"])
+    assert world.induce(log_q)[0, 0].exp().item() == pytest.approx(found["mean"])
+    assert world.kl(log_q).item() == pytest.approx(found["divergence"], abs=1e-9)
+    if found["mode"] == "direct" and torch.equal(said, truth):
+        minimiser = world.noising_minimiser(found["lambda"])[0, :, 0]
+        torch.testing.assert_close(model, minimiser, rtol=0, atol=1e-12)
+    if found["mode"] == "average" and torch.equal(said, truth):
+        torch.testing.assert_close(model, truth, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kinds"), SEE_SAWS)
+def test_the_see_saw_shows_the_librarys_numbers(name, kinds, page, address):
+    page.goto(f"{address}/book/{name}.html")
+    settle(page)
+    assert page.locator(".see-saw").count() == 1
+    for press in (None, "Many kinds"):
+        if press:
+            page.get_by_role("button", name=press).click()
+        assert len(state(page)["model"]) == (7 if press else kinds)
+        for mode in ("alone", "direct", "average"):
+            page.check(f".see-saw input[value={mode}]")
+            for position in (0, 2, 4, 7):
+                slide(page, 0, position)
+                for labels in (0, 2, 5):
+                    slide(page, 1, labels)
+                    agrees(state(page))
+    assert page.problems == []
+
+
+def test_the_see_saw_is_moved_by_keys_mouse_and_finger(page, address):
+    page.goto(f"{address}/book/intro.html")
+    settle(page)
+    before = state(page)["labels"]
+    disc = page.locator(".see-saw .disc").first
+    disc.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("PageUp")
+    moved = state(page)["labels"]
+    assert moved == pytest.approx([before[0] + 0.11, before[1]])
+    assert f"labels say {moved[0]:.2f}" in disc.get_attribute("aria-valuetext")
+    page.emulate_media(reduced_motion="reduce")
+    page.get_by_role("button", name="Start again").click()
+    page.wait_for_timeout(100)
+    assert state(page)["labels"] == before
+    box = page.locator(".see-saw .disc .hit").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y)
+    page.mouse.up()
+    moved = state(page)["labels"][0]
+    assert before[0] < moved
+    page.evaluate(
+        """([x, y]) => {
+          const disc = document.elementFromPoint(x, y), id = {pointerId: 1, pointerType: "touch", bubbles: true}
+          disc.closest(".disc").setPointerCapture = () => {}
+          disc.dispatchEvent(new PointerEvent("pointerdown", {...id, clientX: x, clientY: y}))
+          disc.dispatchEvent(new PointerEvent("pointermove", {...id, clientX: x - 30, clientY: y}))
+        }""",
+        [x + 60, y],
+    )
+    assert before[0] < state(page)["labels"][0] < moved
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.see-saw .disc')).touchAction")
+        == "none"
+    )
+    assert page.problems == []
+
+
+def test_the_see_saw_is_a_picture_on_paper_and_without_a_script(page, browser, address):
+    page.goto(f"{address}/book/intro.html")
+    settle(page)
+    shown = [page.is_visible(".see-saw"), page.is_visible("figure.imm-see-saw img")]
+    page.emulate_media(media="print")
+    shown += [page.is_visible(".see-saw"), page.is_visible("figure.imm-see-saw img")]
+    assert shown == [True, False, False, True]
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto(f"{address}/book/intro.html")
+    assert plain.is_visible("figure.imm-see-saw img")
+    context.close()
+    assert len((HTML / "_static" / "see-saw.js").read_bytes()) <= 40_000
 
 
 def test_search_finds(page, address):

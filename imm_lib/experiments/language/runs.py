@@ -3,15 +3,14 @@ tables.
 """
 
 import functools
-import hashlib
-import json
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
-from imm_lib import data, results
+from imm_lib import data
+from imm_lib.experiments import resume
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
@@ -92,14 +91,6 @@ def _settings(spec: dict, seed: int) -> Settings:
     )
 
 
-def _checkpoint(unit: dict, spec: dict, device: torch.device) -> Path:
-    """The unit's own file, which the same code and configuration finds again."""
-    identity = json.dumps([unit, spec, str(device), results.code()], sort_keys=True)
-    return (
-        results.folder() / ".partial" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
-    )
-
-
 def _read_off(
     trained: Trained, corpus: data.Corpus, settings: Settings, device: torch.device
 ) -> dict:
@@ -153,9 +144,9 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
     corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
-    file = _checkpoint(unit, spec, device)
+    term = build(spec, corpus, settings, unit["seed"])
     try:
-        trained = train(corpus, build(spec, corpus, settings, unit["seed"]), settings, device, file)
+        trained = train(corpus, term, settings, device, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
     numbers = _read_off(trained, corpus, settings, device)
@@ -163,7 +154,6 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
     ]
-    file.unlink(missing_ok=True)
     return numbers
 
 

@@ -19,6 +19,7 @@ from imm_lib import checks, data, results
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
+from imm_lib.experiments import resume
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
@@ -173,12 +174,10 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     """The target's training, and every arm's on the same text; perplexities of the best epochs."""
     seed, lines = unit["seed"], unit["snippet_lines"]
     long, many = texts(config, seed, lines)
-    folder = results.folder() / ".partial" / f"snippets-{lines}-{seed}-{results.code()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(**config["settings"], seed=seed)
     # one word a step, behind a window: what is read is a snippet, whatever the text
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
-    reader = Reader(train(many, None, short, device, folder / "target.pt").model)
+    reader = Reader(train(many, None, short, device, resume.checkpoint("target")).model)
     stream, size = Stream(long.train.to(device), settings.batch, settings.unroll), len(long.vocab)
     bigram = KneserNeyBigram.fit(many.train, size).to(device)
 
@@ -201,7 +200,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     }
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, device, folder / f"{name}.pt")
+        trained = train(long, term(arm), settings, device, resume.checkpoint(name))
         log_q = {
             split: measures.label_log_probs(trained.model, words) for split, words in held.items()
         }
@@ -221,9 +220,6 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
             "cpu_s": round(sum(entry["cpu_s"] for entry in trained.history), 2),
         }
     target = {split: measures.perplexity(values) for split, values in log_p.items()}
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
     return {
         "arms": found,
         "target": target,

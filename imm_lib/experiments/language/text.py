@@ -85,10 +85,11 @@ def part(
 
 def respell(tokens: Tensor, vocab: list[str], other: list[str]) -> Tensor:
     """Ids of one vocabulary as ids of another, which has ``<unk>``; words that it lacks become
-    that.
+    that. Raises TypeError or ValueError for bad ids.
     """
     place = {word: i for i, word in enumerate(other)}
-    return torch.tensor([place.get(word, place[UNKNOWN]) for word in vocab])[tokens]
+    table = torch.tensor([place.get(word, place[UNKNOWN]) for word in vocab])
+    return table[checks.ids("tokens", tokens, len(vocab))]
 
 
 def _lines(tokens: Tensor, end: int, name: str, count: int, first: int) -> Tensor:

@@ -22,7 +22,8 @@ from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import MODELS, LanguageModel
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
-from imm_lib.experiments.training import load, save
+from imm_lib.experiments.progress import bar
+from imm_lib.experiments.resume import load, save
 
 
 class Diverged(RuntimeError):
@@ -341,23 +342,21 @@ def train(
             one batch, or a checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
-    from tqdm import tqdm
-
     settings, device = settings or Settings(), torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         run = Run(texts, term or Term(), settings, device)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(load(checkpoint), checkpoint.name)
-        with tqdm(
+        with bar(
             total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None
-        ) as bar:
+        ) as progress:
             while not run.over:
                 run.epoch()
                 if checkpoint is not None:
                     save(checkpoint, run.state())
-                bar.update()
-                bar.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
+                progress.update()
+                progress.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
     best = copy.deepcopy(run.model)
     best.load_state_dict(run.best)
     return Trained(best.eval(), run.history, run.model.eval())

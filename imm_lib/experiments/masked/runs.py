@@ -9,13 +9,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from imm_lib import checks, data, results
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, resume
 from imm_lib.experiments.masked import readings, tasks, training
 from imm_lib.experiments.masked.encoder import DEFAULT, Head, MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
@@ -198,9 +197,7 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     mixture = None
     if reading or unit["arm"] not in ("base", "MLM"):
         mixture = target(encoded["train"], config).to(device)
-    made = json.dumps([unit, config, str(device), results.code()], sort_keys=True)
-    identity = hashlib.sha256(made.encode()).hexdigest()[:16]
-    file = Path(results.folder()) / ".partial" / f"masked-{identity}.pt"
+    file = resume.checkpoint("run")
     tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
     found = {
@@ -213,7 +210,6 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
         found["premise"] = premise(
             tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading
         )
-    file.unlink(missing_ok=True)
     return found
 
 

@@ -1,17 +1,13 @@
 """Four GLUE tasks: their tab-separated files, and the scores that GLUE reports of them."""
 
-import csv
-import hashlib
-import tempfile
-import zipfile
-import zlib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from imm_lib import checks, data, results
+from imm_lib import checks, files, folders, results
 
 SPLITS = ("train", "dev")
 
@@ -30,54 +26,75 @@ class Task:
 
     Attributes:
         folder: of its files, below ``glue/``.
-        sentences, label: which of the file's columns hold them.
+        columns: a pattern for each column's cells.
+        sentences, label: which of the columns hold them.
         labels: names of the labels, in order.
         score: "mcc", "f1" or "accuracy", what GLUE reports.
-        header: whether the first line names the columns.
+        header: the columns' names, which the first line must then hold.
         halves: the dev file's questions in turn are train and dev, where the training file is not
         to be had.
+        rows: number of examples in a split's file.
         archive: address of a zip file that holds the splits, where there is one.
         sha256: of these splits, as far as they are known.
     """
 
     folder: str
+    columns: tuple[str, ...]
     sentences: tuple[int, ...]
     label: int
     labels: tuple[str, ...]
     score: str
-    header: bool = True
+    header: tuple[str, ...] = ()
     halves: bool = False
+    rows: dict[str, int] = field(default_factory=dict)
     archive: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
 
 
+_ANY, _NUMBER, _SENTENCE = r".*", r"[0-9]+", r".*\S.*"
 _QNLI = Task(
     "QNLI",
+    (_NUMBER, _SENTENCE, _SENTENCE, _ANY),
     (1, 2),
     3,
     ("entailment", "not_entailment"),
     "accuracy",
+    header=("index", "question", "sentence", "label"),
+    rows={"train": 104_743, "dev": 5463},
     archive="https://dl.fbaipublicfiles.com/glue/data/QNLIv2.zip",
     sha256={"dev": "ac19409dcb04631eaaa094bdebdcf621086bc352503dfb6a1a648b614986f4fd"},
 )
 TASKS = {
     "CoLA": Task(
         "CoLA",
+        # the source, the label, the linguists' marks (a star, question marks), the sentence
+        (r"\S+", _ANY, r"[*? ]*", _SENTENCE),
         (3,),
         1,
         ("0", "1"),
         "mcc",
-        header=False,
+        rows={"train": 8551, "dev": 1043},
         archive="https://dl.fbaipublicfiles.com/glue/data/CoLA.zip",
         sha256={
             "train": "cb368ebeb9f27d7ad03720d27ddc95687a311bdb100781a2fe59a5f5b1bc0624",
             "dev": "8c013e21dc39957cac37378d87bebe225b694a0d5fe13eded66c2856628833fd",
         },
     ),
-    "MRPC": Task("MRPC", (3, 4), 0, ("0", "1"), "f1"),
+    "MRPC": Task(
+        "MRPC",
+        (_ANY, _NUMBER, _NUMBER, _SENTENCE, _SENTENCE),
+        (3, 4),
+        0,
+        ("0", "1"),
+        "f1",
+        header=("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+        rows={"train": 3668, "dev": 408},
+    ),
     "RTE": replace(
         _QNLI,
         folder="RTE",
+        header=("index", "sentence1", "sentence2", "label"),
+        rows={"train": 2490, "dev": 277},
         archive="https://dl.fbaipublicfiles.com/glue/data/RTE.zip",
         sha256={
             "train": "41e3a9b063433392343fad9e962cf2f58b681c78d8f71592f4186f0837246c5c",
@@ -97,14 +114,11 @@ def _task(name: str) -> Task:
 
 def available(name: str, split: str = "train") -> bool:
     """Whether a split's file lies on this machine."""
-    return any(path.is_file() for path in _places(_task(name), split))
+    return files.present(_file(_task(name), split))
 
 
-def _places(task: Task, split: str) -> list[Path]:
-    return [
-        folder / "glue" / task.folder / f"{'dev' if task.halves else split}.tsv"
-        for folder in data.folders()
-    ]
+def _file(task: Task, split: str) -> str:
+    return f"glue/{task.folder}/{'dev' if task.halves else split}.tsv"
 
 
 def _download(name: str, split: str) -> Path:
@@ -113,32 +127,23 @@ def _download(name: str, split: str) -> Path:
 
     They are verified but for QNLI's training split, whose checksum is not known.
     """
-    task, target = TASKS[name], data.cache() / "glue" / TASKS[name].folder
-    wanted = target / _places(task, split)[0].name
-    advice = f"set IMM_DATA to a folder that holds glue/{task.folder}/{wanted.name}"
+    task, wanted = TASKS[name], _file(TASKS[name], split)
+    advice = f"set IMM_DATA to a folder that holds {wanted}"
     if task.archive is None:
-        raise data.DataError(
+        raise files.DataError(
             f"{name} has no public archive: rebuild its files from Microsoft's paraphrase corpus, and {advice}"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        archive = data.retrieve(
-            f"{name} (archive)", task.archive, None, "archive.zip", Path(folder), advice
-        )
-        try:
-            with zipfile.ZipFile(archive) as files:
-                found = {part: files.read(f"{task.folder}/{part}.tsv") for part in SPLITS}
-        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-            raise data.DataError(
-                f"{name} (archive) is not what it was: {error}; {advice}"
-            ) from None
-    for part, known in task.sha256.items():
-        if hashlib.sha256(found[part]).hexdigest() != known:
-            raise data.DataError(
-                f"{name} ({part}) came with a wrong checksum and was not kept: try again, or {advice}"
-            )
-    for part, content in found.items():
-        results.write_bytes(target / f"{part}.tsv", content)
-    return wanted
+    path = folders.cache() / wanted
+    with files.keeping(path.parent, name):
+        what = f"{name} (archive)"
+        archive = files.download(what, task.archive, None, advice)
+        members = [f"{task.folder}/{part}.tsv" for part in SPLITS]
+        found = dict(zip(SPLITS, files.unpack(archive, members, what, advice), strict=True))
+        for part, known in task.sha256.items():
+            files.verify(found[part], known, f"{name} ({part})", advice)
+        for part, content in found.items():
+            results.write_bytes(path.parent / f"{part}.tsv", content)
+    return path
 
 
 def load(name: str, split: str) -> list[Example]:
@@ -151,15 +156,15 @@ def load(name: str, split: str) -> list[Example]:
 
     Raises:
         ValueError: an unknown task or split.
-        DataError: a file that cannot be had or read; or, with its line, a row with too few columns,
-            an empty sentence, or a label that the task does not have.
+        DataError: a file that cannot be had or read, has a wrong checksum or another number of rows
+            than the task; or, with its line, another header, a row with too few or too many
+            columns, an empty sentence, a label that the task does not have, or a cell that does not
+            belong into its column.
     """
     task = _task(name)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    path = next((place for place in _places(task, split) if place.is_file()), None) or _download(
-        name, split
-    )
+    path = files.find(_file(task, split)) or _download(name, split)
     examples = read(path, task)
     return _halves(examples)[SPLITS.index(split)] if task.halves else examples
 
@@ -175,35 +180,58 @@ def _halves(examples: list[Example]) -> tuple[list[Example], list[Example]]:
 
 
 def read(path: Path, task: Task) -> list[Example]:
-    """The examples of one file; raises DataError, see :func:`load`."""
-    needed, found = max(*task.sentences, task.label) + 1, []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise data.DataError(
-            f"{path.name} of {task.folder} must be tab-separated UTF-8: {error}"
-        ) from None
-    for line, row in rows[task.header :]:
-        where = f"{path.name} of {task.folder}, line {line}"
-        if len(row) < needed:
-            raise data.DataError(f"{where}: expected at least {needed} columns, got {len(row)}")
-        sentences, label = [row[column].strip() for column in task.sentences], row[task.label]
-        if label not in task.labels:
-            raise data.DataError(
-                f"{where}: label must be one of {', '.join(task.labels)}, got {label!r}"
-            )
-        if not all(sentences):
-            raise data.DataError(f"{where}: expected a sentence, got an empty one")
-        found.append(
-            Example(
-                sentences[0], sentences[1] if len(sentences) > 1 else None, task.labels.index(label)
-            )
+    """The examples of one file; raises DataError, see :func:`load`.
+
+    Cells are separated by tabs and never quoted; line ends may be those of Windows.
+    """
+    what = f"{path.name} of {task.folder}"
+    # GLUE's own dev file of MRPC begins with a byte order mark
+    text = files.read_text(path, what, task.sha256.get(path.stem), mark=True)
+    lines = text.removesuffix("\n").split("\n")
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
+    if task.header and tuple(rows[0]) != task.header:
+        raise files.DataError(
+            f"{what}, line 1: expected the header {', '.join(task.header)}, got {_shown(rows[0])}"
         )
-    if not found:
-        raise data.DataError(f"{path.name} of {task.folder} must hold examples, got none")
+    skipped = bool(task.header)
+    found = [
+        _example(row, task, f"{what}, line {line}")
+        for line, row in enumerate(rows[skipped:], 1 + skipped)
+    ]
+    _unquoted(rows, what)
+    expected = task.rows.get(path.stem, len(found) or 1)
+    if len(found) != expected:
+        raise files.DataError(
+            f"{what}, line {len(rows)}: expected {expected} examples up to here, got {len(found)}"
+        )
     return found
+
+
+def _example(row: list[str], task: Task, where: str) -> Example:
+    if len(row) != len(task.columns):
+        raise files.DataError(f"{where}: expected {len(task.columns)} columns, got {len(row)}")
+    if row[task.label] not in task.labels:
+        raise files.DataError(
+            f"{where}: label must be one of {', '.join(task.labels)}, got {row[task.label]!r}"
+        )
+    for number, (cell, pattern) in enumerate(zip(row, task.columns, strict=True), 1):
+        if not re.fullmatch(pattern, cell, re.DOTALL):
+            raise files.DataError(f"{where}: column {number} cannot be {_shown([cell])}")
+    first, *second = (row[column].strip() for column in task.sentences)
+    return Example(first, second[0] if second else None, task.labels.index(row[task.label]))
+
+
+def _unquoted(rows: list[list[str]], what: str) -> None:
+    """Refuse what a spreadsheet wrote: every cell with a quotation mark quoted, its own doubled."""
+    marked = [(line, cell) for line, row in enumerate(rows, 1) for cell in row if '"' in cell]
+    quoted = [line for line, cell in marked if re.fullmatch(r'"([^"]|"")*"', cell)]
+    if len(quoted) == len(marked) and any('""' in cell[1:-1] for _, cell in marked):
+        raise files.DataError(f"{what}, line {quoted[0]}: cells are quoted, and must not be")
+
+
+def _shown(cells: list[str]) -> str:
+    text = ", ".join(map(repr, cells))
+    return text if len(text) < 100 else f"{text[:100]}..."
 
 
 def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, float]:

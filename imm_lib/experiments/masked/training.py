@@ -16,7 +16,7 @@ from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
-from imm_lib.experiments.training import load, save
+from imm_lib.experiments.resume import load, save
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from imm_lib import experiments, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings
-from imm_lib.experiments.pages.execution import duration, stored
+from pages.execution import duration, stored
 
 NORMAL = 1.959964
 """Half-width of a 95 % interval in standard errors."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from imm_lib import results
 from imm_lib.experiments import sensors
 from imm_lib.experiments.language import readings
-from imm_lib.experiments.pages.reproduction import NORMAL
 from imm_lib.experiments.side import real
+from pages.reproduction import NORMAL
 
 
 class Row(NamedTuple):

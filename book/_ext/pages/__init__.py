@@ -5,7 +5,7 @@ test compares.
 from collections.abc import Callable
 
 from imm_lib import results
-from imm_lib.experiments.pages import execution, headline, reproduction
+from pages import execution, headline, reproduction
 
 PAGES: dict[str, Callable[[], str]] = {
     "reproduction.md": reproduction.page,

@@ -1,0 +1,5 @@
+"""``make pages``: write the generated pages from the stored results."""
+
+from pages import write
+
+write()

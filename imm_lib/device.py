@@ -1,0 +1,88 @@
+"""Where tensors are made: the best device of the machine, or the one that ``IMM_DEVICE`` names.
+
+A function of the library computes where its tensors are. Only the code that makes them, a chapter
+or an experiment, asks for a device.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+VARIABLE = "IMM_DEVICE"
+
+
+def count(kind: str) -> int:
+    """How many devices of a kind, "cpu", "cuda" or "mps", this machine has; 0 of any other kind."""
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return int(kind == "cpu")
+
+
+def find(name: str | torch.device, argument: str = "device") -> torch.device:
+    """The device of that name, if this machine has it.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps" or a device.
+        argument: what a message calls the name.
+
+    Raises:
+        ValueError: it is not the name of a device, or this machine does not have that one.
+    """
+    try:
+        found = torch.device(name)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"{argument} must be cpu, cuda, cuda:N or mps, got {str(name)!r}")
+    there = count(found.type)
+    if (found.index or 0) >= there:
+        raise ValueError(
+            f"{argument} must be a device of this machine, got {str(name)!r} "
+            f"with {there} of that kind"
+        )
+    return found
+
+
+def device() -> torch.device:
+    """What ``IMM_DEVICE`` names, else CUDA where there is one, else MPS, else the CPU.
+
+    MPS knows no float64, in which sampling and several chapters compute: set ``IMM_DEVICE=cpu``
+    there.
+
+    Raises:
+        ValueError: ``IMM_DEVICE`` is not the name of a device, or this machine does not have it.
+    """
+    if named := os.environ.get(VARIABLE, "").strip():
+        return find(named, VARIABLE)
+    return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if count(kind)))
+
+
+@dataclass
+class Watch:
+    """Where tensors were made during a block of :func:`watched`; None until it ends."""
+
+    device: torch.device | None = None
+
+
+def _allocations(where: torch.device) -> int:
+    """How many pieces of memory have been taken on a device since the process began."""
+    if where.type == "cuda":
+        return torch.cuda.memory_stats(where).get("allocation.all.allocated", 0)
+    return torch.mps.driver_allocated_memory() if where.type == "mps" else 0
+
+
+@contextmanager
+def watched(where: torch.device) -> Iterator[Watch]:
+    """Tell whether a block made tensors on ``where``, or left it idle and used the CPU.
+
+    It asks the allocator before and after, which costs the block nothing.
+    """
+    found, before = Watch(), _allocations(where)
+    yield found
+    used = where.type == "cpu" or _allocations(where) != before
+    found.device = where if used else torch.device("cpu")

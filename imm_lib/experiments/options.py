@@ -1,0 +1,176 @@
+"""What a configuration may hold: checked before any work, against what the experiment declares."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from imm_lib.experiments.catalogue import suggestion
+
+if TYPE_CHECKING:
+    from imm_lib.experiments.runner import Experiment
+
+
+def check_scale(experiment: Experiment, scale: str) -> None:
+    """Raise ValueError, listing the known ones, unless the experiment has that scale."""
+    if scale not in experiment.scales:
+        raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
+
+
+def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:
+    """The experiment with other values in one scale's configuration; lists and objects are replaced
+    whole.
+
+    Args:
+        experiment: what is adjusted; it is not changed.
+        scale: one of ``experiment.scales``.
+        changes: new values by name.
+
+    Raises:
+        ValueError: an unknown scale, a name that the configuration does not have, or a value that
+            is not :func:`like` the one that it replaces.
+    """
+    check_scale(experiment, scale)
+    config = experiment.scales[scale]
+    for name, value in changes.items():
+        if name not in config:
+            near = suggestion(name, config)
+            raise ValueError(
+                f"{experiment.name} has no {name!r}: it must be one of {', '.join(config)}{near}"
+            )
+        like(name, value, config[name])
+    return replace(experiment, scales={**experiment.scales, scale: {**config, **changes}})
+
+
+def check(experiment: Experiment, scale: str) -> None:
+    """Refuse a configuration that cannot work: by the rules of :func:`sound`, then by the
+    experiment's own ``check``.
+
+    Raises:
+        ValueError: an unknown scale, or a value that cannot be; the message names it.
+    """
+    check_scale(experiment, scale)
+    config = experiment.scales[scale]
+    for name, value in config.items():
+        sound(name, value)
+    if experiment.check is not None:
+        try:
+            experiment.check(config)
+        except TypeError as error:  # of the checks that this library's functions share
+            raise ValueError(str(error)) from None
+
+
+def sound(name: str, value: Any) -> None:
+    """Raise ValueError for a number that is not finite or is negative, and for an empty list of
+    what is gone through.
+    """
+    if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must hold finite numbers, none below 0, got {value}")
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = ((str(index), item) for index, item in enumerate(value))
+    for key, item in inner:
+        sound(f"{name}/{key}", item)
+
+
+def like(name: str, value: Any, declared: Any) -> None:
+    """Raise ValueError unless a value is of the kind of the declared one, at every depth.
+
+    A whole number may stand for a real one, anything for None. A list's items are like the
+    declared one's first, or one of its other kinds; an object's values are like the declared
+    values of their names, and those of new names like any of them.
+    """
+    if declared is None:
+        return
+    if isinstance(declared, dict):
+        fits = isinstance(value, dict)
+    elif isinstance(declared, list | tuple):
+        fits = isinstance(value, list | tuple)
+    elif isinstance(declared, float):
+        fits = isinstance(value, float | int) and not isinstance(value, bool)
+    else:
+        fits = type(value) is type(declared)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{name} must be like {_short(declared)}, got {_short(value)}")
+    if isinstance(declared, dict):
+        for key, item in value.items():
+            models = [declared[key]] if key in declared else list(declared.values())
+            _like_one(f"{name}/{key}", item, models)
+    elif isinstance(declared, list | tuple):
+        for index, item in enumerate(value):
+            _like_one(f"{name}/{index}", item, list(declared))
+
+
+def _like_one(name: str, value: Any, models: list) -> None:
+    """Like the first of the models, or another; the message is of the first."""
+    problem = None
+    for model in models:
+        try:
+            return like(name, value, model)
+        except ValueError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_of(name: str, value: Any, known: Iterable) -> None:
+    """Raise ValueError, listing what is known, for a value that is not."""
+    known = list(known)
+    if value not in known:
+        words = ", ".join(map(str, known))
+        near = suggestion(value, map(str, known)) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {words}, got {value!r}{near}")
+
+
+def each(name: str, values: Any, known: Iterable) -> None:
+    """Raise ValueError for an empty list, or an item that is not known."""
+    filled(name, values)
+    for value in values:
+        one_of(name, value, known)
+
+
+def filled(name: str, values: Any) -> None:
+    """Raise ValueError for a list or object without an entry."""
+    if not isinstance(values, list | tuple | dict) or not values:
+        raise ValueError(f"{name} must have at least one entry, got {_short(values)}")
+
+
+def counts(config: dict, *names: str, least: int = 1) -> None:
+    """Raise ValueError unless these values, or all in these lists, are whole numbers of at least
+    ``least``.
+    """
+    for name in names:
+        value = config[name]
+        if isinstance(value, list | tuple):
+            filled(name, value)
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool) or not isinstance(item, int) or item < least:
+                raise ValueError(
+                    f"{name} must be whole numbers of at least {least}, got {_short(value)}"
+                )
+
+
+def within(config: dict, *names: str, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise ValueError unless these values, or all in these lists, are real numbers in [low,
+    high].
+    """
+    for name in names:
+        value = config[name]
+        if isinstance(value, list | tuple):
+            filled(name, value)
+        for item in value if isinstance(value, list | tuple) else [value]:
+            real = isinstance(item, int | float) and not isinstance(item, bool)
+            if not real or not low <= item <= high or not math.isfinite(item):
+                raise ValueError(
+                    f"{name} must be real numbers in [{low:g}, {high:g}], got {_short(value)}"
+                )

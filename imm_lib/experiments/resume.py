@@ -1,0 +1,91 @@
+"""What lets a unit go on after a kill: its identity, the digest of its code, and its checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+from imm_lib import results
+from imm_lib.experiments.catalogue import CATALOGUE
+
+_FOLDER: ContextVar[Path | None] = ContextVar("folder of the unit at work", default=None)
+APART = {"plotting.py", "__main__.py", "__init__.py", "experiments/catalogue.py"}
+"""Files on which no number depends. The package's ``__init__`` only names what other files hold."""
+
+
+def identity(value: object) -> str:
+    """A digest of a JSON object, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def code(module: str | None) -> str:
+    """A digest of what an experiment computes with: the core, what experiments share, and the
+    experiment's own module of ``imm_lib.experiments``. It is what --resume compares, so that no
+    result joins units of two programs.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root).as_posix()
+        if name not in APART and _concerns(name, module):
+            digest.update(f"{name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _concerns(name: str, module: str | None) -> bool:
+    """Whether a file, by its path below imm_lib, is core, shared, or of the module."""
+    first, _, rest = name.partition("/")
+    if first != "experiments":
+        return True
+    own = rest.partition("/")[0].removesuffix(".py")
+    return own == module or ("/" not in rest and own not in CATALOGUE)
+
+
+@contextlib.contextmanager
+def beside(folder: Path | None) -> Iterator[None]:
+    """While a unit is at work its checkpoints lie in ``folder``, which is deleted when it is done."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def checkpoint(name: str) -> Path | None:
+    """The file in which the unit at work keeps a state, ``name``.pt beside the run's output; None
+    outside a run, where nothing is kept.
+    """
+    folder = _FOLDER.get()
+    if folder is None:
+        return None
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.pt"
+
+
+def save(file: Path, state: dict) -> None:
+    """Write a run's state, whole or not at all."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(state, content)
+    results.write_bytes(file, content.getvalue())
+
+
+def load(file: Path) -> dict:
+    """What :func:`save` wrote, on the CPU; raises ValueError if torch cannot read it."""
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint must be a file that train has written, got {file.name}: {error}"
+        ) from None

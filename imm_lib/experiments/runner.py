@@ -1,0 +1,274 @@
+"""The one runner of all experiments: units of work, each saved when it is done.
+
+An experiment lists its *units*, small JSON objects, and computes one unit at a time. The runner
+writes every finished unit to a partial file before it takes the next, so that a kill at any moment
+loses none of them; the result appears under its name when all are there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from imm_lib import checks, data, provenance, results
+from imm_lib.device import find as find_device
+from imm_lib.device import watched
+from imm_lib.experiments import keep, options, workers
+from imm_lib.experiments.catalogue import find, module_of
+from imm_lib.experiments.progress import bar
+from imm_lib.experiments.resume import beside, code, identity
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment module offers as ``EXPERIMENTS``.
+
+    Attributes:
+        name: of the result's file, lower-case letters, digits and hyphens.
+        description: one line.
+        scales: configuration by scale, JSON objects: "full", and "ci" for a quick look.
+        units: (config, seed) -> list of JSON objects, one per unit of work.
+        run: (unit, config, device) -> JSON object of numbers.
+        table: result -> rows of text, the first of them the header.
+        gpu: the full scale takes days without one, so that --all leaves it out on a CPU.
+        devices: the kinds of device that it can run on.
+        check: config -> nothing; raises ValueError or TypeError for one that cannot work.
+    """
+
+    name: str
+    description: str
+    scales: dict[str, dict]
+    units: Callable[[dict, int], list[dict]]
+    run: Callable[[dict, dict, torch.device], dict]
+    table: Callable[[dict], list[list[str]]]
+    gpu: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    check: Callable[[dict], None] | None = None
+
+
+class UnitError(RuntimeError):
+    """A unit of work failed, or gave what JSON cannot hold; the message names it."""
+
+
+class Task(NamedTuple):
+    """A unit of work, as it goes to another process: functions do not travel, names do."""
+
+    experiment: str
+    scale: str
+    unit: dict
+    config: dict
+    device: str
+    folder: Path | None  # of its checkpoints
+
+
+def file_name(experiment: Experiment, scale: str) -> str:
+    """NAME for the full scale, NAME-SCALE for another, so that a quick look never replaces a full
+    run.
+    """
+    return experiment.name if scale == "full" else f"{experiment.name}-{scale}"
+
+
+def device_of(experiment: Experiment, name: str | torch.device) -> torch.device:
+    """The device, if this machine has it and the experiment can run there; raises ValueError."""
+    device = find_device(name)
+    if device.type not in experiment.devices:
+        raise ValueError(
+            f"device must be {' or '.join(experiment.devices)} for {experiment.name}, got "
+            f"{str(name)!r}"
+        )
+    return device
+
+
+def run(
+    experiment: Experiment,
+    scale: str = "full",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    where: Path | None = None,
+    command: str = "",
+    jobs: int = 1,
+    anew: bool = False,
+    missing: bool = False,
+) -> Path:
+    """Run all units of an experiment, with a progress bar, and write its result.
+
+    Args:
+        experiment: what to run.
+        scale: one of ``experiment.scales``.
+        seed: handed to ``experiment.units``.
+        device: "cpu", "cuda", ...
+        resume: keep the units that an interrupted run has finished; of the same configuration,
+            seed, device and code.
+        where: folder of the result; by default :func:`imm_lib.results.folder`.
+        command: what reproduces the run, stored with it.
+        jobs: units that run at a time, each in a process of its own where it is more than 1.
+        anew: discard the units that an interrupted run has finished.
+        missing: keep the units of the stored result, and run those that it lacks.
+
+    Returns:
+        The result's file.
+
+    Raises:
+        ValueError: an unknown scale or device, a configuration that cannot work, a folder that
+            cannot be written or is being written by another run of the same name, or a partial run
+            that is neither resumed nor discarded, or is of another configuration, seed, device or
+            code.
+        UnitError: a unit failed.
+    """
+    options.check(experiment, scale)
+    checks.count("jobs", jobs)
+    device = device_of(experiment, device)
+    where, config, name = (
+        where or results.folder(),
+        experiment.scales[scale],
+        file_name(experiment, scale),
+    )
+    # of the code that was imported, whatever happens to the files during the run
+    commit, digest = results.commit(), code(module_of(experiment.name))
+    key = {"config": config, "seed": seed, "device": str(device), "code": digest}
+    key = json.loads(json.dumps(key))  # as it is read back: a file knows no tuples
+    units = experiment.units(config, seed)
+    if not units:
+        raise ValueError(f"{experiment.name} has no unit of work in this configuration")
+    stored = results.load(name, where) if missing else None
+    with keep.locked(where, name):
+        finished = {
+            identity(entry["unit"]): entry
+            for entry in keep.resumed(where, name, key, resume, anew, len(units))
+        }
+        there = {identity(entry["unit"]) for entry in stored["units"]} if stored else set()
+        pending = [u for u in units if identity(u) not in finished.keys() | there]
+        folders = {identity([unit, key])[:16]: unit for unit in pending}
+        keep.clean(where, name, set(folders) if resume else set())
+        tasks = [
+            Task(experiment.name, scale, unit, config, str(device), where / keep.PARTIAL / name / f)
+            for f, unit in folders.items()
+        ]
+        total = len(finished) + len(pending)
+        with bar(total, initial=len(finished), desc=name, unit="unit") as progress:
+            for entry in _entries(experiment, tasks, jobs):
+                finished[identity(entry["unit"])] = entry
+                results.write_json(
+                    keep.file(where, name), {**key, "units": list(finished.values())}
+                )
+                progress.update()
+        entries = [finished[identity(unit)] for unit in units if identity(unit) in finished]
+        command = command or (
+            f"python -m imm_lib run {experiment.name} --scale {scale} --seed {seed} "
+            f"--device {device}"
+        )
+        result = assembled(experiment, scale, seed, entries, commit, command)
+        if stored is not None:
+            result = keep.merged(stored, result, units) if entries else stored
+        return results.save(result, name, where)
+
+
+def forget(experiment: Experiment, scale: str = "full", where: Path | None = None) -> None:
+    """Delete what ``run`` keeps for ``resume``; it is left in place so that a series of runs can be
+    resumed whole.
+    """
+    kept = keep.file(where or results.folder(), file_name(experiment, scale))
+    kept.unlink(missing_ok=True)
+    if kept.parent.is_dir() and not any(kept.parent.iterdir()):
+        kept.parent.rmdir()
+
+
+def work(experiment: Experiment, task: Task) -> dict:
+    """One unit, done, checked and timed, with where it was done and in what memory.
+
+    Raises:
+        UnitError: whatever went wrong in it, but for missing data, packages and memory, which are
+            the machine's.
+    """
+    device, start = torch.device(task.device), time.perf_counter()
+    said = f"{task.experiment}, unit {json.dumps(task.unit, ensure_ascii=False)}"
+    try:
+        with beside(task.folder), watched(device) as watch:
+            numbers = experiment.run(task.unit, task.config, device)
+        _check_numbers(numbers, "numbers")
+    except (data.DataError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}, line {last.lineno}"
+        raise UnitError(f"{said}: {type(error).__name__}: {error} ({place})") from error
+    return {
+        "unit": task.unit,
+        "numbers": numbers,
+        "wall_s": round(time.perf_counter() - start, 3),
+        "device": provenance.device_name(watch.device),
+        "versions": provenance.versions(),
+        "peak_memory_bytes": provenance.peak_memory(watch.device),
+    }
+
+
+def work_by_name(task: Task) -> dict:
+    """The same in another process, where the experiment is found by its name."""
+    return work(find(task.experiment), task)
+
+
+def _check_numbers(value: Any, at: str) -> None:
+    """Raise ValueError, naming the place, for what JSON has no form for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{at} is {value}")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_numbers(item, f"{at}/{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_numbers(item, f"{at}/{index}")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{at} is a {type(value).__name__}, of which JSON knows nothing")
+
+
+def _entries(experiment: Experiment, tasks: list[Task], jobs: int) -> Iterator[dict]:
+    """Every unit's entry, as soon as it is done."""
+    if jobs == 1:
+        yield from (work(experiment, task) for task in tasks)
+    else:
+        yield from (entry for _, entry in workers.answers(work_by_name, tasks, jobs))
+
+
+def assembled(
+    experiment: Experiment, scale: str, seed: int, entries: list[dict], commit: str, command: str
+) -> dict:
+    """A result of finished units. Its device is where they were; where they were not in one place,
+    that of the last one, and the others say their own.
+    """
+    own, made = (
+        ("device", "versions", "peak_memory_bytes"),
+        {"commit": commit, "created": provenance.now()},
+    )
+    last = entries[-1] if entries else {"device": "", "versions": {}}
+    versions: dict[str, str] = {}
+    for entry in entries:
+        versions |= entry["versions"]
+    units = []
+    for entry in entries:
+        unit = {key: value for key, value in entry.items() if key not in own}
+        if entry["device"] != last["device"]:
+            unit["made"] = {"device": entry["device"], "versions": entry["versions"], **made}
+        units.append(unit)
+    return {
+        "schema": results.SCHEMA_VERSION,
+        "experiment": experiment.name,
+        "scale": scale,
+        "config": experiment.scales[scale],
+        "seed": seed,
+        "units": units,
+        "device": last["device"],
+        "versions": versions,
+        "wall_s": round(sum(entry["wall_s"] for entry in units), 3),
+        "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in entries), default=0),
+        "command": command,
+        **made,
+    }

@@ -1,0 +1,3 @@
+"""Bridges to other libraries: scikit-learn's classifiers, trainers. None is imported before it is
+used.
+"""

@@ -1,0 +1,85 @@
+"""Data points of a batch that share a short context: who they are, and a running average over them.
+
+The number of groups depends on the values of a batch. Where looking at them would make a GPU wait
+or break a compiled graph (``checks.visible``), there are as many groups as data points instead, and
+those left over have no members: every shape is then known beforehand.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks
+from imm_lib.induced import segment_max
+
+
+class Groups(NamedTuple):
+    """The short contexts of B data points, one group each, in the order of their ids."""
+
+    short: Tensor  # (G,) ids; groups without members repeat the last one
+    inverse: Tensor  # (B,) group of each data point
+    members: Tensor  # (G,) how many data points each has
+
+    def write(self, table: Tensor, rows: Tensor) -> None:
+        """``table[short] = rows`` for the groups that have members; (G, ...) rows."""
+        if not checks.visible(self.short):
+            # what a group without members writes is what the last one with members does
+            last = self.inverse.amax()
+            rows = rows.index_select(0, torch.arange(len(rows), device=rows.device).minimum(last))
+        table.index_copy_(0, self.short, rows)
+
+
+def groups(short: Tensor) -> Groups:
+    """The groups of (B,) ids: one sort, O(B log B).
+
+    >>> groups(torch.tensor([7, 3, 7]))
+    Groups(short=tensor([3, 7]), inverse=tensor([1, 0, 1]), members=tensor([1, 2]))
+    """
+    if checks.visible(short):
+        return Groups(*torch.unique(short, return_inverse=True, return_counts=True))
+    ordered, order = short.sort()
+    begins = torch.ones_like(ordered)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    place = begins.cumsum(0) - 1
+    inverse = torch.empty_like(place).scatter_(0, order, place)
+    ids = ordered[-1:].repeat(len(ordered)).scatter_(0, place, ordered)
+    return Groups(ids, inverse, torch.zeros_like(ids).scatter_add_(0, place, torch.ones_like(ids)))
+
+
+def mix(
+    old: Tensor, log_q: Tensor, inverse: Tensor, kept: Tensor, added: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A step of a running average in log space, log(kept e^old + added Σ e^log_q), the sum over the
+    data points of each group; and what the data points are to it.
+
+    Both sides are taken relative to the larger of the old row and the group's largest entry. So the
+    exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200
+    survive.
+
+    Args:
+        old: (G, Y) log of the average; overwritten.
+        log_q: (B, Y) log of what is averaged.
+        inverse: (B,) group of each data point.
+        kept: (G, 1) weight of the old average.
+        added: (G, 1) weight of each data point.
+
+    Returns:
+        (G, Y) log of the new average, and the ratio (B, Y) of each data point's e^log_q to it:
+        finite, 0 where both are 0.
+    """
+    larger = torch.maximum(segment_max(log_q, inverse, len(old)), old)
+    ratio = log_q.sub(larger.index_select(0, inverse)).exp_()
+    total = old.sub_(larger).exp_().mul_(kept)
+    total.addcmul_(torch.zeros_like(total).index_add_(0, inverse, ratio), added)
+    new = larger.add_(total.log())
+    # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
+    scale = total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)
+    return new, ratio.mul_(scale.index_select(0, inverse))
+
+
+def over(log_q: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
+    """The ratio (B, Y) of e^log_q to e^rows of each data point's group: finite, 0 where both are 0."""
+    floor = rows.clamp(min=torch.finfo(rows.dtype).min)
+    ratio = log_q.sub(floor.index_select(0, inverse)).exp_()
+    return ratio.clamp_(max=torch.finfo(ratio.dtype).max)
