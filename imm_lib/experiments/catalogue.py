@@ -170,6 +170,18 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "map-text": (
             "every use of a bigram that the language experiments train, chosen on validation text"
         ),
+        "knowledge-means": (
+            "a restricted regressor on a linear twin: induced means, reverse distillation and "
+            "theory"
+        ),
+        "knowledge-unlabelled": (
+            "extended contexts without labels beside n = 100: the price of a counted law, and "
+            "theory"
+        ),
+        "knowledge-coarse": (
+            "a restricted model to which three of five classes are one, beside one that tells "
+            "them apart"
+        ),
     },
     "bench": {
         "bench-core": "speed and memory of the core, as ratios in one process",

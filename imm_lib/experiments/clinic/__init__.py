@@ -1,7 +1,7 @@
 """The map: every use of a restricted model on many tasks, by one protocol."""
 
-from imm_lib.experiments.clinic import runs
+from imm_lib.experiments.clinic import knowledge, runs
 
-EXPERIMENTS = [*runs.EXPERIMENTS]
+EXPERIMENTS = [*runs.EXPERIMENTS, *knowledge.EXPERIMENTS]
 
 __all__ = ["EXPERIMENTS"]
