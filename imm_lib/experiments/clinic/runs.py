@@ -151,15 +151,18 @@ _TEXT = {
     "reuse": True,
 }
 
+SIDE = {
+    "breast cancer": 300,
+    "wine": 60,
+    "digits": 800,
+    "fair": 2000,
+    "anes96": 400,
+    "diabetes": 150,
+}
+"""Side cases of each table, on which its restricted model is fitted."""
+
 _TABLES = {
-    "m": {
-        "breast cancer": 300,
-        "wine": 60,
-        "digits": 800,
-        "fair": 2000,
-        "anes96": 400,
-        "diabetes": 150,
-    },
+    "m": SIDE,
     "bandwidth": {"digits": 0.1},
     "steps": 200,
     "repetitions": 20,
