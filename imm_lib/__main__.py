@@ -262,7 +262,9 @@ def main(words: list[str] | None = None) -> int:
     try:
         with _ended_by_signals():
             _act(args, words)
-    except (results.ResultError, ImportError, MemoryError, UnicodeError, RuntimeError) as error:
+    except results.ResultError as error:
+        return _failed(f"{error}; looked in {error.folder}" if error.folder else error)
+    except (ImportError, MemoryError, UnicodeError, RuntimeError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(f"{error.filename or 'a file'}: {error.strerror or error}")

@@ -41,7 +41,8 @@ class SampledNoising(nn.Module):
     ):
         super().__init__()
         self.divergence, self.k = as_divergence(divergence), checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.generator = checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor) -> Tensor:

@@ -153,6 +153,11 @@ class GroupedContexts(nn.Module):
 class _DenseContexts(KeepsPrecision):
     """Extended contexts whose weights are cheapest as a dense (B, E) table."""
 
+    @property
+    def num_short(self) -> int | None:
+        """The number S of short contexts; None, as they are continuous."""
+        return None
+
     def log_weights(self, short: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -206,7 +211,6 @@ class KernelContexts(_DenseContexts):
     """
 
     values: Tensor
-    num_short = None
 
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()

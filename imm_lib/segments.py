@@ -47,6 +47,58 @@ def groups(short: Tensor) -> Groups:
     return Groups(ids, inverse, torch.zeros_like(ids).scatter_add_(0, place, torch.ones_like(ids)))
 
 
+class Part(NamedTuple):
+    """N data points of a batch that are worked on together."""
+
+    points: Tensor | slice  # (N,) places in the batch
+    groups: Groups
+    total: Tensor  # (G,) how many data points of the whole batch count for the short contexts
+    begins: Tensor  # (G,) whether the first of them is here
+    whole: bool  # whether all of them are
+
+
+def parts(short: Tensor, room: int, counted: Tensor | None = None) -> list[Part]:
+    """A batch of (B,) ids in parts of whole short contexts, of at most ``room`` data points where
+    none has more; one part where no value may be looked at. ``counted`` (B,) is 0 for data points
+    that are not to be counted, and 1 for the others.
+    """
+    found = groups(short)
+    total, first = found.members, torch.ones_like(found.short, dtype=torch.bool)
+    if counted is not None:
+        total = torch.zeros_like(total).index_add_(0, found.inverse, counted)
+    if len(short) <= room or not checks.visible(short):
+        return [Part(slice(None), found, total, first, True)]
+    order, ends = found.inverse.argsort(stable=True), found.members.cumsum(0).tolist()
+    cut, begun, last = [], 0, 0
+    for place, end in enumerate(ends, start=1):
+        if place == len(ends) or ends[place] - begun > room:
+            own, points = slice(last, place), order[begun:end]
+            some = Groups(found.short[own], found.inverse[points] - last, found.members[own])
+            cut.append(Part(points, some, total[own], first[own], True))
+            begun, last = end, place
+    return cut
+
+
+def split(part: Part, room: int) -> list[Part]:
+    """A part of whole short contexts in parts of at most ``room`` data points, in which they may be
+    incomplete.
+    """
+    size = len(part.groups.inverse)
+    if size <= room:
+        return [part]
+    place, order = part.groups.inverse.sort(stable=True)
+    short, total = part.groups.short[place], part.total[place]
+    points = order if isinstance(part.points, slice) else part.points[order]
+    cut = []
+    for begin in range(0, size, room):
+        own = slice(begin, begin + room)
+        found = groups(short[own])
+        count = torch.zeros_like(found.members).scatter_(0, found.inverse, total[own])
+        begins = found.short != short[begin - 1] if begin else torch.ones_like(count) > 0
+        cut.append(Part(points[own], found, count, begins, False))
+    return cut
+
+
 def mix(
     old: Tensor, log_q: Tensor, inverse: Tensor, kept: Tensor, added: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -4,49 +4,116 @@ The forward pass keeps only the running log-sum of the k contexts. The backward 
 context again, with the random state it had, and feeds it the cached gradient of the risk with
 respect to its log-probabilities: that by log Q̂, -target for the cross-entropy, times the
 crosstalk. Time: one extra forward pass. Memory: independent of k.
+
+The second run has to be the first: random state, autocast and the modes of modules are replayed, and
+weights that were changed in between are refused, as joint autograd would.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imm_lib.divergences import Divergence, pull
 from imm_lib.induced import accumulator, cross_entropy
 
 
 class _Surroundings:
-    """The random state and autocast settings a forward pass depends on, to be replayed around its
-    second run.
+    """The random state, autocast settings and modes of modules a forward pass depends on, to be
+    replayed around its second run.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.cpu_state = torch.get_rng_state()
-        self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.state = self._of_accelerator()
         self.autocast = (
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
         )
+        self.modes: dict[nn.Module, bool] = {}
+
+    def _of_accelerator(self, state: Tensor | None = None) -> Tensor | None:
+        """The random state of the accelerator, after it has been set if one is given; None on a
+        CPU.
+        """
+        if self.device.type == "cpu":
+            return None
+        module = torch.get_device_module(self.device)
+        where = () if self.device.type == "mps" else (self.device,)  # it has one device only
+        if state is not None:
+            module.set_rng_state(state, *where)
+        return module.get_rng_state(*where)
+
+    def _note(self, module: nn.Module, _inputs: object) -> None:
+        if not torch.compiler.is_compiling():
+            for part in module.modules() if hasattr(module, "_orig_mod") else [module]:
+                self.modes.setdefault(part, part.training)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around the first run: remember the mode of every module that is called."""
+        hook = nn.modules.module.register_module_forward_pre_hook(self._note)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextlib.contextmanager
     def replay(self) -> Iterator[None]:
+        """Around the second run; what surrounds it is restored."""
         enabled, dtype = self.autocast
-        devices = [self.device] if self.cuda_state is not None else []
+        now = {module: module.training for module in self.modes}
+        state = self._of_accelerator()
         with (
-            torch.random.fork_rng(devices=devices),
+            torch.random.fork_rng(devices=[]),
             torch.autocast(self.device.type, dtype, enabled),
         ):
             torch.set_rng_state(self.cpu_state)
-            if self.cuda_state is not None:
-                torch.cuda.set_rng_state(self.cuda_state, self.device)
-            yield
+            self._of_accelerator(self.state)
+            try:
+                for module, mode in self.modes.items():
+                    module.training = mode
+                yield
+            finally:
+                for module, mode in now.items():
+                    module.training = mode
+                self._of_accelerator(state)
 
 
-def _leaves(output: Tensor) -> dict[int, Tensor]:
+class _Versions:
+    """What the passes were computed from, to be found unchanged by the second run."""
+
+    def __init__(self, leaves: Sequence[Tensor], modules: Iterable[nn.Module]):
+        frozen = [p for module in modules for p in module.parameters(recurse=False)]
+        kept = {id(t): t for t in (*leaves, *frozen) if not t.is_inference()}
+        self.seen = [(t, t._version) for t in kept.values()]
+
+    def check(self) -> None:
+        """Raise RuntimeError if a tensor has been changed in place."""
+        for tensor, version in self.seen:
+            if tensor._version != version:
+                raise RuntimeError(
+                    "a tensor needed for the sequential risk's gradient has been modified by an "
+                    f"in-place operation: shape {tuple(tensor.shape)} is at version "
+                    f"{tensor._version}, expected {version}; run backward before the weights change"
+                )
+
+
+def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
+    """Raise RuntimeError if a parameter of the first run is missing in the second."""
+    gone = [p for key, p in before.items() if isinstance(p, nn.Parameter) and key not in now]
+    if gone or (before and not now):
+        raise RuntimeError(
+            f"{len(gone) or len(before)} of the parameters that the sequential risk was computed from "
+            "are no longer used or want no gradient; run backward before the model changes"
+        )
+
+
+def leaves_of(output: Tensor) -> dict[int, Tensor]:
     """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
     if output.grad_fn is None:
         return {id(output): output} if output.requires_grad else {}
@@ -70,8 +137,8 @@ class _Replay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, risk, weight, log_sum, passes, surroundings, *leaves):
-        ctx.passes, ctx.surroundings, ctx.leaves = passes, surroundings, leaves
+    def forward(ctx, risk, weight, log_sum, passes, versions, *leaves):
+        ctx.passes, ctx.versions, ctx.leaves = passes, versions, leaves
         ctx.save_for_backward(weight, log_sum)
         return risk.clone()
 
@@ -79,14 +146,16 @@ class _Replay(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_risk):
         weight, log_sum = ctx.saved_tensors
+        ctx.versions.check()
         scale = -weight * grad_risk.unsqueeze(-1)
         # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0
         # there too
         log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
         total: list[Tensor | None] = [None] * len(ctx.leaves)
-        for run, surroundings in zip(ctx.passes, ctx.surroundings, strict=True):
+        for run, surroundings, before in ctx.passes:
             with torch.enable_grad(), surroundings.replay():
                 log_q = run()
+            _same(leaves_of(log_q), before)
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
@@ -118,24 +187,33 @@ def sequential_risk(
 
     Returns:
         (D,) risks, differentiable once with respect to every leaf behind the passes.
+
+    Raises:
+        ValueError: no passes.
+        RuntimeError: in the backward pass, where a weight behind the passes has been changed in
+            place since, or is no longer one.
     """
     leaves: dict[int, Tensor] = {}
-    surroundings: list[_Surroundings] = []
+    modules: dict[nn.Module, bool] = {}
+    done: list[tuple[Callable[[], Tensor], _Surroundings, dict[int, Tensor]]] = []
     log_sum: Tensor | None = None
     for run in passes:
-        surroundings.append(_Surroundings(target.device))
-        log_q = run()
-        leaves |= _leaves(log_q)
+        surroundings = _Surroundings(target.device)
+        with surroundings.watched():
+            log_q = run()
+        found = leaves_of(log_q)
+        done.append((run, surroundings, found))
+        leaves |= found
+        modules |= surroundings.modes
         log_q = accumulator(log_q.detach())
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
         del log_q
     if log_sum is None:
         raise ValueError("passes must hold at least one, got none")
     target = target.to(log_sum.dtype)
-    log_induced = log_sum - math.log(len(passes))
+    log_induced = log_sum - math.log(len(done))
     risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)
-    return (
-        _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values())
-        if leaves
-        else risk
-    )
+    if not leaves:
+        return risk
+    versions = _Versions(list(leaves.values()), modules)
+    return _Replay.apply(risk, weight, log_sum, done, versions, *leaves.values())

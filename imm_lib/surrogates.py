@@ -9,48 +9,19 @@ precision.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
-from imm_lib.segments import Groups, groups, mix, over
-from imm_lib.targets.table import TableTarget, as_target
-
-
-def _check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    """Refuse a state_dict of another size before anything of it is loaded here.
-
-    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no
-    earlier hook.
-    """
-    for name in ("table", "visited"):
-        if prefix + name not in state:
-            continue  # torch's own report of missing keys
-        came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
-        if came.shape != getattr(module, name).shape:
-            raise ValueError(
-                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
-            )
-
-
-def _pairs(batches: object) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of ``batches``, one after another; raises TypeError naming what is not one."""
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches must be an iterable of (log_q, short) pairs, got {checks.describe(batches)}"
-        )
-    for pair in batches:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise TypeError(f"batches must hold (log_q, short) pairs, got {checks.describe(pair)}")
-        yield tuple(pair)
-
+from imm_lib.segments import Part, groups, mix, over, parts
+from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, target_rows
+from imm_lib.targets.table import as_target
 
 CACHE = 2**20
 """Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
@@ -58,15 +29,7 @@ in its cache.
 """
 
 
-class _Part(NamedTuple):
-    """N data points of a batch: all those of G of its short contexts."""
-
-    points: Tensor | slice  # (N,) places in the batch
-    groups: Groups
-    rows: Tensor  # (G, Y) the target
-
-
-Correction = Callable[[Tensor, _Part], tuple[Tensor, Tensor]]
+Correction = Callable[[Tensor, Part], tuple[Tensor, Tensor]]
 
 
 class _TableIMM(KeepsPrecision):
@@ -88,14 +51,11 @@ class _TableIMM(KeepsPrecision):
         super().__init__()
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        if isinstance(self.target, TableTarget) and self.target.table.shape != shape:
-            raise ValueError(
-                f"target must be (num_short, num_labels) = {shape}, got {tuple(self.target.table.shape)}"
-            )
+        check_target(self.target, shape)
         # NaN, so that a row used before its first visit shows instead of passing for a probability
         self.register_buffer("table", torch.full(shape, math.nan))
         self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
-        self.register_load_state_dict_pre_hook(_check_sizes)
+        self.register_load_state_dict_pre_hook(check_sizes)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -109,36 +69,14 @@ class _TableIMM(KeepsPrecision):
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
-    def _parts(self, short: Tensor) -> list[_Part]:
-        """The batch in parts of whole short contexts, with the target's rows in the table's dtype."""
-        found = groups(short)
-        rows = self.target(found.short).to(self.table.dtype)
-        if rows.shape[1] != self.table.shape[1]:
-            raise ValueError(
-                f"target must have num_labels = {self.table.shape[1]} labels, got {checks.describe(rows)}"
-            )
-        room = CACHE // (rows.shape[1] * rows.element_size())
-        if not checks.visible(short) or len(short) <= room:
-            return [_Part(slice(None), found, rows)]
-        order, ends = found.inverse.argsort(), found.members.cumsum(0).tolist()
-        parts, first, begun = [], 0, 0
-        for last, end in enumerate(ends, start=1):
-            if last == len(ends) or ends[last] - begun > room:
-                points, own = order[begun:end], slice(first, last)
-                inverse = found.inverse[points] - first
-                some = Groups(found.short[own], inverse, found.members[own])
-                parts.append(_Part(points, some, rows[own]))
-                first, begun = last, end
-        return parts
-
     @torch.no_grad()
-    def _ratio(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _ratio(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
-        self, log_q: Tensor, numerator: Tensor, parts: list[_Part], correct: Correction
+        self, log_q: Tensor, numerator: Tensor, short: Tensor, correct: Correction
     ) -> Tensor:
         """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight Q / Q̂ x pull.
 
@@ -148,20 +86,25 @@ class _TableIMM(KeepsPrecision):
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
-        for part in parts:
+        room = CACHE // (self.table.shape[1] * self.table.element_size())
+        some = parts(short, room if short.device.type == "cpu" else len(short))
+        labels, dtype = self.table.shape[1], self.table.dtype
+        # all before the first step, so that a bad answer changes nothing
+        targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
+        for part, target in zip(some, targets, strict=True):
             ratio, table = correct(numerator[part.points].to(weight.dtype), part)
-            rows = pull(self.divergence, part.rows, table)
-            weight[part.points] = ratio.mul_(rows.index_select(0, part.groups.inverse))
-            risk = risk + self._sum_of_risks(part, table)
+            rows = pull(self.divergence, target, table).index_select(0, part.groups.inverse)
+            weight[part.points] = ratio.mul_(rows)
+            risk = risk + self._sum_of_risks(part, target, table)
         self.risk = risk / len(log_q)
         log_q = accumulator(log_q)
         return weighted(log_q, weight.to(log_q.dtype))
 
-    def _sum_of_risks(self, part: _Part, table: Tensor) -> Tensor:
+    def _sum_of_risks(self, part: Part, target: Tensor, table: Tensor) -> Tensor:
         members = part.groups.members.to(table.dtype)
         if self.divergence is cross_entropy:  # half the passes over memory
-            return -dot(part.rows * members.unsqueeze(1), table)
-        found = self.divergence(part.rows, table)
+            return -dot(target * members.unsqueeze(1), table)
+        found = self.divergence(target, table)
         return members @ found.masked_fill(members == 0, 0.0)
 
 
@@ -211,7 +154,7 @@ class SerializedIMM(_TableIMM):
         """
         total = torch.full_like(self.table, -math.inf)
         count = torch.zeros_like(self.visited, dtype=torch.long)
-        for log_q, short in _pairs(batches):
+        for log_q, short in pairs_of(batches, "log_q"):
             log_q, short = self._batch(log_q, short)
             distinct, inverse, members = found = groups(short)
             rows, log_q = total.index_select(0, distinct), log_q.to(total.dtype)
@@ -241,12 +184,8 @@ class SerializedIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
-        if checks.visible(short) and not self.visited[short].all():
-            unseen = short[~self.visited[short]][0].item()
-            raise ValueError(
-                f"short has a context that no refresh has seen: {unseen}; call .refresh(...) first"
-            )
-        return self._surrogate(log_q, log_q_frozen, self._parts(short), self._ratio)
+        check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
+        return self._surrogate(log_q, log_q_frozen, short, self._ratio)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -303,17 +242,16 @@ class MovingAverageIMM(_TableIMM):
         short contexts.
         """
         log_q, short = self._batch(log_q, short)
-        if not self.training and checks.visible(short) and not self.visited[short].all():
-            unseen = short[~self.visited[short]][0].item()
-            raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
-        return self._surrogate(log_q, log_q, self._parts(short), self._correction)
+        if not self.training:
+            check_visited(self.visited, short, "in train mode")
+        return self._surrogate(log_q, log_q, short, self._correction)
 
-    def _correction(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _correction(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         ratio, table = (self._update if self.training else self._ratio)(log_q, part)
         return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
 
     @torch.no_grad()
-    def _update(self, log_q: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    def _update(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Move the rows that the part visits; Q / Q̂ (N, Y) against the moved rows, and them."""
         found = part.groups
         visited = self.visited.index_select(0, found.short).unsqueeze(1)

@@ -200,7 +200,7 @@ class Worth:
         low, high = ends.min().item(), ends[ends.isfinite()].max().item()
         if ends.isinf().any():
             high += 20
-        grid = torch.linspace(low, high, 2001, dtype=torch.float64).exp()
+        grid = torch.linspace(low, high, 2001, dtype=torch.float64, device=gain.device).exp()
         risk = ((1 + grid**2 * cost.unsqueeze(1)) / (1 + grid * gain.unsqueeze(1)) ** 2).sum(0)
         return grid[risk.argmin()].item()
 

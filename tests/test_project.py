@@ -103,6 +103,15 @@ def test_the_readme_example_runs():
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
 
 
+def test_the_program_of_the_front_page_prints_what_the_page_says(capsys):
+    page = read("book/intro.md")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "intro.md", "exec"), {})
+    assert f"\n    {capsys.readouterr().out}\n" in page
+    assert max(map(len, code.splitlines())) <= 78
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+
+
 def test_the_readme_and_help_name_real_commands():
     targets = set(re.findall(r"^([a-z]+):.*## ", read("Makefile"), re.MULTILINE))
     told = subprocess.run(

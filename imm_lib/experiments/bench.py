@@ -245,6 +245,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return PARTS[unit["part"]](config[unit["part"]], device, config["repeats"])
 
 
+def _check(config: dict) -> None:
+    if not {4, 64} <= set(config["sampling"]["k"]):  # between which the growth is reported
+        raise ValueError(f"sampling/k must hold 4 and 64, got {config['sampling']['k']}")
+
+
 def _table(result: dict) -> list[list[str]]:
     part = {entry["unit"]["part"]: entry["numbers"] for entry in result["units"]}
     rows = [["measurement", "value"]]
@@ -275,5 +280,6 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

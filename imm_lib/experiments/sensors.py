@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +58,11 @@ class Task:
     valid: Tensor
     test: Tensor
     target: Callable[[Tensor], Tensor]
+
+    def to(self, device: torch.device) -> Task:
+        """The same partition on another device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Task:
@@ -122,7 +127,7 @@ def fit(
         the model, (N, sensors) -> (N, 2) log-probabilities, and the bare logits, (N, sensors) ->
         (N, 2).
     """
-    weight, bias = torch.zeros(x.shape[1], 2, dtype=x.dtype), torch.zeros(2, dtype=x.dtype)
+    weight, bias = x.new_zeros(x.shape[1], 2), x.new_zeros(2)
     optimiser = torch.optim.LBFGS(
         [weight.requires_grad_(), bias.requires_grad_()],
         max_iter=100,
@@ -159,12 +164,11 @@ def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Mo
     """
     x, s = t.x[rows], t.s[rows]
     prior = torch.bincount(t.y[t.old], minlength=2).double() / len(t.old)
-    edges = torch.quantile(
-        t.s[t.old], torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1]
-    )
+    shares = torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1]
+    edges = torch.quantile(t.s[t.old], shares.to(s.device))
     group = torch.bucketize(t.s, edges)
-    counts = torch.zeros(config["groups"], 2, dtype=torch.float64).index_put_(
-        (group[t.old], t.y[t.old]), torch.ones(len(t.old), dtype=torch.float64), accumulate=True
+    counts = s.new_zeros(config["groups"], 2).index_put_(
+        (group[t.old], t.y[t.old]), s.new_ones(len(t.old)), accumulate=True
     )
     table = (counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)
 
@@ -300,10 +304,26 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    names, cases = [str(name) for name in bunch.feature_names], sum(config["cases"].values())
+    options.each("sensors", config["sensors"], names)
+    for sensor, sizes in config["sensors"].items():
+        for n in sizes:
+            if not 2 <= n <= len(bunch.target) - cases:
+                raise ValueError(
+                    f"sensors/{sensor} must be sizes of 2 to {len(bunch.target) - cases}, got {n}"
+                )
+    if config["seeds"] < 2:
+        raise ValueError(f"seeds must be at least 2, as intervals need, got {config['seeds']}")
+    for name in ("lambdas", "decays", "weights"):
+        options.filled(name, config[name])
+
+
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    if device.type != "cpu":
-        raise ValueError(f"device must be cpu for the sensors experiment, got {str(device)!r}")
-    t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"])
+    t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"]).to(device)
     main = unit["sensor"] == next(iter(config["sensors"]))
     methods = ["reverse-KD", "interpolation", "offset", "IMM"]
     more = [f"IMM, bandwidth {b:g}" for b in config["other_bandwidths"]] + [
@@ -314,7 +334,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     numbers["diagnostic"] = diagnostic(t, numbers["decay"], config)
     numbers["target"] = scores(t.target(t.s[t.test]).log(), t.y[t.test])
     if main and unit["n"] in config["cross_validated"]:
-        folds = torch.arange(len(t.new)) % config["folds"]
+        folds = torch.arange(len(t.new), device=device) % config["folds"]
         splits = [(t.new[folds != fold], t.new[folds == fold]) for fold in range(config["folds"])]
         cross = _choose(t, splits, config, methods)
         numbers["cross_validated"] = {key: cross[key] for key in ("decay", "chosen", "test")}
@@ -548,6 +568,7 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]
 

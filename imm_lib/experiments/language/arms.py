@@ -108,7 +108,14 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
         "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]},
     }
     return Experiment(
-        name, description, {"full": full, "ci": quick}, runs.units, runs.run, runs.table, gpu
+        name,
+        description,
+        {"full": full, "ci": quick},
+        runs.units,
+        runs.run,
+        runs.table,
+        gpu,
+        check=runs.check,
     )
 
 
@@ -194,6 +201,7 @@ EXPERIMENTS = [
         units=snippets.units,
         run=snippets.run,
         table=snippets.table,
+        check=snippets.check,
     ),
     Experiment(
         name="language-fidelity",
@@ -209,5 +217,6 @@ EXPERIMENTS = [
         ],
         run=runs.fidelity_run,
         table=runs.fidelity_table,
+        check=runs.check_fidelity,
     ),
 ]

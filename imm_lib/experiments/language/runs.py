@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import fidelity, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
@@ -91,15 +91,10 @@ def _settings(spec: dict, seed: int) -> Settings:
     )
 
 
-def _read_off(
-    trained: Trained, corpus: data.Corpus, settings: Settings, device: torch.device
-) -> dict:
+def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings) -> dict:
     """Everything that is reported of the weights of the best epoch."""
-    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)).to(device)
-    streams = {
-        s: Stream(getattr(corpus, s).to(device), settings.batch, settings.unroll)
-        for s in data.SPLITS
-    }
+    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
     log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
     log_p = {s: bigram.log_prob(streams[s].words, streams[s].labels) for s in ("valid", "test")}
 
@@ -118,7 +113,7 @@ def _read_off(
             "valid": mixed("valid", weight),
             "test": mixed("test", weight),
         },
-        "bigram": {s: bigram.perplexity(getattr(corpus, s).to(device)) for s in data.SPLITS},
+        "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
         "induced": measures.induced_perplexities(found, corpus),
         "vocabulary": len(corpus.vocab),
         "words": len(corpus.train),
@@ -131,8 +126,8 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
     words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(
         descending=True, stable=True
     )[:FREQUENT]
-    target = bigram(words.to(table.device)).double()
-    kl = (target * (target.log() - table[words.to(table.device)].double())).sum(1)
+    target = bigram(words).double()
+    kl = (target * (target.log() - table[words].double())).sum(1)
     return {
         corpus.vocab[w]: round(value, 4)
         for w, value in zip(words.tolist(), kl.tolist(), strict=True)
@@ -143,18 +138,48 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
     spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
-    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"])
+    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"]).to(device)
     term = build(spec, corpus, settings, unit["seed"])
     try:
-        trained = train(corpus, term, settings, device, resume.checkpoint("run"))
+        trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
-    numbers = _read_off(trained, corpus, settings, device)
+    numbers = _read_off(trained, corpus, settings)
     numbers["epochs"] = [
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
     ]
     return numbers
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown corpus, or an arm that cannot be built: each is, on a toy
+    text.
+    """
+    options.one_of("corpus", config["corpus"], (*data.SOURCES, "topics"))
+    options.rows("sizes", config["sizes"], 2)
+    if config["corpus"] == "ptb":
+        options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
+    options.filled("arms", config["arms"])
+    known = {f.name for f in fields(Settings)}
+    options.each("settings", config["settings"], known)
+    for name, arm in config["arms"].items():
+        try:
+            settings = _settings({**config["settings"], **arm}, 0)
+            tokens = torch.arange(2 * settings.batch + 2) % 4
+            toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
+            build(arm, toy, settings, 0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arms/{name} cannot be: {error}") from error
+
+
+def check_fidelity(config: dict) -> None:
+    """The same for the texts on which gradients are compared."""
+    options.filled("texts", config["texts"])
+    for name, case in config["texts"].items():
+        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
+        options.each(f"texts/{name}/settings", case["settings"], [f.name for f in fields(Settings)])
+        _settings(case["settings"], 0)
 
 
 def units(config: dict, seed: int) -> list[dict]:
@@ -205,23 +230,20 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
         case["steps"],
         case["passes"],
     )
-    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"])
+    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"]).to(device)
     size = len(corpus.vocab)
-    bigram = KneserNeyBigram.fit(corpus.train, size).to(device)
-    stream = Stream(corpus.train.to(device), settings.batch, settings.unroll)
+    bigram = KneserNeyBigram.fit(corpus.train, size)
+    stream = Stream(corpus.train, settings.batch, settings.unroll)
     average = terms.MovingAverage(bigram, 1.0)
     cached = {m: Histories(stream, size, m) for m in steps}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.pt"
-        before = train(corpus, average, settings, device, file).last
+        before = train(corpus, average, settings, file).last
         for histories in cached.values():
             histories.refresh(before)
-        model = train(
-            corpus, average, replace(settings, epochs=settings.epochs + 1), device, file
-        ).last
-    far = Stream(
-        corpus.train.to(device), settings.batch, 10 * settings.unroll
-    )  # the same columns, read further back
+        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), file).last
+    # the same columns, read further back
+    far = Stream(corpus.train, settings.batch, 10 * settings.unroll)
     exact = fidelity.exact_gradient(model, far, bigram)
     found = {}
 
@@ -262,13 +284,13 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
     return {
         "estimators": found,
         "exact_norm": exact.norm().item(),
-        "valid": _valid(model, corpus, settings, device),
+        "valid": _valid(model, corpus, settings),
     }
 
 
-def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device) -> float:
+def _valid(model, corpus: data.Corpus, settings: Settings) -> float:
     """Validation perplexity of a model."""
-    stream = Stream(corpus.valid.to(device), settings.batch, settings.unroll)
+    stream = Stream(corpus.valid, settings.batch, settings.unroll)
     return measures.perplexity(measures.label_log_probs(model, stream))
 
 

@@ -9,7 +9,7 @@ That is π(e|s) with all of s but its first word forgotten.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from imm_lib import checks, data, results
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
@@ -173,13 +173,13 @@ def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, dat
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """The target's training, and every arm's on the same text; perplexities of the best epochs."""
     seed, lines = unit["seed"], unit["snippet_lines"]
-    long, many = texts(config, seed, lines)
+    long, many = (text.to(device) for text in texts(config, seed, lines))
     settings = Settings(**config["settings"], seed=seed)
     # one word a step, behind a window: what is read is a snippet, whatever the text
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
-    reader = Reader(train(many, None, short, device, resume.checkpoint("target")).model)
-    stream, size = Stream(long.train.to(device), settings.batch, settings.unroll), len(long.vocab)
-    bigram = KneserNeyBigram.fit(many.train, size).to(device)
+    reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
+    stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
+    bigram = KneserNeyBigram.fit(many.train, size)
 
     def term(arm: dict) -> terms.Term:
         options = {key: value for key, value in arm.items() if key != "term"}
@@ -194,13 +194,10 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         return known[arm["term"]](**options)
 
     found = {}
-    held = {
-        s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll)
-        for s in ("valid", "test")
-    }
+    held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, device, resume.checkpoint(name))
+        trained = train(long, term(arm), settings, resume.checkpoint(name))
         log_q = {
             split: measures.label_log_probs(trained.model, words) for split, words in held.items()
         }
@@ -236,6 +233,19 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
         rows = reader(last_words(stream.words, place, reader.size)).log()
         found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
     return found
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown term, or settings that no training has."""
+    options.filled("arms", config["arms"])
+    for name, arm in config["arms"].items():
+        options.one_of(
+            f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")
+        )
+        options.each(f"arms/{name}", arm, ("term", "lam"))
+    checks.count("parts", config["parts"])
+    options.each("settings", config["settings"], [f.name for f in fields(Settings)])
+    Settings(**config["settings"])
 
 
 def units(config: dict, seed: int) -> list[dict]:

@@ -24,11 +24,12 @@ class _Bench:
         self.settings = Settings(
             width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1
         )
-        self.bigram = KneserNeyBigram.fit(words, self.size).to(device)
+        words = words.to(device)
+        self.bigram = KneserNeyBigram.fit(words, self.size)
         few = words[: config["batch"] * config["unroll"] * config["blocks"] + 1]
         vocab = [str(word) for word in range(self.size)]
-        self.texts, self.device = data.Corpus("bench", few, few, few, vocab), device
-        self.stream = Stream(few.to(device), config["batch"], config["unroll"])
+        self.texts = data.Corpus("bench", few, few, few, vocab)
+        self.stream = Stream(few, config["batch"], config["unroll"])
         self.blocks = list(self.stream)
 
     def sampled(
@@ -41,7 +42,7 @@ class _Bench:
     def step(self, term: terms.Term) -> Callable[[], None]:
         """A function that takes the next block's training step."""
         torch.manual_seed(0)
-        run = Run(self.texts, term, self.settings, self.device)
+        run = Run(self.texts, term, self.settings)
         term.begin_epoch(run.model, run.train, True)
         optimiser = torch.optim.SGD(run.model.parameters(), 0.1)
         begin, turn = run.model.train().begin(self.settings.batch), [0]

@@ -39,6 +39,10 @@ class Data(NamedTuple):
             raise ValueError(f"n must be in [2, {len(self.short)}], got {n}")
         return Data(self.short[:n], self.extended[:, :n], self.label[:n], self.target[:n])
 
+    def to(self, device: torch.device) -> "Data":
+        """The same runs on another device."""
+        return Data(*(values.to(device) for values in self))
+
     def repeat(self, times: int) -> "Data":
         """The same runs, ``times`` times one after another: (n, times x R)."""
         return Data(

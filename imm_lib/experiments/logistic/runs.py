@@ -6,11 +6,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic import paper
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import extra_data, spread
-from imm_lib.experiments.logistic.training import descend, ratio, schedule, train
+from imm_lib.experiments.logistic.training import METHODS, descend, ratio, schedule, train
 
 LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
@@ -37,7 +37,7 @@ def _drawn(unit: dict, config: dict, device: torch.device) -> tuple[Plane, Data]
     moved = unit.get("shift", 0.0) * sum(abs(a) for a in centred.normal)
     plane = Plane(centred.normal, centred.offset - moved)
     data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(unit["seed"]))
-    return plane, Data(*(x.to(device) for x in data)).first(unit["n"])
+    return plane, data.to(device).first(unit["n"])
 
 
 def _grid(config: dict, seed: int, *names: str) -> list[dict]:
@@ -160,11 +160,11 @@ def _quality(unit: dict, config: dict, device: torch.device) -> dict:
 def _variants(unit: dict, config: dict, device: torch.device) -> dict:
     plane, data = _drawn(unit, config, device)
     accuracy = {"baseline": plane.accuracy(train(data, "baseline", steps=config["steps"]))}
-    for method, options in VARIANTS.items():
+    for method, settings in VARIANTS.items():
         if method in ("IMM sampled", "IMM moving average"):
-            options = {**options, "generator": torch.Generator(device).manual_seed(unit["seed"])}
+            settings = {**settings, "generator": torch.Generator().manual_seed(unit["seed"])}
         accuracy[method] = plane.accuracy(
-            train(data, method, schedule(unit["n"]), steps=config["steps"], **options)
+            train(data, method, schedule(unit["n"]), steps=config["steps"], **settings)
         )
     return {"accuracy": _paired(accuracy)}
 
@@ -184,7 +184,7 @@ def _stability(unit: dict, config: dict, device: torch.device) -> dict:
         ]
         return {"by_momentum_and_period": grid}
     if method == "IMM moving average":
-        generator = torch.Generator(device).manual_seed(unit["seed"])
+        generator = torch.Generator().manual_seed(unit["seed"])
         return {
             "by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]
         }
@@ -205,6 +205,20 @@ def _extra(unit: dict, config: dict, device: torch.device) -> dict:
     return extra_data(
         longer, base.cpu(), config["sizes"], torch.stack(ours).cpu(), config["bootstrap"], generator
     )
+
+
+def _check(config: dict) -> None:
+    options.rows("normals", config["normals"], 3)
+    for normal in config["normals"]:
+        if not any(normal):
+            raise ValueError(f"normals must not be 0, got {normal}")
+    for name in ("sizes", "longer"):
+        options.at_most(name, config.get(name), LARGEST)
+    for name in ("shifts", "parts"):
+        options.at_most(name, config.get(name), 1)
+    for name in ("lrs", "rhos", "coins", "parts", "shifts", "periods", "momenta"):
+        options.filled(name, config.get(name, [0]))
+    options.each("methods", config.get("methods", METHODS), METHODS)
 
 
 def _row(label: str, numbers: dict) -> list[str]:
@@ -283,6 +297,7 @@ def _experiment(
         units=lambda config, seed: _grid(config, seed, *axes),
         run=run,
         table=table,
+        check=_check,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
 from imm_lib.experiments.logistic.training import schedule, train
@@ -63,10 +63,6 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     """CPU seconds of all runs and steps: measured for the batched program, measured per step for
     the loop.
     """
-    if device.type != "cpu":
-        raise ValueError(
-            f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}"
-        )
     plane, n = Plane(), unit["n"]
     data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(0)).first(n)
     batched, loop = {}, {}
@@ -118,5 +114,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"n": n} for n in config["sizes"]],
         run=_run,
         table=_table,
+        check=lambda config: options.at_most("sizes", config["sizes"], LARGEST),
+        devices=("cpu",),  # it counts CPU seconds
     )
 ]

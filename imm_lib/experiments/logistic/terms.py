@@ -118,12 +118,12 @@ def exact(data: Data, bandwidth: float = 1.0) -> Term:
 
 
 def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callable[[], Tensor]:
-    """Draws (n, k, R) extended contexts from the kernel, with replacement."""
+    """Draws (n, k, R) extended contexts from the kernel, with replacement, by numbers of the CPU."""
     n, _, runs = weight.shape
     cumulative = weight.double().cumsum(1).transpose(1, 2).contiguous()
 
     def draw() -> Tensor:
-        u = torch.rand(n, runs, k, dtype=torch.float64, generator=generator, device=weight.device)
+        u = torch.rand(n, runs, k, dtype=torch.float64, generator=generator).to(weight.device)
         # rounding may leave the last sum below 1, and a draw behind it
         return torch.searchsorted(cumulative, u, right=True).clamp_(max=n - 1).transpose(1, 2)
 
@@ -154,9 +154,8 @@ def sampled(
     def contexts() -> tuple[Tensor, Tensor | float]:
         if replacement:
             return draw(), 1 / k
-        place = (
-            torch.rand(n, n, runs, generator=generator, device=weight.device).topk(k, dim=1).indices
-        )
+        draws = torch.rand(n, n, runs, generator=generator).to(weight.device)
+        place = draws.topk(k, dim=1).indices
         share = weight.gather(1, place)
         return place, share / share.sum(1, keepdim=True)
 

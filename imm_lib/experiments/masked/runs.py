@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks, data, results
-from imm_lib.experiments import Experiment, resume
+from imm_lib.experiments import Experiment, options, resume
 from imm_lib.experiments.masked import readings, tasks, training
 from imm_lib.experiments.masked.encoder import DEFAULT, Head, MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
@@ -275,8 +275,26 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
         units=_arms,
         run=_task,
         table=readings.table,
+        check=_check,
         gpu=gpu,
     )
+
+
+def _check(config: dict) -> None:
+    """Raise ValueError for an unknown task or arm, or settings that no fine-tuning has."""
+    for task in config["tasks"]:
+        options.one_of("tasks", task, tasks.TASKS)
+        options.one_of("examples", task, config.get("examples", {task: None}))
+    _settings(config, {})
+    options.each("judged", config.get("judged", ARMS), ARMS)
+    if "grid" in config:
+        options.each("grid", config["grid"], ("mlm", "lam"))
+        for name in ("mlm", "lam"):
+            options.filled(f"grid/{name}", config["grid"].get(name))
+    if "held_out" in config and not (
+        len(config["held_out"]) == 2 and config["held_out"][0] < config["held_out"][1]
+    ):
+        raise ValueError(f"held_out must be two places in order, got {config['held_out']}")
 
 
 def _choices(config: dict, seed: int) -> list[dict]:
@@ -316,6 +334,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
         table=readings.pretrain_table,
+        check=_check,
     ),
     Experiment(
         name="masked-premise",
@@ -331,6 +350,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"task": task, "seed": seed} for task in config["tasks"]],
         run=_premise,
         table=readings.premise_table,
+        check=_check,
     ),
     Experiment(
         name="masked-choice",
@@ -347,6 +367,7 @@ EXPERIMENTS = [
         units=_choices,
         run=_task,
         table=readings.choice_table,
+        check=_check,
     ),
     Experiment(
         name="masked-choice-mrpc",
@@ -363,6 +384,7 @@ EXPERIMENTS = [
         units=_choices,
         run=_task,
         table=readings.choice_table,
+        check=_check,
     ),
     *(
         _experiment(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imm_lib import checks
+from imm_lib.clipping import add_clipped
 from imm_lib.experiments.masked import tasks
 from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
@@ -63,38 +64,6 @@ class Settings:
 def digest(examples: list[Example]) -> str:
     """Of the examples, so that no checkpoint goes on with others."""
     return hashlib.sha256(repr([tuple(example) for example in examples]).encode()).hexdigest()[:16]
-
-
-def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[list[Tensor | None], float]:
-    """The gradient of a loss by the parameters, and its norm."""
-    found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    return found, norm(found)
-
-
-def norm(grads: list[Tensor | None]) -> float:
-    """The norm of gradients, where None is zero."""
-    return nn.utils.get_total_norm([g for g in grads if g is not None]).item()
-
-
-def add(
-    total: list[Tensor | None], part: list[Tensor | None], weight: float
-) -> list[Tensor | None]:
-    """total + weight · part, where None is zero; in place, since a copy of the embedding's gradient
-    costs a tenth of a step.
-    """
-    for i, g in enumerate(part):
-        if g is not None:
-            total[i] = g.mul_(weight) if total[i] is None else total[i].add_(g, alpha=weight)
-    return total
-
-
-def clipped(grads: list[Tensor | None], size: float, limit: float) -> list[Tensor | None]:
-    """Gradients of norm ``size``, scaled down in place so that it is at most ``limit``."""
-    if size > limit:
-        for g in grads:
-            if g is not None:
-                g.mul_(limit / size)
-    return grads
 
 
 class Run:
@@ -190,23 +159,24 @@ class Run:
         }
         if settings.arm != "base":
             losses["MLM"] = lambda: masked_words(self.model, batch, self.masks)
-        weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
-        for key, loss in losses.items():
-            value = loss()
-            part, found[f"norm {key}"] = gradient(value, parameters)
-            total, found[key] = add(total, part, weights[key]), value.item()
-        total = clipped(total, norm(total), settings.clip)
+        weights, found = {"task": 1.0, "MLM": settings.mlm}, {}
+
+        def supervised():
+            for key, loss in losses.items():
+                value = loss()
+                size = add_clipped(value.backward, parameters, weight=weights[key])
+                found[f"norm {key}"], found[key] = size.item(), value.item()
+
+        self.optimiser.zero_grad()
+        add_clipped(supervised, parameters, settings.clip)
         if self.causal is not None:
             value = self.causal(self.model, numbers)
-            part, size = gradient(value, parameters)
-            total = add(total, clipped(part, size, settings.clip), settings.lam)
-            found |= {"norm causal": size, "causal": value.item()}
+            size = add_clipped(value.backward, parameters, settings.clip, settings.lam)
+            found |= {"norm causal": size.item(), "causal": value.item()}
         if not all(math.isfinite(value) for value in found.values()):
             raise FloatingPointError(
                 f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam"
             )
-        for parameter, grad in zip(parameters, total, strict=True):
-            parameter.grad = grad
         self.optimiser.step()
         self.schedule.step()
         return found

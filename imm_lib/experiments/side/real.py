@@ -14,8 +14,8 @@ from imm_lib import checks
 from imm_lib.baselines import Interpolation, ReverseKD
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
-from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.sources import Problem, draw, source
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.sources import Problem, check_sizes, draw, source
 from imm_lib.premise import lead, surprise
 from imm_lib.results import mean_interval
 
@@ -105,8 +105,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     induced = SampledIMM(problem.target, KernelContexts(part.short, scale), k, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(kind, problem)
+        torch.manual_seed(seed)  # drawn on the CPU, so that a seed means the same everywhere
+        network = Network(kind, problem).to(part.label.device)
     weights = [p for p in network.parameters() if p.dim() > 1]
     optimiser = torch.optim.Adam(network.parameters(), 0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, checks.count("steps", steps))
@@ -154,7 +154,7 @@ def left_out(
         raise ValueError(
             f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}"
         )
-    fold = torch.arange(len(part.label)) % folds
+    fold = torch.arange(len(part.label), device=part.label.device) % folds
     for i in range(folds):
         others = type(part)(*(values[fold != i] for values in part))
         network = train(problem._replace(train=others), kind, steps=steps, seed=seed)
@@ -182,7 +182,7 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
     """
     problem = draw(
         unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0)
-    )
+    ).to(device)
 
     def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
         return train(
@@ -219,6 +219,25 @@ def _units(config: dict, seed: int) -> list[dict]:
         )
         for s in range(config["splits"])
     ]
+
+
+def _check(config: dict) -> None:
+    options.rows("cases", config["cases"], 3)
+    for data, kind, sizes in config["cases"]:
+        options.one_of("cases", kind, ("logistic", "network", "convolutions"))
+        if (kind == "convolutions") != (data == "digits"):
+            raise ValueError(
+                f"cases must have convolutions for digits and for nothing else, got {data}"
+            )
+        check_sizes(data, sizes, config["m"])
+        if config.get("folds", 2) > min(sizes) // 2:
+            raise ValueError(
+                f"folds must be of two examples each, got {config['folds']} of {sizes}"
+            )
+    options.filled("lam", config["lam"])
+    options.rows("imm", config["imm"], 2)
+    options.filled("shift", config.get("shift", [0]))
+    options.at_most("shift", config.get("shift"), 1)
 
 
 def cases(result: dict) -> dict[tuple, list[dict]]:
@@ -384,6 +403,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-digits",
@@ -406,6 +426,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-shift",
@@ -424,5 +445,6 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
 ]

@@ -34,7 +34,7 @@ def combined(world: LogitWorld, names: list[str]) -> Worth:
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    world, cells, n = LogitWorld.grid(), {}, unit["n"]
+    world, cells, n = LogitWorld.grid().to(device), {}, unit["n"]
     counts = world.sample(n, config["runs"], torch.Generator().manual_seed(unit["seed"]))
     for name, names in SETS.items():
         theta, found = fit(

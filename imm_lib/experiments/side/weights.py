@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import (
     LogitWorld,
     Restriction,
@@ -52,7 +52,7 @@ class Data:
         """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
         cells = counts.sum(-1)
         short = by_view(cells, self.view)
-        scale = torch.as_tensor(lam, dtype=torch.float64).reshape(-1, 1, 1)
+        scale = torch.as_tensor(lam, dtype=torch.float64, device=counts.device).reshape(-1, 1, 1)
         return Restriction(
             self.view, scale * short.unsqueeze(-1) * self.target, share(cells, self.view), 1.0
         )
@@ -91,7 +91,8 @@ def cross_validated(data: Data) -> Tensor:
             theta = data.fit(data.counts([i for i in range(FOLDS) if i != fold]), lam)
             held_out = held_out + value(data.world.features, data.folds[fold], (), theta)
         losses.append(held_out)
-    return torch.tensor(GRID)[torch.stack(losses).argmin(0)]
+    best = torch.stack(losses).argmin(0)
+    return torch.tensor(GRID, device=best.device)[best]
 
 
 def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tensor:
@@ -99,7 +100,7 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
     of the fit.
     """
     counts, features = data.counts(list(range(1, FOLDS))), data.world.features
-    log_lam = torch.zeros(len(counts), dtype=torch.float64, requires_grad=True)
+    log_lam = counts.new_zeros(len(counts)).requires_grad_()
     optimiser = torch.optim.Adam([log_lam], rate)
     for _ in range(steps):
         lam = log_lam.detach().exp()
@@ -111,7 +112,7 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
         held_out, _ = derivatives(features, data.folds[0], (), theta)
         log_lam.grad = -(held_out * torch.linalg.solve(curvature, by_term)).sum(1)
         optimiser.step()
-        log_lam.data.clamp_(max=torch.tensor(LARGEST).log())
+        log_lam.data.clamp_(max=torch.tensor(LARGEST).log().item())
     return log_lam.detach().exp()
 
 
@@ -132,15 +133,15 @@ RULES = {
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     data = Data(world, unit["n"], unit["m"], config["runs"], generator)
     counts, rules = data.counts(list(range(FOLDS))), {}
     by_lam = torch.stack([world.excess(data.fit(counts, lam)) for lam in GRID])
     oracle = by_lam[by_lam.mean(1).argmin()]
     for name, rule in RULES.items():
-        lam = rule(data).double()
+        lam = rule(data).to(counts)
         excess = world.excess(data.fit(counts, lam))
-        quantiles = torch.quantile(lam, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        quantiles = torch.quantile(lam, lam.new_tensor([0.1, 0.5, 0.9])).tolist()
         loss = (excess - oracle).double()
         rules[name] = {
             "excess": excess.mean().item(),
@@ -153,6 +154,14 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
         "rules": rules,
         "oracle": {"lam": GRID[int(by_lam.mean(1).argmin())], "excess": oracle.mean().item()},
     }
+
+
+def _check(config: dict) -> None:
+    for name, least in (("n", FOLDS), ("m", 1)):
+        options.filled(name, config[name])
+        for size in config[name]:
+            if size != INFINITE and (not isinstance(size, int) or size < least):
+                raise ValueError(f"{name} must be whole numbers of at least {least}, got {size!r}")
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -192,5 +201,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

@@ -1,0 +1,234 @@
+"""The last linear layer over parts of a batch: probabilities of some data points at a time, and a
+gradient that is gathered as theirs come in, so that nothing of size data points x labels is held.
+
+The gradient is formed in the forward pass, as fused cross-entropies do; the backward pass only
+multiplies it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from imm_lib import checks
+from imm_lib.induced import accumulator
+
+
+class _Once(torch.autograd.Function):
+    """Gradients times what comes from above, which know of no further derivative."""
+
+    @staticmethod
+    def forward(upstream, count, *tensors):
+        return tuple(None if x is None else x * upstream.to(x.dtype) for x in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "a fused loss cannot be differentiated twice, as its gradient is formed in the forward "
+            "pass: use cross-entropy plus MovingAverageIMM or SampledIMM"
+        )
+
+
+class _Formed(torch.autograd.Function):
+    """A value whose gradient by its inputs is known already."""
+
+    @staticmethod
+    def forward(value, hidden, weight, bias, *gradients):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, upstream):
+        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        return None, *_Once.apply(upstream, 3, *gradients, *inputs), None, None, None
+
+
+ELEMENTS = {"cpu": 2**21}
+"""Logits that are worked on at a time, by device; 2²⁷ on the others. On a CPU they stay in cache."""
+
+LEAST = 64
+"""Data points that are worked on at a time, at least: with fewer the products are slow."""
+
+
+class Head:
+    """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
+
+    Under autocast the three products are computed in its dtype, all else in ``dtype``.
+
+    Args:
+        hidden: (N, H) features.
+        weight: (Y, H).
+        bias: (Y,), or None.
+        dtype: of what is computed with logits.
+
+    Raises:
+        TypeError, ValueError: for tensors of other kinds, shapes, dtypes or devices, and on a CPU
+            for NaN or values so large that logits may overflow.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        _check(hidden, weight, bias)
+        self.inputs = hidden, weight, bias
+        kind = hidden.device.type
+        low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        self.memory: dict[str, Tensor] = {}
+        self.dtype, self.low = dtype, torch.get_autocast_dtype(kind) if low else hidden.dtype
+        self.hidden, self.weight = (x.detach().to(self.low) for x in (hidden, weight))
+        self.bias = None if bias is None else bias.detach().to(self.low)
+        # whether some label may have a logit of -inf
+        self.rules_out = bias is not None and not (
+            checks.visible(bias) and bias.detach().amin().item() > -math.inf
+        )
+        self.room = max(LEAST, ELEMENTS.get(kind, 2**27) // len(weight))
+        wanted = torch.is_grad_enabled()
+        self.wanted = tuple(wanted and x is not None and x.requires_grad for x in self.inputs)
+        self.gradients: list[Tensor | None] = [
+            torch.zeros_like(x, dtype=accumulator(x).dtype) if want else None
+            for x, want in zip(self.inputs, self.wanted, strict=True)
+        ]
+
+    def scratch(self, name: str, rows: int) -> Tensor:
+        """(rows, Y) memory of that name, which every part uses again; fresh memory costs as much as
+        two passes over it.
+        """
+        if name not in self.memory or len(self.memory[name]) < rows:
+            most = max(rows, min(self.room, len(self.hidden)) + 1)
+            self.memory[name] = self.hidden.new_empty(most, len(self.weight), dtype=self.dtype)
+        return self.memory[name][:rows]
+
+    def softmax(self, points: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, Y) logits of some data points, (n, Y) probabilities, and (n,) the log of their sum;
+        the first two until the next call.
+        """
+        hidden = self.hidden[points]
+        logits, q = (self.scratch(name, len(hidden)) for name in ("logits", "q"))
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            if self.low == self.dtype and self.bias is not None:
+                torch.addmm(self.bias, hidden, self.weight.T, out=logits)
+            else:
+                logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        torch.softmax(logits, 1, out=q)
+        log_sum = logits.amax(1) - q.amax(1).log()
+        if self.rules_out:  # so that 0 times a logit is 0
+            logits.clamp_(min=torch.finfo(self.dtype).min)
+        return logits, q, log_sum
+
+    def add(self, points: Tensor | slice, gradient: Tensor, unit: Tensor) -> None:
+        """Take in ``unit`` times the (n, Y) gradient by the logits of some data points."""
+        hidden, weight, bias = self.gradients
+        if bias is not None:
+            bias.add_(gradient.sum(0).mul_(unit))
+        gradient = gradient.to(self.low)
+        if hidden is not None:
+            hidden[points] = (gradient @ self.weight).to(hidden.dtype).mul_(unit)
+        if weight is not None:
+            features = (self.hidden[points] * unit).to(self.low)
+            if weight.dtype == self.low:
+                weight.addmm_(gradient.T, features)
+            else:
+                weight.add_(gradient.T @ features)
+
+    def scalar(self, value: Tensor) -> Tensor:
+        """``value`` with the gradient that was taken in."""
+        if not any(self.wanted):
+            return value
+        found = [
+            None if g is None else g.to(x.dtype)
+            for g, x in zip(self.gradients, self.inputs, strict=True)
+        ]
+        return _Formed.apply(value, *self.inputs, *found)
+
+
+class Batch(NamedTuple):
+    """What N data points are asked for."""
+
+    labels: Tensor  # (N,) any label where none is asked for
+    weights: Tensor  # (N,) of the cross-entropy; their mean over what counts is 1
+    counted: Tensor | None  # (N,) 0 where the label is ignored, else 1; None where none is
+    size: Tensor  # () how many count
+
+    @classmethod
+    def of(cls, head: Head, labels: Tensor, ignored: int, weights: Tensor | None) -> "Batch":
+        """The batch of (N,) ``labels``, some of them ``ignored``, with (Y,) ``weights`` of labels.
+
+        Raises:
+            TypeError, ValueError: for tensors of other kinds, sizes or devices, and on a CPU for
+                labels out of range, negative weights, and a batch of which nothing counts.
+        """
+        if isinstance(ignored, bool) or not isinstance(ignored, int):
+            raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")
+        size, points = len(head.weight), len(head.hidden)
+        if checks.tensor("labels", labels).shape != (points,):
+            raise ValueError(f"labels must be ({points},), got {checks.describe(labels)}")
+        checks.same_device("labels", labels, "hidden", head.hidden)
+        asked = labels != ignored
+        everywhere = checks.visible(labels) and bool(asked.all())
+        if checks.visible(labels) and not asked.any():
+            raise ValueError(f"labels must hold one that is not ignore_index = {ignored}, got none")
+        safe = checks.ids("labels", labels if everywhere else labels.where(asked, 0), size)
+        share = asked.to(head.dtype)
+        count = share.sum().clamp(min=1)
+        if weights is not None:
+            if checks.floating("label_weights", weights).shape != (size,):
+                raise ValueError(f"label_weights must be ({size},), got {checks.describe(weights)}")
+            checks.same_device("label_weights", weights, "hidden", head.hidden)
+            share = weights.detach().to(head.dtype)[safe] * share
+            if checks.visible(weights) and not (weights.amin() >= 0 and 0 < share.sum() < math.inf):
+                raise ValueError(
+                    "label_weights must be finite, not negative, and positive for some label of "
+                    "the batch, got others"
+                )
+            # of nothing, the mean is 0 where that could not be refused
+            share = share * (count / share.sum().clamp(min=torch.finfo(share.dtype).tiny))
+        return cls(safe, share, None if everywhere else asked.long(), count)
+
+
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless the three make a linear layer with finite logits."""
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        if checks.floating(name, value).dim() != 2 or value.numel() == 0:
+            raise ValueError(f"{name} must be a non-empty matrix, got {checks.describe(value)}")
+    if hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got {checks.describe(weight)}"
+        )
+    if bias is not None and checks.floating("bias", bias).shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({len(weight)},), got {checks.describe(bias)}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            checks.same_device(name, value, "hidden", hidden)
+    kind = hidden.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        for name, value in (("weight", weight), ("bias", bias)):
+            if value is not None and value.dtype != hidden.dtype:
+                raise ValueError(
+                    f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}"
+                )
+    if checks.visible(hidden):
+        _check_values(hidden, weight, bias)
+
+
+def _check_values(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError where a logit may be NaN or infinite; a bias of -inf rules a label out."""
+    largest = {}
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        low, high = (x.item() for x in torch.aminmax(value.detach()))
+        largest[name] = max(abs(low), abs(high)) if name != "bias" else high
+        if not largest[name] < float("inf"):
+            raise ValueError(f"{name} must be finite, got values from {low:g} to {high:g}")
+    product = largest["hidden"] * largest["weight"] * hidden.shape[1] + largest.get("bias", 0.0)
+    if product > torch.finfo(hidden.dtype).max:
+        raise ValueError(
+            f"hidden and weight must have products that fit {hidden.dtype}, got values of up to "
+            f"{largest['hidden']:g} and {largest['weight']:g}"
+        )

@@ -1,0 +1,67 @@
+"""What the estimators with a table of Q̂ share: checks of sizes, of short contexts and of sweeps."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.targets import KneserNeyBigram
+from imm_lib.targets.table import TableTarget
+
+
+def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    """Refuse a state_dict of another size before anything of it is loaded here.
+
+    What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no
+    earlier hook.
+    """
+    for name in ("table", "visited"):
+        if prefix + name not in state:
+            continue  # torch's own report of missing keys
+        came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
+        if came.shape != getattr(module, name).shape:
+            raise ValueError(
+                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
+            )
+
+
+def check_target(target: nn.Module, shape: tuple[int, int]) -> None:
+    """Raise ValueError for a target that is known to have other than (S, Y) rows and labels."""
+    if isinstance(target, TableTarget):
+        found = tuple(target.table.shape)
+    elif isinstance(target, KneserNeyBigram):
+        found = (target.vocab_size,) * 2
+    else:
+        return
+    if found != shape:
+        raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {found}")
+
+
+def target_rows(target: nn.Module, short: Tensor, labels: int, dtype: torch.dtype) -> Tensor:
+    """(G,) ids -> (G, Y) probabilities of the target, checked to be of ``labels`` labels."""
+    rows = target(short)
+    if rows.shape[1] != labels:
+        raise ValueError(
+            f"target must have num_labels = {labels} labels, got {checks.describe(rows)}"
+        )
+    return rows.to(dtype)
+
+
+def check_visited(visited: Tensor, short: Tensor, when: str) -> None:
+    """Raise ValueError for short contexts of a CPU that the table does not have yet."""
+    if checks.visible(short) and not visited[short].all():
+        unseen = short[~visited[short]][0].item()
+        raise ValueError(f"short has a context that was never visited {when}: {unseen}")
+
+
+def pairs_of(batches: object, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of ``batches``, one after another; raises TypeError naming what is not one."""
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an iterable of ({name}, short) pairs, got {checks.describe(batches)}"
+        )
+    for pair in batches:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"batches must hold ({name}, short) pairs, got {checks.describe(pair)}")
+        yield tuple(pair)
