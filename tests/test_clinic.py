@@ -5,8 +5,17 @@ import torch
 
 import imm_lib as imm
 from imm_lib import experiments
-from imm_lib.experiments.clinic import kinds, methods, protocol, runs, sources, suggested, walks
-from imm_lib.experiments.clinic.methods import Cases, Model, Settings
+from imm_lib.experiments.clinic import (
+    kinds,
+    methods,
+    protocol,
+    runs,
+    sources,
+    suggested,
+    training,
+    walks,
+)
+from imm_lib.experiments.clinic.training import Cases, Model, Settings
 from imm_lib.experiments.grid.torus import Torus
 
 
@@ -33,14 +42,14 @@ def test_the_batched_imm_term_is_the_librarys_risk(mixed):
     model = Model.of("linear", 2, 0.7, 1, mixed)
     keep = torch.ones(2, 1, 20, dtype=torch.bool)
     keep[:, :, 15:] = False
-    near = methods.Kernel(cases.short, keep, model.bandwidth).draw(torch.Generator())[1]
-    weights = [w.detach() for w in methods._start(model, cases.inputs().shape[-1], [0, 1], 1)]
+    near = training.Kernel(cases.short, keep, model.bandwidth).draw(torch.Generator())[1]
+    weights = [w.detach() for w in training._start(model, cases.inputs().shape[-1], [0, 1], 1)]
     weights = [
         w + 0.3 * torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) for w in weights
     ]
-    answer = model.kind.answer(methods.outputs(weights, cases.inputs()).unsqueeze(2))
+    answer = model.kind.answer(training.outputs(weights, cases.inputs()).unsqueeze(2))
     if mixed:
-        induced = methods._mixed(weights, cases, torch.zeros(2, 1, 1, 20, 2), near, 1)
+        induced = training._mixed(weights, cases, torch.zeros(2, 1, 1, 20, 2), near, 1)
     else:
         induced = model.kind.average(near, answer)
     found = model.kind.match(cases.target.view(2, 1, 1, 20, 2), induced)[..., :15].mean(-1)
@@ -182,3 +191,111 @@ def test_the_suggested_weight_is_that_of_worth():
         query, last, contexts, cases.short[0].double(), torch.arange(12), 50
     )
     assert lam.item() == pytest.approx(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("map-tables", {"cases": [["dice", "linear", [20]]]}, "cases' table must be one of"),
+        ("map-tables", {"cases": [["wine", "forest", [20]]]}, "cases' model must be one of"),
+        ("map-tables", {"cases": [["wine", "linear", [5]]]}, "cases' sizes must be at least 10"),
+        ("map-tables", {"repetitions": 3}, "repetitions must be a multiple of block"),
+        ("map-cube", {"normals": [[0, 0, 0]]}, "plane must leave points"),
+        ("map-cube", {"sizes": [2]}, "sizes must be at least 10"),
+        ("map-grid", {"targets": ["best"]}, "targets must be one of"),
+        ("map-grid", {"budgets": [3, 2]}, "budgets must increase"),
+        ("map-text", {"tasks": [["LSTM, all", 100, 1]]}, "tasks must be one of"),
+        ("map-decay", {"block": 1}, "block must be at least 2"),
+        ("map-frontier", {"k": [0]}, "k must be"),
+        ("knowledge-means", {"lam": []}, "lam must have at least one entry"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_work(name, change, message, tmp_path):
+    from dataclasses import replace
+
+    experiment = experiments.find(name)
+    scales = {"ci": {**experiment.scales["ci"], **change}}
+    with pytest.raises(ValueError, match=message):
+        experiments.run(replace(experiment, scales=scales), "ci", where=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["map-decay", "map-frontier", "knowledge-means", "knowledge-unlabelled", "knowledge-coarse"],
+)
+def test_the_smaller_experiments_run_and_print(name, tmp_path):
+    experiment = experiments.find(name)
+    file = experiments.run(experiment, "ci", where=tmp_path)
+    table = experiment.table(imm.results.load(file.stem, tmp_path))
+    assert len({len(row) for row in table}) == 1 and len(table) > 1
+
+
+def test_a_term_on_every_other_step_is_as_strong_in_the_mean():
+    from imm_lib.experiments.clinic.beside import _every, descend
+    from imm_lib.experiments.logistic import terms
+    from imm_lib.experiments.logistic import training as plain
+    from imm_lib.experiments.logistic.problem import Plane
+
+    data = Plane().draw(3, 8, torch.Generator().manual_seed(0), torch.float64)
+    exact = terms.exact(data)
+    torch.testing.assert_close(
+        descend(data, exact, 0.4, 7), plain.train(data, "IMM exact", 0.4, steps=7)
+    )
+    third, (short, extended) = _every(exact, 3), plain._logits(data, torch.ones(4, 3).double())
+    total = sum(third(short, extended, step)[0] for step in range(6))
+    torch.testing.assert_close(total, 6 * exact(short, extended, 0)[0])
+
+
+def test_every_setting_of_weight_and_decay_is_a_training():
+    from imm_lib.experiments.clinic.beside import every_setting
+
+    cases = problem()
+    model = Model.of("linear", 2, 1.0, 15)
+    loss = every_setting(model, cases, cases, [0, 1])
+    assert loss.shape == (2, 6, 6)
+    one = settings(2, decay=protocol.DECAYS[2], lam=protocol.WEIGHTS[3])
+    alone = methods.fitter(model, cases, cases, [0, 1])("IMM", one)
+    expected = model.kind.loss(alone.test[:, 0], cases.label).double().mean(-1)
+    torch.testing.assert_close(loss[:, 2, 3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
+    from imm_lib.experiments.clinic import text
+
+    config = experiments.find("map-text").scales["full"]
+    unit = {"task": "LSTM, 1 % of PTB", "lines": 421, "seed": 0}
+    stored = text.stored(unit, config, "baseline")
+    assert stored is not None and stored["test"] > 1
+    assert text.stored({**unit, "seed": 99}, config, "baseline") is None
+    other = {**config, "settings": {**config["settings"], "dropout": 0.1}}
+    assert text.stored(unit, other, "baseline") is None
+    trained = []
+
+    def train(key, config, device):
+        trained.append(key["arm"])
+        return {"diverged": "here"} if "moving" in key["arm"] else stored
+
+    monkeypatch.setattr(text.language, "run", train)
+    found = text.run(unit, {**config, "reuse": False}, "cpu")
+    assert trained == config["by_task"][unit["task"]] and found["read"] == []
+    assert found["diverged"] == ["moving average, λ = 1"]
+    assert "IMM, λ = 1" not in found["methods"] and "plain" in found["methods"]
+    with pytest.raises(ValueError, match="task must be one of"):
+        text.run({**unit, "task": "novel"}, config, "cpu")
+
+
+def test_the_verdict_counts_wins_harm_and_regret():
+    from imm_lib.experiments.clinic import reading
+
+    runs_ = torch.arange(4.0, dtype=torch.float64) * 1e-3
+    cell = dict.fromkeys(protocol.METHODS, 1 + runs_)
+    cell["IMM"] = 0.9 + runs_.flip(0)
+    cell["offset"] = 1.2 + runs_.flip(0)
+    cell["interpolation"] = 1.0 + runs_.flip(0)
+    found = {v.method: v for v in reading.verdicts({"a": cell, "b": cell})}
+    assert (found["IMM"].wins, found["IMM"].losses, found["IMM"].harmed) == (2, 0, 0)
+    assert (found["offset"].wins, found["offset"].losses, found["offset"].harmed) == (0, 2, 2)
+    assert found["interpolation"].ties == 2 and found["plain"].ties == 2
+    assert found["IMM"].regret == 0 and found["IMM"].rank == 1
+    assert found["offset"].worst == pytest.approx(30, rel=0.01)

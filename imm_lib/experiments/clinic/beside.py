@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.clinic import methods, runs
-from imm_lib.experiments.clinic.methods import Cases, Model, Settings
+from imm_lib.experiments.clinic import runs, settings, training
 from imm_lib.experiments.clinic.protocol import DECAYS, WEIGHTS
+from imm_lib.experiments.clinic.training import Cases, Model, Settings
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import spread
@@ -21,10 +21,10 @@ def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> 
     count = len(seeds)
     pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)))
     decay, lam = (column.expand(count, -1) for column in pairs.T)
-    settings = Settings(decay, lam, torch.zeros_like(lam))
+    asked = Settings(decay, lam, torch.zeros_like(lam))
     keep = torch.ones(count, 1, train.label.shape[1], dtype=torch.bool)
-    weights = methods.train(model, train, keep, settings, "IMM", seeds)
-    raw = methods.outputs([w[:, :, 0] for w in weights], test.inputs())
+    weights = training.train(model, train, keep, asked, "IMM", seeds)
+    raw = training.outputs([w[:, :, 0] for w in weights], test.inputs())
     loss = model.kind.loss(model.kind.answer(raw), test.label.unsqueeze(1))
     return loss.double().mean(-1).view(count, len(DECAYS), len(WEIGHTS))
 
@@ -88,6 +88,16 @@ def _frontier(unit: dict, config: dict, device: torch.device) -> dict:
     return {"plain": spread(plain), "exact": spread(exact), "settings": found}
 
 
+def _check_decay(config: dict) -> None:
+    settings.whole(config, "block", least=2)
+
+
+def _check_frontier(config: dict) -> None:
+    Plane.through_centre(*config["normal"])
+    settings.whole(config, "k", "every")
+    settings.whole(config, "sizes", least=2)
+
+
 def _table_decay(result: dict) -> list[list[str]]:
     rows = [["task", "decay", *(f"λ = {lam:g}" for lam in WEIGHTS)]]
     for entry in result["units"]:
@@ -115,7 +125,7 @@ def _units(*tasks: str) -> Callable[[dict, int], list[dict]]:
     return lambda config, seed: [{"task": task, "seed": seed} for task in tasks]
 
 
-_SIDE = {"m": runs.SIDE, "bandwidth": {}, "steps": 200, "test": 2048, "block": 20}
+_SIDE = {"m": settings.SIDE, "bandwidth": {}, "steps": 200, "test": 2048, "block": 20}
 
 EXPERIMENTS = [
     Experiment(
@@ -132,6 +142,7 @@ EXPERIMENTS = [
         ),
         run=_decay,
         table=_table_decay,
+        check=_check_decay,
     ),
     Experiment(
         name="map-frontier",
@@ -159,5 +170,6 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["sizes"]],
         run=_frontier,
         table=_table_frontier,
+        check=_check_frontier,
     ),
 ]

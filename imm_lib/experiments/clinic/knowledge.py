@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imm_lib.coarse import coarsen
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.descent import minimise
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.means import linear_worth
@@ -54,7 +54,7 @@ def _means(unit: dict, config: dict, device: torch.device) -> dict:
     induced = same / same.sum(2, keepdim=True) @ x
     found = {}
     for lam in config["lam"]:
-        row = {"theory": worth.excess_risk(lam, n)}
+        row: dict = {"theory": worth.excess_risk(lam, n)}
         for name, rows in (("IMM", induced), ("reverse distillation", x)):
             left = x.mT @ x + lam * rows.mT @ rows
             right = x.mT @ y.unsqueeze(2) + lam * rows.mT @ m.unsqueeze(2)
@@ -126,6 +126,11 @@ def _coarse(unit: dict, config: dict, device: torch.device) -> dict:
     return {"methods": found}
 
 
+def _check(config: dict) -> None:
+    options.filled("lam", config["lam"])
+    options.filled("ratio", config.get("ratio", [0.0]))
+
+
 def _table_lam(result: dict) -> list[list[str]]:
     first = next(iter(result["units"][0]["numbers"]["by_lam"].values()))
     inner = [name for name in first if isinstance(first[name], dict)]
@@ -161,6 +166,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_means,
         table=_table_lam,
+        check=_check,
     ),
     Experiment(
         name="knowledge-unlabelled",
@@ -177,6 +183,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "ratio": r} for r in config["ratio"]],
         run=_unlabelled,
         table=_table_lam,
+        check=_check,
     ),
     Experiment(
         name="knowledge-coarse",
@@ -193,5 +200,6 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_coarse,
         table=_table_coarse,
+        check=_check,
     ),
 ]

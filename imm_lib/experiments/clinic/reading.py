@@ -81,12 +81,7 @@ def regrets(by_method: dict[str, Tensor]) -> dict[str, float]:
 def verdicts(cells: dict[str, dict[str, Tensor]]) -> list[Verdict]:
     """Every method over the tasks of :func:`tasks`, in the order of METHODS."""
     usable = {task: m for task, m in cells.items() if len(m["plain"]) > 1}
-    ranked = {
-        task: sorted(by_method, key=lambda name, m=by_method: m[name].mean().item())
-        for task, by_method in (
-            (task, {name: m[name] for name in RANKED}) for task, m in usable.items() if _whole(m)
-        )
-    }
+    ranked = [_order(by_method) for by_method in usable.values() if _whole(by_method)]
     over = {task: regrets(by_method) for task, by_method in usable.items()}
     found = []
     for method in METHODS:
@@ -97,7 +92,7 @@ def verdicts(cells: dict[str, dict[str, Tensor]]) -> list[Verdict]:
             apart = [Against(0.0, 0.0, 0.0) for _ in own]
         else:
             apart = [against(m, method) for m in own.values()]
-        ranks = [order.index(method) + 1.0 for order in ranked.values() if method in order]
+        ranks = [order.index(method) + 1.0 for order in ranked if method in order]
         lost = [over[task][method] for task in own]
         found.append(
             Verdict(
@@ -117,6 +112,11 @@ def verdicts(cells: dict[str, dict[str, Tensor]]) -> list[Verdict]:
 
 RANKED = tuple(name for name in METHODS if name != "IMM, suggested λ")
 """Methods that every table, cube and grid task has."""
+
+
+def _order(by_method: dict[str, Tensor]) -> list[str]:
+    """RANKED from the best to the worst on one task."""
+    return sorted(RANKED, key=lambda name: by_method[name].mean().item())
 
 
 def _whole(by_method: dict[str, Tensor]) -> bool:

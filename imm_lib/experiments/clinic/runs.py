@@ -9,10 +9,10 @@ import math
 import torch
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.clinic import methods, sources, text, walks
-from imm_lib.experiments.clinic.methods import Cases, Model
+from imm_lib.experiments.clinic import methods, settings, sources, text, walks
 from imm_lib.experiments.clinic.protocol import METHODS
 from imm_lib.experiments.clinic.suggested import suggester
+from imm_lib.experiments.clinic.training import Cases, Model
 from imm_lib.experiments.logistic.problem import Plane, test_points
 
 SPREAD = 12**-0.5
@@ -122,69 +122,6 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
-_TERMS = {"reverse-KD": "reverse-KD", "moving average": "moving average"}
-_TUNED = [
-    "baseline",
-    "baseline, lr 0.5",
-    *(f"{name}, λ = {lam:g}" for name in _TERMS for lam in (0.2, 1.0, 3.0)),
-]
-_ONE = ["baseline", *(f"{name}, λ = 1" for name in _TERMS)]
-_TEXT = {
-    "corpus": "ptb",
-    "held_out": 1000,
-    "settings": {"width": 200, "dropout": 0.5, "epochs": 40},
-    "arms": {
-        "baseline": {},
-        "baseline, lr 0.5": {"lr": 0.5},
-        **{
-            f"{name}, λ = {lam:g}": {"term": term, "lam": lam}
-            for name, term in _TERMS.items()
-            for lam in (0.2, 1.0, 3.0)
-        },
-    },
-    "tasks": [
-        ["LSTM, 1 % of PTB", 421, 5],
-        ["LSTM, 3 % of PTB", 1262, 5],
-        ["LSTM, 10 % of PTB", 4207, 2],
-    ],
-    "by_task": {"LSTM, 1 % of PTB": _ONE, "LSTM, 3 % of PTB": _TUNED, "LSTM, 10 % of PTB": _ONE},
-    "reuse": True,
-}
-
-SIDE = {
-    "breast cancer": 300,
-    "wine": 60,
-    "digits": 800,
-    "fair": 2000,
-    "anes96": 400,
-    "diabetes": 150,
-}
-"""Side cases of each table, on which its restricted model is fitted."""
-
-_TABLES = {
-    "m": SIDE,
-    "bandwidth": {"digits": 0.1},
-    "steps": 200,
-    "repetitions": 20,
-    "block": 20,
-    "cases": [
-        ["breast cancer", "linear", [20, 80]],
-        ["breast cancer", "network", [20, 80]],
-        ["wine", "linear", [20, 60]],
-        ["wine", "network", [20, 60]],
-        ["anes96", "linear", [20, 100]],
-        ["anes96", "network", [20, 100]],
-        ["diabetes", "linear", [20, 100]],
-        ["diabetes", "network", [20, 100]],
-        ["fair", "linear", [20, 100]],
-        ["fair", "network", [20, 100]],
-        ["digits", "network", [50, 200]],
-        ["fair", "linear", [500]],
-        ["fair", "network", [500]],
-        ["fair", "linear", [2000]],
-    ],
-}
-
 EXPERIMENTS = [
     Experiment(
         name="map-cube",
@@ -210,6 +147,7 @@ EXPERIMENTS = [
         units=_cube_units,
         run=_cube,
         table=_table,
+        check=settings.check_cube,
     ),
     Experiment(
         name="map-grid",
@@ -226,14 +164,15 @@ EXPERIMENTS = [
         units=_grid_units,
         run=_grid,
         table=_table,
+        check=settings.check_grid,
     ),
     Experiment(
         name="map-tables",
         description="every use of a restricted model on six tables, linear models and networks, all tuned alike",
         scales={
-            "full": _TABLES,
+            "full": settings.TABLES,
             "ci": {
-                **_TABLES,
+                **settings.TABLES,
                 "steps": 5,
                 "repetitions": 2,
                 "block": 2,
@@ -243,14 +182,15 @@ EXPERIMENTS = [
         units=_table_units,
         run=_tables,
         table=_table,
+        check=settings.check_tables,
     ),
     Experiment(
         name="map-text",
         description="every use of a bigram that the language experiments train, chosen on validation text",
         scales={
-            "full": _TEXT,
+            "full": settings.TEXT,
             "large": {
-                **_TEXT,
+                **settings.TEXT,
                 "tasks": [
                     ["LSTM, 1 % of PTB", 421, 5],
                     ["LSTM, 3 % of PTB", 1262, 5],
@@ -258,19 +198,22 @@ EXPERIMENTS = [
                     ["LSTM, 30 % of PTB", 12_620, 5],
                     ["LSTM, 100 % of PTB", 42_068, 2],
                 ],
-                "by_task": {f"LSTM, {share} % of PTB": _TUNED for share in (1, 3, 10, 30, 100)},
+                "by_task": {
+                    f"LSTM, {share} % of PTB": settings.TUNED for share in (1, 3, 10, 30, 100)
+                },
             },
             "ci": {
-                **_TEXT,
+                **settings.TEXT,
                 "held_out": 100,
                 "settings": {"width": 16, "dropout": 0.2, "epochs": 2},
                 "tasks": [["LSTM, 100 lines", 100, 1]],
-                "by_task": {"LSTM, 100 lines": _ONE},
+                "by_task": {"LSTM, 100 lines": settings.ONE},
                 "reuse": False,
             },
         },
         units=text.units,
         run=text.run,
         table=_table,
+        check=settings.check_text,
     ),
 ]

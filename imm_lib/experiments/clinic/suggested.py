@@ -7,7 +7,7 @@ from torch import Tensor
 
 from imm_lib import worth
 from imm_lib.contexts import KernelContexts
-from imm_lib.experiments.clinic.methods import Cases, Model, Weights
+from imm_lib.experiments.clinic.training import Cases, Model, Weights
 
 LOOKED_AT = 600
 """Short contexts times labels that are differentiated, at most; so many cases stand for all."""
