@@ -26,7 +26,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "logistic-sizes": "accuracy against data size, scheduled λ (Figure 1)",
         "logistic-fixed": "accuracy against data size at λ = 1.5 (Table 4)",
         "logistic-search": (
-            "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?"
+            "all three columns of Table 4 for many planes, with soft and redrawn hard labels"
         ),
         "logistic-lambda": "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
         "logistic-quality": "targets of lower quality, and a λ lowered with them (Figure 8)",
@@ -179,6 +179,37 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "sensors": {
         "sensors": (
             "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)"
+        ),
+    },
+    "clinic": {
+        "map-cube": (
+            "every use of a restricted model on the cube, all tuned alike: two planes, three sizes"
+        ),
+        "map-grid": (
+            "every use of a policy that knows one coordinate, all tuned alike, at three budgets"
+        ),
+        "map-tables": (
+            "every use of a restricted model on six tables, linear models and networks, all "
+            "tuned alike"
+        ),
+        "map-text": (
+            "every use of a bigram that the language experiments train, chosen on validation text"
+        ),
+        "map-decay": "IMM beside weight decay: every λ at every decay, on tables and the cube",
+        "map-frontier": (
+            "how many contexts, how often: accuracy on the cube against the contexts run"
+        ),
+        "knowledge-means": (
+            "a restricted regressor on a linear twin: induced means, reverse distillation and "
+            "theory"
+        ),
+        "knowledge-unlabelled": (
+            "extended contexts without labels beside n = 100: the price of a counted law, and "
+            "theory"
+        ),
+        "knowledge-coarse": (
+            "a restricted model to which three of five classes are one, beside one that tells "
+            "them apart"
         ),
     },
     "bench": {
