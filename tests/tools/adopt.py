@@ -43,7 +43,9 @@ launch_buttons:
     ogp_site_url: {pages}
     ogp_site_name: Induced Model Matching
     ogp_image: _static/card.png
-    ogp_image_alt: Two see-saws. Matched directly, the discs are crushed onto the pivot; matched on average, they balance and stay apart.
+    ogp_image_alt: >-
+      Two see-saws. Matched directly, the discs are crushed onto the pivot; matched on average,
+      they balance and stay apart.
     ogp_social_cards: {{ enable: false }}
 """,
     },
@@ -149,7 +151,9 @@ def rewritten(root: Path, address: str) -> dict[Path, str]:
     for file, names in BLOCKS.items():
         text = (root / file).read_text(encoding="utf-8")
         for name in names:
-            place = re.compile(rf"(\n[^\n]*adopt: {name}\b[^\n]*\n).*?([^\n]*adopt: end\b)", re.DOTALL)
+            place = re.compile(
+                rf"(\n[^\n]*adopt: {name}\b[^\n]*\n).*?([^\n]*adopt: end\b)", re.DOTALL
+            )
             if len(place.findall(text)) != 1:
                 raise ValueError(f"{file} must have one place 'adopt: {name}'")
             content = block(file, name, address)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import surroundings
+from adopt import adopted, install
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
