@@ -132,18 +132,21 @@ def left(spent: list[float], names: list[str]) -> str:
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
 
-def main(chapter: str = "", keep: bool = False) -> str | None:
+def main(chapter: str = "", keep: bool = False, dry: bool = False) -> str | None:
     """Run one chapter or all; returns an error sentence, or None.
 
     Args:
         chapter: how the names of the files start; "5" stands for "05".
         keep: whether to store what they took.
+        dry: whether to compare only, and to write no file.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the gate
     os.environ.pop("MPLBACKEND", None)
     surroundings.settle(os.environ)
     write = os.environ["IMM_DEVICE"].partition(":")[0] == "cpu"
-    if not write:
+    if dry:
+        write = False
+    elif not write:
         print(f"on {os.environ['IMM_DEVICE']}: compared, not written; the book's texts are a CPU's")
     paths = sorted(BOOK.glob(f"{chapter.zfill(2) if chapter else ''}*.ipynb"))
     if not paths:
@@ -177,7 +180,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--note", action="store_true", help="store seconds and bytes for the execution page"
     )
+    parser.add_argument("--dry", action="store_true", help="compare only, and write no file")
     given = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that has no λ
-    sys.exit(main(given.chapter, given.note))
+    sys.exit(main(given.chapter, given.note, given.dry))
