@@ -145,7 +145,7 @@ class FusedIMM(KeepsPrecision):
     ) -> Tensor:
         """Cross-entropy + ``lam`` times the IMM risk, both means over the batch.
 
-        The gradient is the corrected one of eq. 13. The value adds, for labels "all", what
+        The gradient is the corrected one of eq. 13. For labels "all" the value adds what
         :class:`imm_lib.MovingAverageIMM` returns, which means nothing, else the risk. In train mode
         the average moves first; in eval mode, and at ``lam`` = 0, it stands still.
         ``.cross_entropy`` and ``.risk`` then hold the two parts, detached, in nats; the risk of
