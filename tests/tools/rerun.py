@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import surroundings
+from adopt import adopted, install
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -24,18 +25,7 @@ from imm_lib import results
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 SPENT = "chapters.json"
-INSTALL = """# For Colab and Binder, where nothing is installed yet; a checkout with its environment passes by.
-import importlib.util
-import sys
-from pathlib import Path
-
-if importlib.util.find_spec("imm_lib") is None:
-    if not Path("../pyproject.toml").is_file():  # Colab opens the notebook alone
-        !git clone -q --depth 1 https://github.com/imm-book/imm-book
-        %cd -q imm-book/book
-    root = str(Path("..").resolve())
-    %pip install -q "{root}[data,plot,experiments,transport]"
-    sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
+INSTALL = install(adopted())
 HIDDEN = ["remove-cell", "skip-execution"]
 COST = """import json as _json, torch as _torch, imm_lib as _imm
 print(_json.dumps(_imm.results.provenance(_torch.device("cpu"))))"""

@@ -274,19 +274,27 @@ class Run:
         labels = self.term.labels(block) if late else block.labels
         acts = late and number % settings.every == 0
         half = self.how.half and self.device.type == "cuda"
+        lam = self.term.lam * settings.every
+        if settings.warmup:
+            lam *= min(1.0, self.acted / settings.warmup)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            log_q, state = self.model(block.words, state)
-            loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
-            value = loss.item()
+            features, state = self.model.hidden(block.words, state)
+            joint = self.term.joint(self.model, features, block, lam) if acts else None
+            if joint is not None:
+                loss, entropy = joint
+                value, shared, parts = entropy.item(), None, ()
+            else:
+                log_q = self.model.log_probs(features)
+                loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
+                value = loss.item()
             if not math.isfinite(value):
                 return value, state
-            shared = self.term.shared(log_q, block) if acts else None
-            del log_q  # or it would still be there during the term's own passes
-            parts = (length * part for part in (self.term.own(self.model, block) if acts else ()))
-            lam = self.term.lam * settings.every
-            if settings.warmup:
-                lam *= min(1.0, self.acted / settings.warmup)
-            shared = shared if shared is None else length * shared
+            if joint is None:
+                shared = self.term.shared(log_q, block) if acts else None
+                shared = shared if shared is None else length * shared
+                del log_q  # or it would still be there during the term's own passes
+                own = self.term.own(self.model, block) if acts else ()
+                parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
         self.acted += acts
         return value, state.detach()
