@@ -1,8 +1,9 @@
 """The public names of the library, which ``imm_lib`` itself offers when one is asked for."""
 
-from imm_lib import data, divergences, plotting, premise, results, worth
+from imm_lib import data, divergences, means, plotting, premise, results, worth
 from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
 from imm_lib.clipping import clipped_backward
+from imm_lib.coarse import coarsen
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
@@ -31,6 +32,7 @@ __all__ = [
     "SerializedIMM",
     "TabularWorld",
     "clipped_backward",
+    "coarsen",
     "counterexample",
     "crosstalk",
     "data",
@@ -39,6 +41,7 @@ __all__ = [
     "from_sklearn",
     "imm_risk",
     "induce",
+    "means",
     "noising_risk",
     "plotting",
     "premise",

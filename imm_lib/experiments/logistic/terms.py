@@ -73,6 +73,26 @@ def noising(data: Data, bandwidth: float = 1.0) -> Term:
     return term
 
 
+def noising_redrawn(
+    data: Data, generator: torch.Generator | None = None, bandwidth: float = 1.0
+) -> Term:
+    """Noising with hard labels: each step draws one label per short context from the target, for
+    every extended context alike. :func:`noising` is its mean over the draws.
+    """
+    weight, n = kernel(data, bandwidth), len(data.short)
+    generator = checks.generator(generator)
+    grid = _Grid(weight)
+
+    def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.rand(data.target.shape, generator=generator, device=weight.device)
+        label = (drawn < data.target).to(weight.dtype)
+        share, _ = grid.shares(short, extended)
+        expected = torch.einsum("ter,tr->er", weight, label)
+        return (share.sum(1) - label) / n, (share.sum(0) - expected) / n
+
+    return term
+
+
 def reverse_kd(data: Data) -> Term:
     """Reverse distillation: the target against the model at its own data points (eq. 1)."""
     n = len(data.short)

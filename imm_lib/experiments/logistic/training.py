@@ -16,6 +16,7 @@ from imm_lib.induced import imm_risk
 METHODS = {
     "baseline": None,
     "noising": terms.noising,
+    "noising, hard labels": terms.noising_redrawn,
     "reverse-KD": terms.reverse_kd,
     "IMM exact": terms.exact,
     "IMM sampled": terms.sampled,
