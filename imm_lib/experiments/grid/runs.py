@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def target(torus: Torus, name: str) -> Tensor | None:
     bound = FastInformedBound.solve(model, DISCOUNT)
     if name.startswith("softmax "):
         return bound.softmax(torus.belief, float(name.removeprefix("softmax ")))
-    known = {"argmax": bound, "split": bound.split}
+    known: dict[str, Callable[[Tensor], Tensor]] = {"argmax": bound, "split": bound.split}
     if name not in known:
         raise ValueError(f"target must be none, argmax, split or softmax TEMPERATURE, got {name!r}")
     return known[name](torus.belief)
