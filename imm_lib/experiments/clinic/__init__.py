@@ -1,7 +1,7 @@
 """The map: every use of a restricted model on many tasks, by one protocol."""
 
-from imm_lib.experiments.clinic import beside, knowledge, runs
+from imm_lib.experiments.clinic import beside, judged, knowledge, runs
 
-EXPERIMENTS = [*runs.EXPERIMENTS, *beside.EXPERIMENTS, *knowledge.EXPERIMENTS]
+EXPERIMENTS = [*runs.EXPERIMENTS, *judged.EXPERIMENTS, *beside.EXPERIMENTS, *knowledge.EXPERIMENTS]
 
 __all__ = ["EXPERIMENTS"]
