@@ -92,20 +92,24 @@ class Judged(NamedTuple):
     regret: float  # mean loss over the best use's, per cent of plain's
 
 
-def rivals(judged: dict, tables: dict) -> list[Judged]:
-    """``worth.compare``'s first choice beside one use for all, and beside the best in hindsight.
+CANDIDATES = (*USES, "IMM, λ = 1", "IMM, suggested λ")
+"""Methods between which a rule can choose."""
 
-    A use is within a standard error of the best where its mean loss less the best's is at most the
-    standard error of that difference.
+
+def rivals(judged: dict, tables: dict) -> list[Judged]:
+    """Rules that choose a use, and one use for all, beside the best of CANDIDATES in hindsight.
+
+    "by the target's loss" takes interpolation where the target is better on the training cases than
+    plain training on those that it was not shown, and IMM at λ = 1 elsewhere. A use is within a
+    standard error of the best where its mean loss less the best's is at most the standard error of
+    that difference.
     """
-    cells, firsts = (
-        tasks(tables),
-        {e["unit"]["task"]: e["numbers"]["first"] for e in judged["units"]},
-    )
+    cells = tasks(tables)
     near: dict[str, list[float]] = {}
     regret: dict[str, list[float]] = {}
-    for task, chosen in firsts.items():
-        losses = {use: cells[task][use] for use in USES}
+    for entry in judged["units"]:
+        task, numbers = entry["unit"]["task"], entry["numbers"]
+        losses = {use: cells[task][use] for use in CANDIDATES}
         best = min(losses.values(), key=lambda values: values.mean().item())
         scale = losses["plain"].mean().item() / 100
         close, over = {}, {}
