@@ -31,6 +31,16 @@ def visible(x: Tensor) -> bool:
     )
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether one of torch.func's transforms is looking."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs this: a checkpoint's second forward pass, for instance."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def tensor(name: str, value: Any) -> Tensor:
     """``value``, if it is a dense tensor; raises TypeError."""
     if not isinstance(value, Tensor):
@@ -42,9 +52,9 @@ def tensor(name: str, value: Any) -> Tensor:
 
 def usable(value: Tensor) -> Tensor:
     """``value``, or a copy of a tensor made in inference mode, which no graph may keep."""
-    return (
-        value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
-    )
+    if torch.compiler.is_compiling() or not value.is_inference():
+        return value
+    return value if torch.is_inference_mode_enabled() else value.clone()
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -24,6 +24,7 @@ from imm_lib.tables import (
     check_target,
     check_visited,
     pairs_of,
+    reset,
     target_rows,
 )
 from imm_lib.targets import KneserNeyBigram
@@ -122,10 +123,14 @@ class FusedIMM(KeepsPrecision):
         self.labels = labels
         pairs = len(self.target.keys) if labels == "seen" else 0
         size = self.shape if labels == "all" else (pairs + 1,)
-        # NaN, so that an entry used before its first visit shows
-        self.register_buffer("table", torch.full(size, math.nan))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(size))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
 
     def forward(
         self,
@@ -140,8 +145,9 @@ class FusedIMM(KeepsPrecision):
     ) -> Tensor:
         """Cross-entropy + ``lam`` times the IMM risk, both means over the batch.
 
-        The gradient is the corrected one of eq. 13. The value adds, for labels "all", what
-        :class:`imm_lib.MovingAverageIMM` returns, which means nothing, else the risk. In train mode the average moves first; in eval mode, and at ``lam`` = 0, it stands still.
+        The gradient is the corrected one of eq. 13. For labels "all" the value adds what
+        :class:`imm_lib.MovingAverageIMM` returns, which means nothing, else the risk. In train mode
+        the average moves first; in eval mode, and at ``lam`` = 0, it stands still.
         ``.cross_entropy`` and ``.risk`` then hold the two parts, detached, in nats; the risk of
         labels that are not corrected is that of the model itself.
 

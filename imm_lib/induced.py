@@ -87,15 +87,52 @@ def dot(weight: Tensor, log_p: Tensor) -> Tensor:
 class _Weighted(torch.autograd.Function):
     """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, log_q, weight):
-        ctx.save_for_backward(weight)
+    def forward(log_q, weight):
         return -dot(weight, log_q) / len(log_q)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, weight = inputs
+        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx, upstream):
         (weight,) = ctx.saved_tensors
         return weight * (-upstream / len(weight)), None
+
+
+class _Once(torch.autograd.Function):
+    """Its argument, which must not be differentiated twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, upstream):
+        # with create_graph=True; torch.func's transforms have it always
+        if torch.is_grad_enabled() and not torch._C._functorch.is_functorch_wrapped_tensor(
+            upstream
+        ):
+            raise RuntimeError(
+                "a surrogate has the risk's gradient but not its second derivatives: "
+                "with create_graph=True take ExactIMM or SampledIMM"
+            )
+        return upstream
+
+
+def once(surrogate: Tensor) -> Tensor:
+    """``surrogate``, refused by a backward pass that builds a graph."""
+    return _Once.apply(surrogate)
 
 
 def weighted(log_q: Tensor, weight: Tensor) -> Tensor:

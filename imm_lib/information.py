@@ -75,11 +75,11 @@ def informations(
         query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full
             model, in evaluation mode: dropout would make every call another.
         parameters: what the model is differentiated by; d numbers in all, of which a few hundred
-        are practical.
+            are practical.
         contexts: one of the context classes.
         short: (N,) or (N, c) short contexts of a sample.
         extended: (N,) its extended contexts, as the contexts name them: of data points, their
-        numbers.
+            numbers.
         weight: (N,) weights of its points that sum to 1; equal by default.
 
     Raises:

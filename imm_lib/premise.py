@@ -112,7 +112,7 @@ def lead(
         query, contexts: as of :class:`imm_lib.ExactIMM`; the model's training points.
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
         short: (N,) or (N, d) short contexts of the pairs, on which neither the target nor the model
-        was fitted.
+            was fitted.
         label: (N,) their labels, on the same device.
         drop_unseen: leave out the pairs of groups without a training point, and count them.
 

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from imm_lib import checks
+from imm_lib.distributed import refuse_wrapped
 from imm_lib.divergences import Divergence, pull
 from imm_lib.induced import accumulator, cross_entropy
 
@@ -49,6 +52,7 @@ class _Surroundings:
         return module.get_rng_state(*where)
 
     def _note(self, module: nn.Module, _inputs: object) -> None:
+        refuse_wrapped(module)
         if not torch.compiler.is_compiling():
             for part in module.modules() if hasattr(module, "_orig_mod") else [module]:
                 self.modes.setdefault(part, part.training)
@@ -113,11 +117,18 @@ def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
         )
 
 
-def leaves_of(output: Tensor) -> dict[int, Tensor]:
-    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
-    if output.grad_fn is None:
-        return {id(output): output} if output.requires_grad else {}
-    found: dict[int, Tensor] = {}
+def _refuse_transforms(log_q: Tensor) -> None:
+    """Raise ValueError for derivatives that a replay has not: forward mode, and torch.func."""
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(log_q).tangent is not None
+    if dual or checks.transformed(log_q):
+        raise ValueError(
+            "sequential=True has reverse-mode derivatives only: under torch.func and forward-mode "
+            "differentiation take sequential=False"
+        )
+
+
+def _nodes(output: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that ``output`` was computed by."""
     seen: set[Any] = set()
     stack: list[Any] = [output.grad_fn]
     while stack:
@@ -125,10 +136,42 @@ def leaves_of(output: Tensor) -> dict[int, Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        yield node
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def leaves_of(output: Tensor) -> dict[int, Tensor]:
+    """The leaf tensors that ``output`` was computed from and that want a gradient, by id.
+
+    Raises:
+        ValueError: one of torch's re-entrant checkpoints is behind it, which hides its leaves.
+    """
+    if output.grad_fn is None:
+        return {id(output): output} if output.requires_grad else {}
+    found: dict[int, Tensor] = {}
+    for node in _nodes(output):
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "the parameters inside a re-entrant checkpoint cannot be found, so that they would "
+                "get no gradient: checkpoint with use_reentrant=False"
+            )
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
-        stack.extend(parent for parent, _ in node.next_functions)
     return found
+
+
+def _now() -> int:
+    """The number that autograd gives to the next node it makes here."""
+    with torch.enable_grad():
+        node: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+    return node._sequence_nr()
+
+
+def _reaches_back(output: Tensor, begun: int) -> bool:
+    """Whether the graph of ``output`` goes on into one that was there before."""
+    return any(
+        node._sequence_nr() < begun for node in _nodes(output) if not hasattr(node, "variable")
+    )
 
 
 class _Replay(torch.autograd.Function):
@@ -137,14 +180,19 @@ class _Replay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, risk, weight, log_sum, passes, versions, *leaves):
+    def forward(ctx, risk, weight, log_sum, passes, versions, reaches_back, *leaves):
         ctx.passes, ctx.versions, ctx.leaves = passes, versions, leaves
+        ctx.reaches_back = reaches_back
         ctx.save_for_backward(weight, log_sum)
         return risk.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_risk):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "sequential=True can be differentiated once: with create_graph=True take "
+                "sequential=False"
+            )
         weight, log_sum = ctx.saved_tensors
         ctx.versions.check()
         scale = -weight * grad_risk.unsqueeze(-1)
@@ -159,16 +207,20 @@ class _Replay(torch.autograd.Function):
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
-            # the graph may reach back into one that the caller built and will still use
+            # a graph that the caller built may still be used; one of a compiled model cannot be kept
             grads = torch.autograd.grad(
-                log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True
+                log_q,
+                ctx.leaves,
+                cached.to(log_q.dtype),
+                retain_graph=ctx.reaches_back,
+                allow_unused=True,
             )
             for place, grad in enumerate(grads):
                 if grad is not None:
                     total[place] = grad.clone() if total[place] is None else total[place].add_(grad)
             # or this pass's activations and gradients would still be there during the next
             del log_q, cached, grads, grad
-        return None, None, None, None, None, *total
+        return None, None, None, None, None, None, *total
 
 
 def sequential_risk(
@@ -189,18 +241,22 @@ def sequential_risk(
         (D,) risks, differentiable once with respect to every leaf behind the passes.
 
     Raises:
-        ValueError: no passes.
+        ValueError: no passes, a pass that runs a module wrapped for several ranks or a re-entrant
+            checkpoint, forward-mode differentiation or torch.func.
         RuntimeError: in the backward pass, where a weight behind the passes has been changed in
-            place since, or is no longer one.
+            place since, or is no longer one, or with ``create_graph=True``.
     """
     leaves: dict[int, Tensor] = {}
     modules: dict[nn.Module, bool] = {}
     done: list[tuple[Callable[[], Tensor], _Surroundings, dict[int, Tensor]]] = []
     log_sum: Tensor | None = None
+    reaches_back, begun = False, _now()
     for run in passes:
         surroundings = _Surroundings(target.device)
         with surroundings.watched():
             log_q = run()
+        _refuse_transforms(log_q)
+        reaches_back |= _reaches_back(log_q, begun)
         found = leaves_of(log_q)
         done.append((run, surroundings, found))
         leaves |= found
@@ -216,4 +272,4 @@ def sequential_risk(
     if not leaves:
         return risk
     versions = _Versions(list(leaves.values()), modules)
-    return _Replay.apply(risk, weight, log_sum, done, versions, *leaves.values())
+    return _Replay.apply(risk, weight, log_sum, done, versions, reaches_back, *leaves.values())

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributed
+from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
+from imm_lib.induced import accumulator, cross_entropy, dot, once, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import Part, groups, mix, over, parts
-from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, target_rows
+from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, reset, target_rows
 from imm_lib.targets.table import as_target
 
 CACHE = 2**20
@@ -47,15 +48,21 @@ class _TableIMM(KeepsPrecision):
         num_short: int,
         num_labels: int,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
+        self.group = checked_group(group)
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         check_target(self.target, shape)
-        # NaN, so that a row used before its first visit shows instead of passing for a probability
-        self.register_buffer("table", torch.full(shape, math.nan))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(shape))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -68,6 +75,19 @@ class _TableIMM(KeepsPrecision):
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
+
+    def _parts(self, short: Tensor) -> tuple[list[Part], int]:
+        """The batch in parts, and its size.
+
+        With a group one part, whose short contexts and size are those of the joint batch.
+        """
+        if self.group is None:
+            room = CACHE // (self.table.shape[1] * self.table.element_size())
+            return parts(short, room if short.device.type == "cpu" else len(short)), len(short)
+        joint, own = distributed.gathered(short, self.group)
+        found = groups(joint)
+        found, begins = found._replace(inverse=found.inverse[own]), torch.ones_like(found.short) > 0
+        return [Part(slice(None), found, found.members, begins, True)], len(joint)
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
@@ -86,8 +106,7 @@ class _TableIMM(KeepsPrecision):
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         weight = torch.empty_like(numerator, dtype=self.table.dtype)
-        room = CACHE // (self.table.shape[1] * self.table.element_size())
-        some = parts(short, room if short.device.type == "cpu" else len(short))
+        some, size = self._parts(short)
         labels, dtype = self.table.shape[1], self.table.dtype
         # all before the first step, so that a bad answer changes nothing
         targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
@@ -96,9 +115,10 @@ class _TableIMM(KeepsPrecision):
             rows = pull(self.divergence, target, table).index_select(0, part.groups.inverse)
             weight[part.points] = ratio.mul_(rows)
             risk = risk + self._sum_of_risks(part, target, table)
-        self.risk = risk / len(log_q)
+        self.risk = risk / size
         log_q = accumulator(log_q)
-        return weighted(log_q, weight.to(log_q.dtype))
+        share = len(log_q) * distributed.ranks(self.group) / size
+        return once(weighted(log_q, weight.to(log_q.dtype)) * share)
 
     def _sum_of_risks(self, part: Part, target: Tensor, table: Tensor) -> Tensor:
         members = part.groups.members.to(table.dtype)
@@ -121,6 +141,7 @@ class SerializedIMM(_TableIMM):
         num_short: number S of short contexts.
         num_labels: number Y of labels.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
         the last refresh.
@@ -147,7 +168,7 @@ class SerializedIMM(_TableIMM):
 
         Args:
             batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the
-                whole data set.
+                whole data set; with a group, this rank's part of it.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
@@ -166,12 +187,19 @@ class SerializedIMM(_TableIMM):
             )
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
+        if self.group is not None:
+            total, count = self._joined(total), distributed.summed(count, self.group)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
         # of the table's size each temporary would count; a row without data becomes -inf - -inf,
         # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
+
+    def _joined(self, total: Tensor) -> Tensor:
+        """The ranks' (S, Y) log-sums as one; overwrites ``total``."""
+        top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
+        return distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
 
     def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.
@@ -203,8 +231,9 @@ class MovingAverageIMM(_TableIMM):
         num_labels: number Y of labels.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
-        model.
+            model.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
         so far.
@@ -230,8 +259,9 @@ class MovingAverageIMM(_TableIMM):
         momentum: float = 0.1,
         max_ratio: float = math.inf,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
-        super().__init__(target, num_short, num_labels, divergence)
+        super().__init__(target, num_short, num_labels, divergence, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         self.max_ratio = (
             max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
@@ -244,10 +274,17 @@ class MovingAverageIMM(_TableIMM):
         log_q, short = self._batch(log_q, short)
         if not self.training:
             check_visited(self.visited, short, "in train mode")
+        elif checks.transformed(log_q):
+            raise ValueError(
+                "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
+                "move a table"
+            )
         return self._surrogate(log_q, log_q, short, self._correction)
 
     def _correction(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        ratio, table = (self._update if self.training else self._ratio)(log_q, part)
+        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+        moves = self.training and not checks.in_backward()
+        ratio, table = (self._update if moves else self._ratio)(log_q, part)
         return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
 
     @torch.no_grad()
@@ -261,7 +298,7 @@ class MovingAverageIMM(_TableIMM):
         step = old.new_full((), self.momentum)
         step = torch.where(visited, step, torch.ones_like(step))
         added = step / found.members.clamp(min=1).unsqueeze(1)
-        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added)
+        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added, self.group)
         if not checks.visible(log_q):  # where NaN could not be refused, it must not stay
             sound = ~moved.isnan().any(1, keepdim=True)
             moved = torch.where(sound, moved, self.table.index_select(0, found.short))

@@ -49,7 +49,7 @@ class Worth:
 
     Attributes:
         gain: (d,) j, information of the induced model in units of the full model's, from the
-        largest down.
+            largest down.
         price: (d,) κ, what averaging over sampled extended contexts costs in the same directions.
     """
 
@@ -265,7 +265,7 @@ def suggest_lambda(
         query, parameters, contexts, short, extended: as of :func:`informations`, at the trained
             parameters. Of a network its last layer's parameters will do.
         m: restricted samples that the target was estimated from, if it is known; infinite for a
-        perfect target.
+            perfect target.
         damping: as of :meth:`Worth.of`.
         largest: upper limit of the result.
 

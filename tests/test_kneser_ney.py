@@ -272,7 +272,7 @@ def test_the_papers_numbers():
     for split, printed in (("train", 92.19), ("valid", 199.28), ("test", 185.71)):
         assert model.perplexity(getattr(corpus, split), "paper") == pytest.approx(printed, abs=0.01)
     assert [corpus.vocab[i] for i in model.orphans.nonzero().flatten()] == ["aer"]
-    assert sum(b.numel() * b.element_size() for b in model.buffers()) < 4 * 10_000**2 / 50
+    assert sum(b.numel() * b.element_size() for b in model.held()) < 4 * 10_000**2 / 50
 
 
 @pytest.mark.needs_data("ptb")

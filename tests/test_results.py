@@ -256,6 +256,9 @@ def test_the_stored_results_are_valid_and_of_known_experiments():
     known = experiments.registry()
     for file in files:
         result = results.load(file.stem, file.parent)
+        if file.stem == "kills":  # of make kills, which is no experiment
+            assert result["command"].startswith("python tests/tools/kills.py")
+            continue
         assert known[result["experiment"]].table(result)[0]
         assert stale(known[result["experiment"]], result) == ""
 

@@ -86,14 +86,14 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
     network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(
         device
     )
-    short = torch.randint(config["short"], (config["extended"],), generator=generator)
-    contexts = GroupedContexts(short).to(device)
-    target = torch.rand(config["short"], config["labels"], generator=generator).softmax(-1)
-    batch = short[: config["batch"]].to(device)
+    short = torch.randint(config["short"], (config["extended"],), generator=generator).to(device)
+    contexts = GroupedContexts(short)
+    target = torch.rand(config["short"], config["labels"], generator=generator)
+    target, batch = target.to(device).softmax(-1), short[: config["batch"]]
 
     def step(k: int, sequential: bool) -> Callable[[], None]:
         draws = torch.Generator().manual_seed(1)
-        term = SampledIMM(target, contexts, k, sequential, draws).to(device)
+        term = SampledIMM(target, contexts, k, sequential, draws)
         return _step(
             network, lambda: term(lambda _, extended: network(network.features[extended]), batch)
         )
@@ -119,13 +119,13 @@ def sharing(config: dict, device: torch.device, repeats: int) -> dict:
     seconds and ratio.
     """
     words, vocab_size = tokens()
-    contexts = GroupedContexts(words[:-1], vocab_size).to(device)
-    target = KneserNeyBigram.fit(words, vocab_size).to(device)
-    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
     words = words.to(device)
+    contexts = GroupedContexts(words[:-1], vocab_size)
+    target = KneserNeyBigram.fit(words, vocab_size)
+    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
     size, k = config["batch"] * config["unroll"], config["k"]
     generator = torch.Generator().manual_seed(0)
-    shared = SampledIMM(target, contexts, k, generator=generator).to(device)
+    shared = SampledIMM(target, contexts, k, generator=generator)
     chunk = 70  # positions a pass, so that 700 positions of 10 histories fit in memory
 
     def query(short: Tensor, extended: Tensor) -> Tensor:
@@ -162,16 +162,14 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
     bytes.
     """
     words, vocab_size = tokens()
+    words = words.to(device)
     network = LSTMLanguageModel(vocab_size, config["width"], config["layers"]).to(device)
     term = MovingAverageIMM(
         KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1
     ).to(device)
     length, batch = config["unroll"], config["batch"]
     streams = (
-        words[: len(words) // batch * batch]
-        .view(batch, -1)
-        .T[: length * config["batches"] + 1]
-        .to(device)
+        words[: len(words) // batch * batch].view(batch, -1).T[: length * config["batches"] + 1]
     )
     turn = {"plain": 0, "with_imm": 0}
 
@@ -209,9 +207,10 @@ def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
         words[config["train"] : config["train"] + config["test"]],
     )
     texts = [[str(w) for w in part.tolist()] for part in (train, test)]
+    train, test = train.to(device), test.to(device)
 
     def ours() -> float:
-        return KneserNeyBigram.fit(train, vocab_size).to(device).perplexity(test.to(device))
+        return KneserNeyBigram.fit(train, vocab_size).perplexity(test)
 
     def nltk() -> float:
         model = KneserNeyInterpolated(2)

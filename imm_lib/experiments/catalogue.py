@@ -75,12 +75,28 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-skip": (
             "a bigram, a skip-bigram and both beside small LSTMs on a synthetic text of four topics"
         ),
+        "language-seen": (
+            "labels seen after a word corrected, the others distilled: 3 % of the lines"
+        ),
+        "language-seen-sizes": (
+            "labels seen after a word corrected, the others distilled: 10 and 30 % of the lines"
+        ),
+        "language-seen-line": (
+            "which pairs to correct, and how much to weigh the others: 3 % of the lines"
+        ),
+        "language-wikitext": (
+            "LSTMs on 3 % of WikiText-2 with its vocabulary of 33,278 words, whose table of "
+            "pairs is sparse"
+        ),
         "language-snippets": (
             "a transformer that reads three words helps one that reads twenty and has little "
             "long text"
         ),
         "language-fidelity": (
             "gradients of the IMM estimators on a trained language model against the exact one"
+        ),
+        "language-profile": (
+            "seconds of an epoch of the paper's LSTMs, and in what it pays to compute; for a GPU"
         ),
         "bench-language": (
             "time and memory of a language model's training step with each term, as ratios "
@@ -114,6 +130,15 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "masked-qnli-small": (
             "fine-tuning on QNLI-small: the task alone, with masked words, with IMM, "
             "noising, and a control"
+        ),
+        "masked-cola-all": (
+            "the same on all examples of CoLA, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-mrpc-all": (
+            "the same on all examples of MRPC, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-rte-all": (
+            "the same on all examples of RTE, by the default encoder (Table 2); for a GPU"
         ),
         "masked-paper": (
             "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub"

@@ -40,7 +40,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             "fit_s": seconds,
             "discounts": list(model.discounts),
             "bigrams": len(model.keys),
-            "stored_bytes": sum(b.numel() * b.element_size() for b in model.buffers()),
+            "stored_bytes": sum(b.numel() * b.element_size() for b in model.held()),
             "dense_bytes": 4 * model.vocab_size**2,
             "orphans": [corpus.vocab[i] for i in model.orphans.nonzero().flatten().tolist()],
         }

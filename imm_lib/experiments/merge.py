@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def check_numbers(value: Any, at: str) -> None:
         raise ValueError(f"{at} is a {type(value).__name__}, of which JSON knows nothing")
 
 
-def stored(name: str, where: Path | None, experiment: str, scale: str, key: dict) -> dict | None:
+def stored(name: str, where: Path | None, key: dict) -> dict | None:
     """The stored result that units can join; None where there is none.
 
     Raises:
@@ -36,7 +37,7 @@ def stored(name: str, where: Path | None, experiment: str, scale: str, key: dict
     """
     if not results.path(name, where).is_file():
         return None
-    found = results.load(name, where)
+    found, key = results.load(name, where), json.loads(json.dumps(key))
     differing = [field for field in ("config", "seed") if found[field] != key[field]]
     if differing:
         raise ValueError(
@@ -44,6 +45,12 @@ def stored(name: str, where: Path | None, experiment: str, scale: str, key: dict
             "it anew, or give another folder with --out"
         )
     return found
+
+
+def _alike(made: dict, other: dict) -> bool:
+    """Whether two were made by one program on one device; at another time, it may be."""
+    told = [(m["device"], m["commit"], m["versions"].get("torch")) for m in (made, other)]
+    return told[0] == told[1]
 
 
 def joined(old: dict | None, said: dict, entries: list[dict], units: list[dict]) -> dict:
@@ -60,19 +67,17 @@ def joined(old: dict | None, said: dict, entries: list[dict], units: list[dict])
     """
     if old is not None and not entries:
         return old
-    now, found = origin.now(), {}
-    versions: dict[str, str] = {}
-    for entry in entries:
-        versions |= entry["versions"]
-    top = {"device": entries[-1]["device"], "versions": versions} if entries else {}
-    top |= {"commit": said["commit"], "created": now}
-    peak = [entry["peak_memory_bytes"] for entry in entries]
+    found, peak = {}, [entry["peak_memory_bytes"] for entry in entries]
+    top = {"device": entries[-1]["device"], "commit": said["commit"], "created": origin.now()}
+    top["versions"] = {name: word for entry in entries for name, word in entry["versions"].items()}
     if old is not None:
         peak.append(old["peak_memory_bytes"])
+        if _alike(old, top):
+            top["versions"] = old["versions"] | top["versions"]
         for entry in old["units"]:
             made = entry.get("made", {field: old[field] for field in TOP})
             rest = {key: value for key, value in entry.items() if key != "made"}
-            found[identity(entry["unit"])] = rest | ({} if made == top else {"made": made})
+            found[identity(entry["unit"])] = rest | ({} if _alike(made, top) else {"made": made})
     for entry in entries:
         made = (
             {} if entry["device"] == top["device"] else {"made": {**top, "device": entry["device"]}}

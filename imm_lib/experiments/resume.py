@@ -17,7 +17,10 @@ from imm_lib.experiments.catalogue import CATALOGUE
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of the unit at work", default=None)
 ROOT = Path(__file__).resolve().parents[1]
-APART = {"plotting.py", "__main__.py", "__init__.py", "public.py", "experiments/catalogue.py"}
+APART = {"plotting.py", "__main__.py", "__init__.py", "public.py"}
+# and of the shared ones those that only run what others compute
+APART |= {f"experiments/{name}.py" for name in ("catalogue", "keep", "kit", "merge", "options")}
+APART |= {f"experiments/{name}.py" for name in ("progress", "queue", "resume", "runner", "workers")}
 """Files on which no number depends. The package's ``__init__`` only names what other files hold."""
 
 

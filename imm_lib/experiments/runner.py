@@ -137,7 +137,7 @@ def run(
     units = experiment.units(config, seed)
     options.distinct(experiment.name, units)
     with keep.locked(where, name):
-        stored = merge.stored(name, where, experiment.name, scale, key) if missing else None
+        stored = merge.stored(name, where, key) if missing else None
         finished = keep.resumed(where, name, key, resume, anew, len(units))
         there = {identity(entry["unit"]) for entry in stored["units"]} if stored else set()
         pending = [unit for unit in units if identity(unit) not in finished.keys() | there]
@@ -196,13 +196,14 @@ def work(experiment: Experiment, task: Task) -> dict:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         raise UnitError(f"{said}: {type(error).__name__}: {error} ({place})") from error
+    where = watch.device or device
     return {
         "unit": task.unit,
         "numbers": numbers,
         "wall_s": round(time.perf_counter() - start, 3),
-        "device": origin.device_name(watch.device),
+        "device": origin.device_name(where),
         "versions": origin.versions(),
-        "peak_memory_bytes": origin.peak_memory(watch.device),
+        "peak_memory_bytes": origin.peak_memory(where),
     }
 
 

@@ -85,13 +85,10 @@ class KneserNeyBigram(KeepsPrecision):
         super().__init__()
         self.vocab_size, self.discounts = len(backoff), d
         rows = torch.arange(len(backoff) + 1, device=keys.device) * len(backoff)
-        self.register_buffer("keys", keys, persistent=False)
         starts = torch.searchsorted(keys, rows)
         self.longest = int(starts.diff().max())
-        self.register_buffer("starts", starts, persistent=False)
-        self.register_buffer("values", values.float(), persistent=False)
-        self.register_buffer("gamma", gamma.float(), persistent=False)
-        self.register_buffer("backoff", backoff.float(), persistent=False)
+        self.hold(keys=keys, starts=starts, values=values.float())
+        self.hold(gamma=gamma.float(), backoff=backoff.float())
 
     @classmethod
     def fit(cls, tokens: Tensor, vocab_size: int) -> "KneserNeyBigram":

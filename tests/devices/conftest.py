@@ -32,7 +32,7 @@ def stand_ins(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "LINES", 10_000)
     for module in (bench, speed, measure):
         monkeypatch.setattr(module, "tokens", lambda: (tokens(), WORDS))
-    monkeypatch.setattr(tasks, "load", lambda name, split: toy.agreement(60, len(split)))
+    monkeypatch.setattr(tasks, "load", lambda name, split: toy.agreement(120, len(split)))
     for cached in (runs.texts, masked_runs._large):
         cached.cache_clear()
     yield

@@ -6,6 +6,7 @@ numpy and matplotlib, and a generator of the CPU draws on the CPU only. Numbers 
 """
 
 import contextlib
+import warnings
 from collections import Counter
 
 import torch
@@ -210,7 +211,14 @@ def second_device():
     fused = optimizer._get_fused_kernels_supported_devices
     optimizer._get_fused_kernels_supported_devices = lambda: [*fused(), KIND]
     try:
-        with SecondDevice() as mode, _FromLists(), no_gradients_on_the_cpu():
+        with (
+            SecondDevice() as mode,
+            _FromLists(),
+            no_gradients_on_the_cpu(),
+            warnings.catch_warnings(),
+        ):
+            # torch.norm's way on devices that it does not name
+            warnings.filterwarnings("ignore", "at::frobenius_norm")
             yield mode
     finally:
         optimizer._get_fused_kernels_supported_devices = fused

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import surroundings
+from adopt import adopted, install
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -24,18 +25,7 @@ from imm_lib import results
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 SPENT = "chapters.json"
-INSTALL = """# For Colab and Binder, where nothing is installed yet; a checkout with its environment passes by.
-import importlib.util
-import sys
-from pathlib import Path
-
-if importlib.util.find_spec("imm_lib") is None:
-    if not Path("../pyproject.toml").is_file():  # Colab opens the notebook alone
-        !git clone -q --depth 1 https://github.com/imm-book/imm-book
-        %cd -q imm-book/book
-    root = str(Path("..").resolve())
-    %pip install -q "{root}[data,plot,experiments,transport]"
-    sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
+INSTALL = install(adopted())
 HIDDEN = ["remove-cell", "skip-execution"]
 COST = """import json as _json, torch as _torch, imm_lib as _imm
 print(_json.dumps(_imm.results.provenance(_torch.device("cpu"))))"""
@@ -142,18 +132,21 @@ def left(spent: list[float], names: list[str]) -> str:
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
 
-def main(chapter: str = "", keep: bool = False) -> str | None:
+def main(chapter: str = "", keep: bool = False, dry: bool = False) -> str | None:
     """Run one chapter or all; returns an error sentence, or None.
 
     Args:
         chapter: how the names of the files start; "5" stands for "05".
         keep: whether to store what they took.
+        dry: whether to compare only, and to write no file.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the gate
     os.environ.pop("MPLBACKEND", None)
     surroundings.settle(os.environ)
     write = os.environ["IMM_DEVICE"].partition(":")[0] == "cpu"
-    if not write:
+    if dry:
+        write = False
+    elif not write:
         print(f"on {os.environ['IMM_DEVICE']}: compared, not written; the book's texts are a CPU's")
     paths = sorted(BOOK.glob(f"{chapter.zfill(2) if chapter else ''}*.ipynb"))
     if not paths:
@@ -187,7 +180,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--note", action="store_true", help="store seconds and bytes for the execution page"
     )
+    parser.add_argument("--dry", action="store_true", help="compare only, and write no file")
     given = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that has no λ
-    sys.exit(main(given.chapter, given.note))
+    sys.exit(main(given.chapter, given.note, given.dry))

@@ -18,7 +18,7 @@ _ARMS = {
 }
 _PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
 _QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
-_PAPER = {
+PAPER = {
     "width": 1500,
     "dropout": 0.65,
     "scale": 0.04,
@@ -64,6 +64,25 @@ _TOPICS = {
 _PTB_FIDELITY = {
     **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
     **{"steps": [1, 5], "passes": 2, "published": False},
+}
+
+
+_FUSED = {"term": "fused", "lam": 1.0}
+_SEEN = {
+    "seen labels, λ = 1": _FUSED,
+    "all labels, λ = 1": {**_FUSED, "labels": "all"},
+    "seen labels, λ = 3": {**_FUSED, "lam": 3.0},
+}
+_TUNED = {
+    "tail, λ = 0.3": {**_FUSED, "tail": 0.3},
+    "tail, λ = 3": {**_FUSED, "tail": 3.0},
+    "pairs seen twice": {**_FUSED, "least": 2},
+    "pairs seen four times": {**_FUSED, "least": 4},
+}
+_WIKITEXT = {
+    "baseline": {},
+    "seen labels, λ = 1": _FUSED,
+    "reverse-KD, λ = 1": {**_FUSED, "labels": "none"},
 }
 
 
@@ -131,7 +150,7 @@ EXPERIMENTS = [
         {
             "corpus": "ptb",
             "held_out": None,
-            "settings": _PAPER,
+            "settings": PAPER,
             "sizes": [[runs.LINES, 2]],
             "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
         },
@@ -188,6 +207,45 @@ EXPERIMENTS = [
                 "skip-bigram, λ = 3": {"term": "skip-bigram", "lam": 3.0},
                 "both, λ = 1.5 each": {"term": "both", "lam": 3.0},
             },
+        },
+    ),
+    *(
+        _experiment(name, description, {**_PTB, "sizes": sizes, "arms": arms})
+        for name, description, sizes, arms in [
+            (
+                "language-seen",
+                "labels seen after a word corrected, the others distilled: 3 % of the lines",
+                [[1262, 5]],
+                _SEEN,
+            ),
+            (
+                "language-seen-sizes",
+                "labels seen after a word corrected, the others distilled: 10 and 30 % of the lines",
+                [[4207, 5], [12_620, 1]],
+                {
+                    "seen labels, λ = 1": _SEEN["seen labels, λ = 1"],
+                    **{arm: _ARMS[arm] for arm in _COMPARED},
+                },
+            ),
+            (
+                "language-seen-line",
+                "which pairs to correct, and how much to weigh the others: 3 % of the lines",
+                [[1262, 3]],
+                _TUNED,
+            ),
+        ]
+    ),
+    _experiment(
+        "language-wikitext",
+        "LSTMs on 3 % of WikiText-2 with its vocabulary of 33,278 words, whose table of pairs is sparse",
+        {
+            "corpus": "wikitext2",
+            "held_out": 400,
+            "settings": {**_SETTINGS, "epochs": 20},
+            "sizes": [[1102, 2]],
+            "arms": _WIKITEXT,
+            "least": 0,
+            "induced": False,
         },
     ),
     Experiment(

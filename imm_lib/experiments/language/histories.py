@@ -6,6 +6,7 @@ are read either from the state that the model had before them on its last pass (
 the beginning state, their whole past forgotten, as in the published program.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -103,13 +104,18 @@ class Histories(nn.Module):
 
         return run
 
-    def _check_room(self, size: int) -> None:
-        import psutil
+    def _free(self) -> float:
+        """Bytes of memory; without psutil what a CPU has is not known, and not checked."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        try:
+            import psutil
+        except ImportError:
+            return math.inf
+        return psutil.virtual_memory().available
 
-        cuda = self.device.type == "cuda"
-        room = (
-            torch.cuda.mem_get_info(self.device)[0] if cuda else psutil.virtual_memory().available
-        )
+    def _check_room(self, size: int) -> None:
+        room = self._free()
         if size > room:
             kind = str(self.dtype).removeprefix("torch.")
             raise MemoryError(

@@ -43,10 +43,15 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def last_layer(self) -> tuple[Tensor, Tensor]:
+        """(V, H) weight and (V,) bias of the logits."""
+        weight = self.embedding.weight[: self.vocab_size] if self.tied else self.head.weight
+        return weight, self.head.bias
+
     def log_probs(self, features: Tensor) -> Tensor:
         """(..., H) features -> (..., V) log-probabilities in float32 or better."""
-        weight = self.embedding.weight[: self.vocab_size] if self.tied else self.head.weight
-        logits = F.linear(features, weight, self.head.bias)
+        logits = F.linear(features, *self.last_layer)
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def forward(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

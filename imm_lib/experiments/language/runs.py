@@ -3,18 +3,19 @@ tables.
 """
 
 import functools
+import math
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 
 from imm_lib import data
 from imm_lib.experiments import options, resume
-from imm_lib.experiments.language import fidelity, measures, terms
+from imm_lib.experiments.language import fidelity, fused, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
-from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+from imm_lib.experiments.language.training import HOW, Diverged, Settings, Trained, train
 from imm_lib.targets import KneserNeyBigram
 
 LINES = 42_068
@@ -25,11 +26,12 @@ FREQUENT = 200
 
 
 @functools.lru_cache(maxsize=1)
-def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corpus:
+def texts(corpus: str, lines: int, seed: int, held_out: int | None, least: int = 2) -> data.Corpus:
     """The seed's own part of the training lines, a fifth of the corpus away from the next seed's;
     or all of them.
 
-    The learning rate follows the first ``held_out`` validation lines. Of "topics", lines are words.
+    The learning rate follows the first ``held_out`` validation lines. A word has a place in the
+    vocabulary if it occurs ``least`` times in them. Of "topics", lines are words.
     """
     if corpus == "topics":
         draws = {s: topics(lines, 3 * seed + i) for i, s in enumerate(data.SPLITS)}
@@ -38,7 +40,7 @@ def texts(corpus: str, lines: int, seed: int, held_out: int | None) -> data.Corp
     if lines >= LINES and corpus == "ptb":
         return part(whole, LINES, 0, held_out, least=1)
     ends = int((whole.train == whole.vocab.index("<eos>")).sum())
-    return part(whole, lines, seed * (ends // 5), held_out)
+    return part(whole, lines, seed * (ends // 5), held_out, least)
 
 
 def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> terms.Term:
@@ -66,6 +68,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
         "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
         "moving average": lambda **rest: terms.MovingAverage(bigram, **rest),
+        "fused": functools.partial(fused.Fused, bigram, tokens=corpus.train),
         "skip-bigram": lambda **rest: terms.MovingAverage(_skip(corpus), lag=1, **rest),
         "both": both,
         "serialized": lambda **rest: terms.Serialized(bigram, **rest),
@@ -91,8 +94,12 @@ def _settings(spec: dict, seed: int) -> Settings:
     )
 
 
-def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings) -> dict:
-    """Everything that is reported of the weights of the best epoch."""
+def _read_off(
+    trained: Trained, corpus: data.Corpus, settings: Settings, induced: bool = True
+) -> dict:
+    """Everything that is reported of the weights of the best epoch; of the induced bigram, a table
+    of V x V, where it is asked for.
+    """
     bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
     streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
     log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
@@ -102,8 +109,12 @@ def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings) -> dict
         return measures.perplexity(measures.mixture(log_q[split], log_p[split], weight))
 
     weight = min(measures.WEIGHTS, key=lambda w: mixed("valid", w))
-    found = measures.induced(trained.model, streams["train"], bigram)
-    rows = {"rows": _rows(found.table, bigram, corpus)} if settings.seed == 0 else {}
+    rows = {}
+    if induced:
+        found = measures.induced(trained.model, streams["train"], bigram)
+        rows["induced"] = measures.induced_perplexities(found, corpus)
+        if settings.seed == 0:
+            rows["rows"] = _rows(found.table, bigram, corpus)
     return {
         **rows,
         "valid": mixed("valid", 0.0),
@@ -114,7 +125,6 @@ def _read_off(trained: Trained, corpus: data.Corpus, settings: Settings) -> dict
             "test": mixed("test", weight),
         },
         "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
-        "induced": measures.induced_perplexities(found, corpus),
         "vocabulary": len(corpus.vocab),
         "words": len(corpus.train),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -138,13 +148,17 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
     spec = {**config["settings"], **config["arms"][unit["arm"]]}
     settings = _settings(spec, unit["seed"])
-    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"]).to(device)
+    least = config.get("least", 2)
+    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"], least)
+    corpus = corpus.to(device)
     term = build(spec, corpus, settings, unit["seed"])
     try:
         trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
-    numbers = _read_off(trained, corpus, settings)
+    numbers = _read_off(trained, corpus, settings, config.get("induced", True))
+    if device.type == "cuda":
+        numbers["how"] = asdict(HOW.get())
     numbers["epochs"] = [
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
@@ -203,12 +217,8 @@ def table(result: dict) -> list[list[str]]:
         if "diverged" in numbers:
             rows.append([*row, "diverged", *[""] * 5])
             continue
-        values = [
-            numbers["valid"],
-            numbers["test"],
-            numbers["induced"]["test"]["safe"],
-            numbers["mixture"]["test"],
-        ]
+        induced = numbers["induced"]["test"]["safe"] if "induced" in numbers else math.nan
+        values = [numbers["valid"], numbers["test"], induced, numbers["mixture"]["test"]]
         seconds = sum(e["cpu_s"] for e in numbers["epochs"])
         rows.append(
             [*row, *(f"{v:.2f}" for v in values), str(len(numbers["epochs"])), f"{seconds:.0f}"]

@@ -50,6 +50,14 @@ class Term(nn.Module):
         """Scalars that add up to the term, from passes of the term's own."""
         return iter(())
 
+    def joint(
+        self, model: LanguageModel, features: Tensor, block: Block, lam: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Cross-entropy + lam times the term, and the first of the two, detached, from the block's
+        (B, T, H) features; None where the two are computed apart.
+        """
+        return None
+
 
 class _Random(Term):
     """A term with draws of its own, whose generator is part of ``state_dict``."""

@@ -75,7 +75,7 @@ def part(
     valid = corpus.valid if held_out is None else _lines(corpus.valid, end, "held_out", held_out, 0)
     counts = Counter(train.tolist())
     vocab = sorted(
-        {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.count("least", least)}
+        {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.number("least", least, 0)}
         | {UNKNOWN, END}
     )
     return data.Corpus(

@@ -11,6 +11,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,23 @@ class Diverged(RuntimeError):
     epoch is kept.
     """
 
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """In what a run computes. It changes rounding and time, and nothing of what is computed.
+
+    Attributes:
+        half: bfloat16 autocast, on CUDA.
+        compiled: a mode of torch.compile for the model's forward pass; "" for none.
+    """
+
+    half: bool = True
+    compiled: str = ""
+
+
+USUAL = How()
+HOW: ContextVar[How] = ContextVar("in what training computes", default=USUAL)
+"""Of the trainings that begin; set by what has measured it (:mod:`profile`)."""
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -181,12 +199,14 @@ class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
     def __init__(self, texts: data.Corpus, term: Term, settings: Settings):
-        self.settings, self.device = settings, texts.train.device
+        self.settings, self.device, self.how = settings, texts.train.device, HOW.get()
         for split in ("train", "valid"):
             checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
         self.train = Stream(texts.train, settings.batch, settings.unroll)
         self.valid = Stream(texts.valid, settings.batch, settings.unroll)
         self.model = settings.build(len(texts.vocab)).to(self.device)
+        if self.how.compiled:
+            self.model.compile(mode=self.how.compiled)
         self.best = copy.deepcopy(self.model.state_dict())
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.term = term.to(self.device)
@@ -253,19 +273,28 @@ class Run:
         settings, length = self.settings, block.words.shape[1]
         labels = self.term.labels(block) if late else block.labels
         acts = late and number % settings.every == 0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            log_q, state = self.model(block.words, state)
-            loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
-            value = loss.item()
+        half = self.how.half and self.device.type == "cuda"
+        lam = self.term.lam * settings.every
+        if settings.warmup:
+            lam *= min(1.0, self.acted / settings.warmup)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            features, state = self.model.hidden(block.words, state)
+            joint = self.term.joint(self.model, features, block, lam) if acts else None
+            if joint is not None:
+                loss, entropy = joint
+                value, shared, parts = entropy.item(), None, ()
+            else:
+                log_q = self.model.log_probs(features)
+                loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
+                value = loss.item()
             if not math.isfinite(value):
                 return value, state
-            shared = self.term.shared(log_q, block) if acts else None
-            del log_q  # or it would still be there during the term's own passes
-            parts = (length * part for part in (self.term.own(self.model, block) if acts else ()))
-            lam = self.term.lam * settings.every
-            if settings.warmup:
-                lam *= min(1.0, self.acted / settings.warmup)
-            shared = shared if shared is None else length * shared
+            if joint is None:
+                shared = self.term.shared(log_q, block) if acts else None
+                shared = shared if shared is None else length * shared
+                del log_q  # or it would still be there during the term's own passes
+                own = self.term.own(self.model, block) if acts else ()
+                parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
         self.acted += acts
         return value, state.detach()

@@ -394,6 +394,15 @@ EXPERIMENTS = [
         )
         for name, limits in _TRAINED.items()
     ),
+    *(
+        _experiment(
+            f"masked-{name.lower()}-all",
+            f"the same on all examples of {name}, by the default encoder (Table 2); for a GPU",
+            {**_TUNED, **_OWN[name], "tasks": [name], "examples": {name: _ALL[name]}},
+            gpu=True,
+        )
+        for name in ("CoLA", "MRPC", "RTE")
+    ),
     _experiment(
         "masked-paper",
         "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub",

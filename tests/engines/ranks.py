@@ -1,0 +1,137 @@
+"""Training runs that several processes do together, and one process alone; what they end with."""
+
+import os
+import sys
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import nll_loss
+from torch.nn.parallel import DistributedDataParallel
+
+import imm_lib as imm
+from imm_lib import distributed
+
+S, Y, N, STEPS, BATCH = 5, 4, 60, 12, 11
+SHORT = torch.randint(S, (N,), generator=torch.Generator().manual_seed(0))
+X = torch.randn(N, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABEL = torch.randint(Y, (N,), generator=torch.Generator().manual_seed(2))
+TARGET = torch.rand(S, Y, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).softmax(
+    1
+)
+ESTIMATORS = ("moving average", "serialized", "sampled", "exact", "noising", "reverse-KD")
+ENGINES = ("ddp", "fsdp2")
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 6).double(), nn.Linear(6, Y).double()
+
+    def forward(self, x):
+        return self.last(self.first(x).tanh()).log_softmax(-1)
+
+
+class Fixed(imm.GroupedContexts):
+    """Draws that depend on the short context alone, so that every division of work draws alike."""
+
+    def sample(self, short, k, generator=None):
+        place = torch.arange(k) * 7 + short.unsqueeze(1)
+        return self.order[self.starts[short].unsqueeze(1) + place % self.counts[short].unsqueeze(1)]
+
+
+def estimator(name, group):
+    contexts = Fixed(SHORT, S)
+    return {
+        "moving average": lambda: imm.MovingAverageIMM(TARGET, S, Y, 0.3, group=group),
+        "serialized": lambda: imm.SerializedIMM(TARGET, S, Y, group=group),
+        "sampled": lambda: imm.SampledIMM(TARGET, contexts, 3, group=group),
+        "exact": lambda: imm.ExactIMM(TARGET, contexts, group=group),
+        "noising": lambda: imm.SampledNoising(TARGET, contexts, 3, group=group),
+        "reverse-KD": lambda: imm.ReverseKD(TARGET, group=group),
+    }[name]().double()
+
+
+def shard(batch, rank, ranks):
+    """Unequal parts of a batch: the first rank has the most."""
+    cut = [0] + [len(batch) - 2 * (ranks - r) for r in range(1, ranks)] + [len(batch)]
+    return batch[cut[rank] : cut[rank + 1]]
+
+
+def term_of(name, term, model, frozen, batch):
+    if name in ("sampled", "exact", "noising"):
+        return term(lambda short, extended: model(X[extended]), SHORT[batch])
+    log_q = model(X[batch])
+    if name == "serialized":
+        with torch.no_grad():
+            old = frozen(X[batch])
+        return term(log_q, SHORT[batch], log_q_frozen=old)
+    return term(log_q, SHORT[batch])
+
+
+def run(name, wrap, group=None):
+    """Parameters, risks and table after a few steps of SGD on batches of all ranks together."""
+    rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    model, term, risks = wrap(Model()), estimator(name, group), []
+    optimiser = torch.optim.SGD(model.parameters(), 0.3)
+    batches = torch.arange(N).repeat(3)[: STEPS * BATCH].split(BATCH)
+    frozen = Model()
+    if name == "serialized":
+        own = shard(torch.arange(N), rank, ranks)
+        with torch.no_grad():
+            term.refresh((frozen(X[part]), SHORT[part]) for part in own.split(7))
+    for batch in batches:
+        own = shard(batch, rank, ranks)
+        loss = nll_loss(model(X[own]), LABEL[own]) * distributed.share(len(own), X, group)
+        loss = loss + term_of(name, term, model, frozen, own)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        risks.append(term.risk.clone())
+    found = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    table = term.table if hasattr(term, "table") else torch.zeros(0)
+    return torch.cat([p.detach().flatten() for p in found]), torch.stack(risks), table
+
+
+def rows_asked(group):
+    """How many rows a sampled term runs here in one step."""
+    seen, term = [], estimator("sampled", group)
+    own = shard(torch.arange(20), dist.get_rank(group), dist.get_world_size(group))
+    model = Model()
+
+    def query(short, extended):
+        seen.append(len(extended))
+        return model(X[extended])
+
+    term(query, SHORT[own])
+    term(query, SHORT[own][:1] * 0)  # one short context in all: the others run it for nothing
+    return seen
+
+
+def worker(rank, ranks, file, out):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=ranks)
+    group, mesh = dist.group.WORLD, init_device_mesh("cpu", (ranks,))
+
+    def sharded(model):
+        for layer in (model.first, model.last, model):
+            fully_shard(layer, mesh=mesh)
+        return model
+
+    wraps = {"ddp": DistributedDataParallel, "fsdp2": sharded}
+    found = {
+        (engine, name): run(name, wraps[engine], group) for engine in ENGINES for name in ESTIMATORS
+    }
+    found["rows"] = rows_asked(group)
+    torch.save(found, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,57 @@
+"""Several processes on the loopback train as one process does on the joint batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+HERE = Path(__file__).parent
+
+
+def started(folder, count):
+    """Start ``count`` processes and return what each ends with."""
+    out = folder / "found"
+    command = [sys.executable, str(HERE / "ranks.py")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(count), str(folder / "meet"), str(out)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    told = [process.communicate(timeout=240)[1] for process in started]
+    assert not any(process.returncode for process in started), told
+    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(count)]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def processes(request, tmp_path_factory):
+    return started(tmp_path_factory.mktemp("ranks"), request.param)
+
+
+@pytest.mark.parametrize("engine", ranks.ENGINES)
+@pytest.mark.parametrize("name", ranks.ESTIMATORS)
+def test_parameters_risks_and_tables_equal_one_process(processes, engine, name):
+    alone = ranks.run(name, lambda model: model)
+    for found in processes:
+        for joint, single in zip(found[engine, name], alone, strict=True):
+            torch.testing.assert_close(joint, single, rtol=1e-12, atol=1e-12, equal_nan=True)
+    first, *others = (found[engine, name] for found in processes)
+    for other in others:  # bit for bit: a difference would grow
+        assert all(
+            torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, other, strict=True)
+        )
+
+
+def test_ranks_deal_the_rows_out(processes):
+    first, second = zip(*(found["rows"] for found in processes), strict=True)
+    assert sum(first) == 3 * len(ranks.SHORT[:20].unique())
+    assert max(first) - min(first) <= 3
+    assert second == (3,) * len(processes)
