@@ -111,7 +111,7 @@ def _search(unit: dict, config: dict, device: torch.device) -> dict:
     rho, table = ratio(config["lam"]), {}
     for column, method in COLUMNS.items():
         hard = method == "noising, hard labels"
-        options = {"generator": torch.Generator(device).manual_seed(unit["seed"])} if hard else {}
+        options = {"generator": torch.Generator().manual_seed(unit["seed"])} if hard else {}
         for n in config["sizes"]:
             path, done = descend(data.first(n), method, rho, **options), 0
             for steps in config["steps"]:
