@@ -55,3 +55,26 @@ def test_ranks_deal_the_rows_out(processes):
     assert sum(first) == 3 * len(ranks.SHORT[:20].unique())
     assert max(first) - min(first) <= 3
     assert second == (3,) * len(processes)
+
+
+def test_the_separate_clip_is_that_of_one_process(processes):
+    for found in processes:
+        _, norms, grads = found["clipped alone"]
+        for engine in ranks.ENGINES:
+            refused, joint_norms, joint_grads = found["clipped"][engine]
+            torch.testing.assert_close(joint_norms, norms, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(joint_grads, grads, rtol=1e-12, atol=1e-12)
+            assert ("add_clipped twice" in refused) == (engine == "fsdp2")
+
+
+def test_a_sequential_term_does_not_run_the_wrapper(processes):
+    _, alone = ranks.sequential(lambda model: model, None)
+    for found in processes:
+        refused, grads = found["sequential"]
+        assert "DistributedDataParallel" in refused and ".module" in refused
+        torch.testing.assert_close(grads, alone, rtol=1e-12, atol=1e-12)
+        assert "FSDPModule" in found["sequential, shards"]
+
+
+def test_contexts_of_each_rank_stay_its_own(processes):
+    assert all(found["inside"] for found in processes)
