@@ -48,7 +48,8 @@ class _Formed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor a single time
+        inputs, gradients = saved[:3], saved[3:]
         return None, *_Once.apply(upstream, 3, *gradients, *inputs), None, None, None
 
 

@@ -1,39 +1,14 @@
 """Several processes on the loopback train as one process does on the joint batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import cells
 import pytest
 import ranks
 import torch
 
-HERE = Path(__file__).parent
-
-
-def started(folder, count):
-    """Start ``count`` processes and return what each ends with."""
-    out = folder / "found"
-    command = [sys.executable, str(HERE / "ranks.py")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(count), str(folder / "meet"), str(out)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    told = [process.communicate(timeout=240)[1] for process in started]
-    assert not any(process.returncode for process in started), told
-    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(count)]
-
 
 @pytest.fixture(scope="module", params=[2, 3])
-def processes(request, tmp_path_factory):
-    return started(tmp_path_factory.mktemp("ranks"), request.param)
+def processes(request):
+    return cells.started(request.param)
 
 
 @pytest.mark.parametrize("engine", ranks.ENGINES)
