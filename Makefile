@@ -9,6 +9,8 @@ PY := $(BIN)/python
 STAMP := .venv/.installed
 CHAPTER ?=
 NOTE ?=
+EXAMPLES ?= 5000
+MODULES ?=
 MINUTES ?= 9
 JOBS ?= 4
 OUT ?=
@@ -65,6 +67,12 @@ paper: ## what MINUTES=9 of a GPU are worth most, JOBS=4 units at a time, into O
 adopt: $(STAMP) ## write the repository's address into every place (REPOSITORY=https://... or none)
 	@$(PY) tests/tools/adopt.py '$(REPOSITORY)'
 	@touch $(STAMP)
+
+fuzz: $(STAMP) ## call everything public with anything at all, 5,000 times each (EXAMPLES=)
+	@OMP_NUM_THREADS=1 IMM_FUZZ=$(EXAMPLES) $(PY) -m pytest -q tests/test_fuzz.py
+
+mutate: $(STAMP) ## put small faults into the core, one at a time, and count those that the tests find (MODULES=)
+	@$(PY) tests/tools/mutate.py $(MODULES)
 
 lint: $(STAMP) ## lint, format and types
 	@$(PY) -m ruff check .

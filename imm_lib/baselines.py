@@ -16,6 +16,7 @@ from imm_lib.estimators import (
     answers,
     checked_contexts,
     drawing,
+    mean_risk,
 )
 from imm_lib.induced import accumulator, cross_entropy, weighted
 from imm_lib.targets.table import as_target
@@ -55,14 +56,14 @@ class SampledNoising(Drawing):
         self.target = as_target(target, contexts)
         self.generator = checks.generator(generator)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`imm_lib.ExactIMM.forward`."""
-        asked, count, total = drawing(short, self.group)
+        asked, count, total = drawing(short, self.group, weight)
         rows = self.target(asked)
         extended = self.contexts.sample(asked, self.k, self.generator)
         log_q = answers(query, asked, extended, rows.shape[1])
         risk = self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
-        mean = (count * risk).sum() / total
+        mean = mean_risk(risk, count, total).to(risk.dtype)
         self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 
@@ -105,10 +106,19 @@ class ReverseKD(nn.Module):
         super().__init__()
         self.target, self.risk, self.group = as_target(target), None, checked_group(group)
 
-    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, from (B, Y) log-probabilities and (B,) short contexts."""
+    def forward(self, log_q: Tensor, short: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats, from (B, Y) log-probabilities, (B,) short contexts and, if
+        they differ, (B,) weights of the data points.
+        """
         rows, log_q = _pair(self.target, log_q, short)
-        mean = weighted(log_q, rows) * distributed.share(len(log_q), log_q, self.group)
+        if weight is None:
+            share = distributed.share(len(log_q), log_q, self.group)
+        else:
+            weight = checks.point_weights(weight, short).to(rows.dtype)
+            rows = rows * weight.unsqueeze(1)
+            total = distributed.summed(weight.sum(), self.group)
+            share = len(log_q) * distributed.ranks(self.group) / total
+        mean = weighted(log_q, rows) * share
         self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 

@@ -192,7 +192,7 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
-        rows = value.detach().flatten(0, -2)[:: -(-value.numel() // LOOK)].float()
+        rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since
             raise ValueError(
@@ -223,6 +223,29 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
             )
     rounding = (total.abs() <= 4 * torch.finfo(value.dtype).eps) | ~total.isfinite()
     return value - total.masked_fill(rounding, 0.0)
+
+
+def point_weights(value: Any, short: Tensor) -> Tensor:
+    """``value``, if it is (B,) weights of the data points of ``short``, (CPU only) finite, not
+    negative and not all 0.
+
+    Raises TypeError or ValueError.
+    """
+    if floating("weight", value).shape != short.shape[:1]:
+        raise ValueError(
+            f"weight must be one number per data point, ({len(short)},), got {describe(value)}"
+        )
+    same_device("weight", value, "short", short)
+    value = usable(value.detach())
+    value = value.float() if value.dtype in FLOATS[2:] else value
+    if visible(value):
+        low, total = value.min().item(), value.sum().item()
+        if not (low >= 0 and 0 < total < math.inf):
+            raise ValueError(
+                f"weight must be finite, not negative and not all 0, got a minimum of {low:g} and a "
+                f"sum of {total:g}"
+            )
+    return value
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

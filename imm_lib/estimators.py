@@ -46,20 +46,29 @@ def _batch(short: Tensor) -> Tensor:
     return short
 
 
-def distinct(short: Tensor, group: Group = None) -> tuple[Tensor, Tensor, float]:
+def distinct(
+    short: Tensor, group: Group = None, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | float]:
     """(D, ...) the short contexts of a batch that are run here, (D,) how many data points each
-    stands for, and what the sum over them is divided by.
+    stands for, or their weights together, and what the sum over them is divided by.
 
     Of the joint batch of a group, every rank runs its share.
     """
     joint, _ = distributed.gathered(_batch(short), group)
     dim = None if short.dim() == 1 else 0
-    values, counts = torch.unique(joint, dim=dim, return_counts=True)
+    values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
+    total: Tensor | float = float(len(joint))
+    if weight is not None:
+        weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
+        counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
+        total = weights.sum()
     own, count = distributed.dealt(values, counts, group)
-    return own, count, len(joint) / distributed.ranks(group)
+    return own, count, total / distributed.ranks(group)
 
 
-def drawing(short: Tensor, group: Group = None) -> tuple[Tensor, Tensor, float]:
+def drawing(
+    short: Tensor, group: Group = None, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | float]:
     """As :func:`distinct`, for short contexts that draw extended ones.
 
     Equal short contexts draw once where counting them makes no GPU wait and breaks no compiled
@@ -67,8 +76,17 @@ def drawing(short: Tensor, group: Group = None) -> tuple[Tensor, Tensor, float]:
     expectation, less variance.
     """
     if checks.visible(_batch(short)) or group is not None:
-        return distinct(short, group)
-    return short, torch.ones(len(short), dtype=torch.long, device=short.device), len(short)
+        return distinct(short, group, weight)
+    if weight is None:
+        return short, torch.ones(len(short), dtype=torch.long, device=short.device), len(short)
+    weight = checks.point_weights(weight, short)
+    return short, weight, weight.sum()
+
+
+def mean_risk(risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
+    """Σ count · risk / total; what counts for nothing may be infinite."""
+    count = count.to(risk.dtype)
+    return (count * risk.masked_fill(count == 0, 0.0)).sum() / total
 
 
 def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
@@ -138,18 +156,21 @@ class ExactIMM(nn.Module):
         self.contexts, self.risk = checked_contexts(contexts), None
         self.target = as_target(target, contexts)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats.
 
         Args:
             query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities
                 of the full model.
             short: (B,) or (B, d) short contexts of the batch.
+            weight: (B,) weights of its data points, for instance how many rows each stands for: a
+                data point of weight 2 counts as two of weight 1, of 0 as none. Equal by default.
         """
-        asked, count, total = distinct(short, self.group)
+        asked, count, total = distinct(short, self.group, weight)
         rows = self.target(asked)
         log_induced = induced_rows(query, self.contexts, asked, rows.shape[1])
-        mean = (count * self.divergence(rows.to(log_induced.dtype), log_induced)).sum() / total
+        risk = self.divergence(rows.to(log_induced.dtype), log_induced)
+        mean = mean_risk(risk, count, total).to(risk.dtype)
         self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 
@@ -231,9 +252,9 @@ class SampledIMM(Drawing):
         self.target = as_target(target, contexts)
         self.sequential, self.generator = sequential, checks.generator(generator)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
-        asked, count, total = drawing(short, self.group)
+        asked, count, total = drawing(short, self.group, weight)
         rows = self.target(asked)
         extended = self.contexts.sample(asked, self.k, self.generator)
         if self.sequential:
@@ -246,6 +267,6 @@ class SampledIMM(Drawing):
             log_q = answers(query, asked, extended, rows.shape[1])
             log_induced = log_sum_exp(log_q - math.log(self.k))
             risk = self.divergence(rows.to(log_q.dtype), log_induced)
-        mean = (count * risk).sum() / total
+        mean = mean_risk(risk, count, total).to(risk.dtype)
         self.risk = distributed.mean(mean.detach(), self.group)
         return mean

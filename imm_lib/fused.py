@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributed
+from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Target
 from imm_lib.head import Batch, Head
 from imm_lib.induced import dot
 from imm_lib.precision import KeepsPrecision
-from imm_lib.segments import Part, parts, split
+from imm_lib.segments import Part, groups, parts, split
 from imm_lib.tables import (
     check_sizes,
     check_target,
@@ -70,7 +71,8 @@ class FusedIMM(KeepsPrecision):
             S Y numbers. "seen": those that a :class:`imm_lib.KneserNeyBigram` has seen after the
             short context, with one number for each such pair; the others are distilled as they are,
             Q/Q̂ = 1. "none": reverse distillation, without a table.
-        group: a process group whose batches count as one; not there yet.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
+            A step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
         ``visited`` (S,), the short contexts met so far.
@@ -101,7 +103,7 @@ class FusedIMM(KeepsPrecision):
         momentum: float = 0.1,
         max_ratio: float = math.inf,
         labels: str = "all",
-        group: object = None,
+        group: Group = None,
     ):
         super().__init__()
         self.target, self.cross_entropy, self.risk = as_target(target), None, None
@@ -118,9 +120,7 @@ class FusedIMM(KeepsPrecision):
                 "labels = 'seen' needs a target that tells which labels it has seen after a short "
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
-        if group is not None:
-            raise NotImplementedError("group: the batches of several processes are not joined yet")
-        self.labels = labels
+        self.labels, self.group = labels, checked_group(group)
         pairs = len(self.target.keys) if labels == "seen" else 0
         size = self.shape if labels == "all" else (pairs + 1,)
         self.register_buffer("table", torch.empty(size))
@@ -169,7 +169,7 @@ class FusedIMM(KeepsPrecision):
         lam = checks.number("lam", lam, 0)
         head = Head(hidden, weight, bias, self.table.dtype)
         short = self._short(head, short)
-        batch = Batch.of(head, labels, ignore_index, label_weights)
+        batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and checks.visible(short) and self.labels != "none":
             check_visited(self.visited, short, "in train mode")
         with torch.no_grad():
@@ -177,7 +177,12 @@ class FusedIMM(KeepsPrecision):
             if lam and isinstance(self.target, CallableTarget):
                 for step in steps:  # a bad answer is to change nothing
                     self._rows(step.part)
-            value = self._value(head, steps, batch, lam)
+            # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+            moves = lam > 0 and self.training and not checks.in_backward()
+            if moves and self.group is not None:
+                self._move_together(head, steps, short, batch.counted)
+                moves = False
+            value = self._value(head, steps, batch, lam, moves)
         return head.scalar(value)
 
     @torch.no_grad()
@@ -208,6 +213,7 @@ class FusedIMM(KeepsPrecision):
                 place = step.part.groups.short if pairs is None else pairs.place
                 total.index_add_(0, place, self._sums(head, step, pairs, q))
             count.index_add_(0, short, torch.ones_like(short))
+        total, count = (distributed.summed(x, self.group) for x in (total, count))
         if not count.any():
             raise ValueError("batches must hold at least one (hidden, short) pair, got none")
         self.visited.copy_(count > 0)
@@ -219,11 +225,13 @@ class FusedIMM(KeepsPrecision):
             count = count[:1]
         self.table.copy_(total.div_(count).log_())
 
-    def _value(self, head: Head, steps: list[_Step], batch: Batch, lam: float) -> Tensor:
+    def _value(
+        self, head: Head, steps: list[_Step], batch: Batch, lam: float, moves: bool
+    ) -> Tensor:
         """The value, whose gradient goes to ``head``."""
         entropy, term, risk = torch.zeros(3, dtype=self.table.dtype, device=self.table.device)
         for step in steps:
-            if lam and self.training and not step.part.whole:
+            if moves and not step.part.whole:
                 _, q, log_sum = head.softmax(step.part.points)
                 self._move(head, step, self._pairs(step.part), q, log_sum)
         for step in steps:
@@ -233,7 +241,7 @@ class FusedIMM(KeepsPrecision):
             one = -coefficient.unsqueeze(1)
             entropy = entropy - (one * (log_sum.unsqueeze(1) - logits.gather(1, label))).sum()
             if lam:
-                w, part_risk = self._weights(head, step, logits, q, log_sum)
+                w, part_risk = self._weights(head, step, logits, q, log_sum, moves)
                 mass, risk = w.sum(1), risk + part_risk
                 if self.labels == "all":
                     term = term + mass @ log_sum - torch.dot(w.view(-1), logits.view(-1))
@@ -241,22 +249,26 @@ class FusedIMM(KeepsPrecision):
             if any(head.wanted):
                 gradient = q.mul_(coefficient.unsqueeze(1)).scatter_add_(1, label, one)
                 head.add(points, gradient.sub_(w, alpha=lam) if lam else gradient, 1 / batch.size)
-        self.cross_entropy, self.risk = entropy / batch.size, risk / batch.size if lam else None
+        self.cross_entropy = distributed.mean(entropy / batch.size, self.group)
+        self.risk = distributed.mean(risk / batch.size, self.group) if lam else None
         return (entropy + lam * (term if self.labels == "all" else risk)) / batch.size
 
     def _weights(
-        self, head: Head, step: _Step, logits: Tensor, q: Tensor, log_sum: Tensor
+        self, head: Head, step: _Step, logits: Tensor, q: Tensor, log_sum: Tensor, moves: bool
     ) -> tuple[Tensor, Tensor]:
         """(N, Y) P̂ Q/Q̂, with Q/Q̂ = 1 for labels that are not corrected and 0 for data points that
         do not count; and the sum of the risks.
         """
         part, inverse, pairs = step.part, step.inverse, self._pairs(step.part)
-        if self.training and part.whole:
+        if moves and part.whole:
             log_average = self._move(head, step, pairs, q, log_sum)
         else:
             log_average = self._stored(head, part, pairs)
         size = len(part.groups.short)
         members = q.new_zeros(size + 1).index_add_(0, inverse, torch.ones_like(log_sum))[:size]
+        if not (moves and part.whole):  # what nothing counts for may have no average yet
+            idle = members == 0
+            log_average.masked_fill_(idle.unsqueeze(1) if pairs is None else idle[pairs.group], 0.0)
         # a row more, of zeros, for data points that do not count
         scale, most = (head.scratch(name, size + 1) for name in ("sums", "rows"))
         w, other = (head.scratch(name, len(q)) for name in ("w", "other"))
@@ -327,6 +339,43 @@ class FusedIMM(KeepsPrecision):
         if not (checks.visible(known) and known.all()):
             log_average = log_average.masked_fill(~each(known), 0.0)
         return log_average
+
+    def _move_together(
+        self, head: Head, steps: list[_Step], short: Tensor, counted: Tensor | None
+    ) -> None:
+        """Move the average by the probabilities of all ranks."""
+        joint, _ = distributed.gathered(
+            short if counted is None else short[counted > 0], self.group
+        )
+        found = groups(joint)
+        everything = Part(slice(None), found, found.members, found.short >= 0, True)
+        pairs = self._pairs(everything)
+        place = found.short if pairs is None else pairs.place
+        sums = torch.zeros_like(self.table.index_select(0, place))
+        for step in steps:
+            own = self._pairs(step.part)
+            _, q, _ = head.softmax(step.part.points)
+            there = step.part.groups.short if own is None else own.place
+            # what nothing counts for is not among them, and adds 0
+            at = torch.searchsorted(place, there).clamp_(max=max(len(place) - 1, 0))
+            sums.index_add_(0, at, self._sums(head, step, own, q))
+        sums = distributed.summed(sums, self.group)
+        visited = self.visited.index_select(0, found.short)
+        some = visited.to(sums)
+        kept = some * (1 - self.momentum)
+        added = torch.where(visited, some * self.momentum, 1.0) / found.members.clamp(min=1)
+        if pairs is None:
+            kept, added, known = (x.unsqueeze(1) for x in (kept, added, visited))
+        else:
+            kept, added, known = (x[pairs.group] for x in (kept, added, visited))
+        old = self.table.index_select(0, place)
+        moved = old.exp().where(known, 0.0).mul_(kept).addcmul_(sums, added).log_()
+        moved = torch.where(moved.isnan(), old, moved)
+        if pairs is None:
+            found.write(self.table, moved)
+        else:
+            self.table.index_copy_(0, pairs.place, moved)
+        found.write(self.visited, torch.ones_like(visited))
 
     def _sums(self, head: Head, step: _Step, pairs: _Pairs | None, q: Tensor) -> Tensor:
         """The sums of Q over the data points of each short context, where corrected."""

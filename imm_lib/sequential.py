@@ -117,8 +117,15 @@ def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
         )
 
 
-def _refuse_transforms(log_q: Tensor) -> None:
-    """Raise ValueError for derivatives that a replay has not: forward mode, and torch.func."""
+def _refuse(log_q: Tensor) -> None:
+    """Raise ValueError for derivatives that a replay has not, forward mode and torch.func, and for
+    a re-entrant checkpoint, which hides the parameters inside.
+    """
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(log_q)):
+        raise ValueError(
+            "query must not use re-entrant checkpoints when sequential=True, as the parameters "
+            "inside would get no gradient: checkpoint with use_reentrant=False"
+        )
     dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(log_q).tangent is not None
     if dual or checks.transformed(log_q):
         raise ValueError(
@@ -141,20 +148,11 @@ def _nodes(output: Tensor) -> Iterator[Any]:
 
 
 def leaves_of(output: Tensor) -> dict[int, Tensor]:
-    """The leaf tensors that ``output`` was computed from and that want a gradient, by id.
-
-    Raises:
-        ValueError: one of torch's re-entrant checkpoints is behind it, which hides its leaves.
-    """
+    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
     if output.grad_fn is None:
         return {id(output): output} if output.requires_grad else {}
     found: dict[int, Tensor] = {}
     for node in _nodes(output):
-        if node.name() == "CheckpointFunctionBackward":
-            raise ValueError(
-                "the parameters inside a re-entrant checkpoint cannot be found, so that they would "
-                "get no gradient: checkpoint with use_reentrant=False"
-            )
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
     return found
@@ -255,7 +253,7 @@ def sequential_risk(
         surroundings = _Surroundings(target.device)
         with surroundings.watched():
             log_q = run()
-        _refuse_transforms(log_q)
+        _refuse(log_q)
         reaches_back |= _reaches_back(log_q, begun)
         found = leaves_of(log_q)
         done.append((run, surroundings, found))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import imm_lib as imm
 from imm_lib import distributed
+from imm_lib.fused import FusedIMM
 
 S, Y, N, STEPS, BATCH = 5, 4, 60, 12, 11
 SHORT = torch.randint(S, (N,), generator=torch.Generator().manual_seed(0))
@@ -22,7 +23,11 @@ LABEL = torch.randint(Y, (N,), generator=torch.Generator().manual_seed(2))
 TARGET = torch.rand(S, Y, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).softmax(
     1
 )
-ESTIMATORS = ("moving average", "serialized", "sampled", "exact", "noising", "reverse-KD")
+WORDS = imm.KneserNeyBigram.fit(torch.cat([SHORT, SHORT.flip(0)]).clamp(max=Y - 1), Y)
+ESTIMATORS = (
+    *("moving average", "serialized", "sampled", "exact", "noising", "reverse-KD"),
+    *("fused", "fused, seen labels", "fused, no table"),
+)
 ENGINES = ("ddp", "fsdp2")
 
 
@@ -32,8 +37,11 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(3, 6).double(), nn.Linear(6, Y).double()
 
-    def forward(self, x):
-        return self.last(self.first(x).tanh()).log_softmax(-1)
+    def forward(self, x, fused=None, label=None, short=None):
+        hidden = self.first(x).tanh()
+        if fused is None:
+            return self.last(hidden).log_softmax(-1)
+        return fused(hidden, self.last.weight, self.last.bias, label, short)
 
 
 class Fixed(imm.GroupedContexts):
@@ -53,6 +61,9 @@ def estimator(name, group):
         "exact": lambda: imm.ExactIMM(TARGET, contexts, group=group),
         "noising": lambda: imm.SampledNoising(TARGET, contexts, 3, group=group),
         "reverse-KD": lambda: imm.ReverseKD(TARGET, group=group),
+        "fused": lambda: FusedIMM(TARGET, S, Y, 0.3, group=group),
+        "fused, seen labels": lambda: FusedIMM(WORDS, Y, Y, 0.3, labels="seen", group=group),
+        "fused, no table": lambda: FusedIMM(TARGET, S, Y, labels="none", group=group),
     }[name]().double()
 
 
@@ -86,8 +97,13 @@ def run(name, wrap, group=None):
             term.refresh((frozen(X[part]), SHORT[part]) for part in own.split(7))
     for batch in batches:
         own = shard(batch, rank, ranks)
-        loss = nll_loss(model(X[own]), LABEL[own]) * distributed.share(len(own), X, group)
-        loss = loss + term_of(name, term, model, frozen, own)
+        if name.startswith("fused"):
+            short = SHORT[own].clamp(max=term.shape[0] - 1)
+            label = LABEL[own].where(own % 5 > 0, -100)
+            loss = model(X[own], term, label, short)
+        else:
+            loss = nll_loss(model(X[own]), LABEL[own]) * distributed.share(len(own), X, group)
+            loss = loss + term_of(name, term, model, frozen, own)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -120,7 +136,7 @@ def worker(rank, ranks, file, out):
     group, mesh = dist.group.WORLD, init_device_mesh("cpu", (ranks,))
 
     def sharded(model):
-        for layer in (model.first, model.last, model):
+        for layer in (model.first, model):  # the last layer is whole inside the model's forward
             fully_shard(layer, mesh=mesh)
         return model
 

@@ -235,4 +235,4 @@ def test_the_installing_cell_is_python_and_passes_by_where_the_library_is():
     path = list(sys.path)
     exec(compile(source, "install", "exec"), {})  # would fail: there is no get_ipython here
     assert sys.path == path
-    assert source.count("get_ipython") >= 1
+    assert source.count("get_ipython") == 3

@@ -43,7 +43,9 @@ launch_buttons:
     ogp_site_url: {pages}
     ogp_site_name: Induced Model Matching
     ogp_image: _static/card.png
-    ogp_image_alt: Two see-saws. Matched directly, the discs are crushed; matched on average, they balance.
+    ogp_image_alt: >-
+      Two see-saws. Matched directly, the discs are crushed onto the pivot; matched on average,
+      they balance and stay apart.
     ogp_social_cards: {{ enable: false }}
 """,
     },
