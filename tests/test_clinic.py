@@ -222,7 +222,14 @@ def test_a_configuration_that_cannot_work_is_refused_before_work(name, change, m
 
 @pytest.mark.parametrize(
     "name",
-    ["map-decay", "map-frontier", "knowledge-means", "knowledge-unlabelled", "knowledge-coarse"],
+    [
+        "map-judged",
+        "map-decay",
+        "map-frontier",
+        "knowledge-means",
+        "knowledge-unlabelled",
+        "knowledge-coarse",
+    ],
 )
 def test_the_smaller_experiments_run_and_print(name, tmp_path):
     experiment = experiments.find(name)
