@@ -3,7 +3,7 @@ without a GPU.
 """
 
 import pytest
-from chapters import Failed, numbers, run
+from chapters import numbers, run
 from second import KIND, SECOND, second_device
 
 import imm_lib as imm
