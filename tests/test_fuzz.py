@@ -207,9 +207,9 @@ def average(
     target, num_short, num_labels, momentum, max_ratio, divergence, log_q, short, train, weight
 ):
     term = imm.MovingAverageIMM(target, num_short, num_labels, momentum, max_ratio, divergence)
-    first = term(log_q, short, weight)
+    first = finite(term, term(log_q, short, weight))
     term.train(train)
-    return first + term(log_q, short)
+    return first, finite(term, term(log_q, short, weight))
 
 
 def serialized(target, num_short, num_labels, divergence, batches, log_q, short, frozen, weight):
