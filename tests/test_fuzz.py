@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import imm_lib as imm
 from imm_lib import checks, clipping, divergences, premise, worth
 from imm_lib.divergences import NAMED
+from imm_lib.fused import FusedIMM
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.kneser_ney import discounts
 
@@ -142,6 +143,11 @@ class World:
     def log_q(self):
         return self.query(self.batch, torch.arange(len(self.batch)))
 
+    def weights(self):
+        """(B,) of the data points, some 0; None at times."""
+        weight = self.label.to(self.dtype) + (self.label.sum() == 0)
+        return weight if self.seed % 3 else None
+
     def joint(self):
         """(S, k, Y) log-probabilities."""
         return self.query(
@@ -169,14 +175,14 @@ def contexts_of(world, kind):
     return imm.BeliefContexts(world.belief)
 
 
-def estimator(kind, target, contexts, divergence, query, short, k=2):
+def estimator(kind, target, contexts, divergence, query, short, k, weight):
     build = {
         "exact": lambda: imm.ExactIMM(target, contexts, divergence),
         "sampled": lambda: imm.SampledIMM(target, contexts, k, divergence=divergence),
         "sequential": lambda: imm.SampledIMM(target, contexts, k, True, divergence=divergence),
         "noising": lambda: imm.SampledNoising(target, contexts, k, divergence=divergence),
     }[kind]
-    return build()(query, short)
+    return build()(query, short, weight)
 
 
 def with_contexts(kind, world):
@@ -188,20 +194,28 @@ def with_contexts(kind, world):
         "query": world.query,
         "short": world.batch,
         "k": 1 + world.seed % 3,
+        "weight": world.weights(),
     }
 
 
-def average(target, num_short, num_labels, momentum, max_ratio, divergence, log_q, short, train):
+def average(
+    target, num_short, num_labels, momentum, max_ratio, divergence, log_q, short, train, weight
+):
     term = imm.MovingAverageIMM(target, num_short, num_labels, momentum, max_ratio, divergence)
-    first = term(log_q, short)
+    first = term(log_q, short, weight)
     term.train(train)
     return first + term(log_q, short)
 
 
-def serialized(target, num_short, num_labels, divergence, batches, log_q, short, frozen):
+def serialized(target, num_short, num_labels, divergence, batches, log_q, short, frozen, weight):
     term = imm.SerializedIMM(target, num_short, num_labels, divergence)
     term.refresh(batches)
-    return term(log_q, short, frozen)
+    return term(log_q, short, frozen, weight)
+
+
+def fused(target, num_short, num_labels, momentum, hidden, weight, bias, labels, short, lam):
+    term = FusedIMM(target, num_short, num_labels, momentum)
+    return term(hidden, weight, bias, labels, short, lam)
 
 
 def clip(loss, imm_loss, parameters, lam, max_norm, imm_max_norm):
@@ -237,6 +251,7 @@ CALLS = {
             "log_q": w.log_q(),
             "short": w.batch,
             "train": bool(w.seed % 3),
+            "weight": w.weights(),
         },
     ),
     "SerializedIMM": (
@@ -249,11 +264,31 @@ CALLS = {
             "log_q": w.log_q(),
             "short": w.batch,
             "frozen": w.log_q().detach(),
+            "weight": w.weights(),
+        },
+    ),
+    "FusedIMM": (
+        fused,
+        lambda w: {
+            "target": w.target,
+            **table_sizes(w),
+            "momentum": 0.5,
+            "hidden": w.parameter.flatten(0, 1)[:1].expand(len(w.batch), -1),
+            "weight": torch.eye(w.all, dtype=w.dtype)[:, : w.labels],
+            "bias": None,
+            "labels": w.label,
+            "short": w.batch,
+            "lam": 0.7,
         },
     ),
     "ReverseKD": (
-        lambda target, log_q, short: imm.ReverseKD(target)(log_q, short),
-        lambda w: {"target": w.target, "log_q": w.log_q(), "short": w.batch},
+        lambda target, log_q, short, weight: imm.ReverseKD(target)(log_q, short, weight),
+        lambda w: {
+            "target": w.target,
+            "log_q": w.log_q(),
+            "short": w.batch,
+            "weight": w.weights(),
+        },
     ),
     "Interpolation": (
         lambda target, weight, log_q, short: imm.Interpolation(target, weight)(log_q, short),
@@ -444,8 +479,9 @@ UNCHECKED |= {("support", "contexts"), ("add_clipped", "backward"), ("add_clippe
 UNCHECKED |= {(kind, "kind") for kind in ("exact", "sampled", "sequential", "noising")}
 UNCHECKED |= {("MovingAverageIMM", "train")}
 # modules, protocols and what needs other input than tensors: each has bad input of its own in a test
-ELSEWHERE = {"data", "divergences", "plotting", "premise", "results", "worth"} | {
+ELSEWHERE = {"data", "divergences", "means", "plotting", "premise", "results", "worth"} | {
     "Contexts",
+    "coarsen",
     "FinitePOMDP",
     "counterexample",
     "device",

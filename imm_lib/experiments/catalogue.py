@@ -195,6 +195,10 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "map-text": (
             "every use of a bigram that the language experiments train, chosen on validation text"
         ),
+        "map-judged": (
+            "the first choice of worth.compare and the decision of premise.lead on the splits "
+            "of map-tables"
+        ),
         "map-decay": "IMM beside weight decay: every λ at every decay, on tables and the cube",
         "map-frontier": (
             "how many contexts, how often: accuracy on the cube against the contexts run"

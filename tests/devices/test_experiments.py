@@ -65,6 +65,12 @@ SMALL = {
     "side-several": {"runs": 5},
     "side-divergences": {"runs": 4},
     "side-weights": {"runs": 2},
+    "map-cube": {"steps": 3, "test": 32},
+    "map-grid": {"choosing": 2, "reporting": 2},
+    "map-tables": {"steps": 3, "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]]},
+    "map-text": {"settings": {**_LSTM}, "held_out": 20, "tasks": [["LSTM, 100 lines", 60, 1]]},
+    "map-decay": {"steps": 2, "test": 32},
+    "map-frontier": {"runs": 2, "steps": 3},
     "sensors": {
         "seeds": 1,
         "decays": [0.1],

@@ -27,7 +27,7 @@ CORE = (
 TESTS = (
     *("accepted", "bad_input", "baselines", "class_weights", "clipping", "contexts", "divergences"),
     *("estimators", "grid", "induced", "kneser_ney", "mutants", "segments", "stopping", "tabular"),
-    *("worth", "zeros"),
+    *("weights", "worth", "zeros"),
 )
 # several processes, compiled graphs (which refuse mutmut's switches), or minutes
 SLOW = " and ".join(
