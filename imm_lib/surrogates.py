@@ -296,9 +296,7 @@ class MovingAverageIMM(_TableIMM):
     ):
         super().__init__(target, num_short, num_labels, divergence, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        self.max_ratio = (
-            max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
-        )
+        self.max_ratio = checks.limit("max_ratio", max_ratio, 1)
 
     def forward(self, log_q: Tensor, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.

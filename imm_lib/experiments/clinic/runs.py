@@ -53,6 +53,7 @@ def table_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[i
 
 def _tables(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = table_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     m = config["m"][unit["task"].rsplit(", ", 2)[0]]
     suggest = suggester(model, train, m) if model.outputs > 1 else None
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
@@ -81,6 +82,7 @@ def cube_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[in
 
 def _cube(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = cube_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     suggest = suggester(model, train, math.inf)
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
 
@@ -92,6 +94,7 @@ def _grid(unit: dict, config: dict, device: torch.device) -> dict:
         config["choosing"],
         config["reporting"],
         unit["seed"],
+        device,
     )
     return {"budgets": {str(budget): by_method for budget, by_method in found.items()}}
 
