@@ -192,7 +192,7 @@ LOOK = 2**18
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0, and its rows are the logarithms of probabilities that sum to 1.
+    nothing above 0. Its rows may be of some labels only.
 
     Raises TypeError or ValueError.
     """
@@ -207,6 +207,17 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
+    return value
+
+
+def log_distributions(name: str, value: Any, dim: int) -> Tensor:
+    """``value``, if it is as :func:`log_probabilities` has it and (CPU only) its rows are the
+    logarithms of probabilities that sum to 1.
+
+    Raises TypeError or ValueError.
+    """
+    log_probabilities(name, value, dim)
+    if visible(value):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since

@@ -96,7 +96,7 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "
