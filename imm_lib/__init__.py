@@ -11,6 +11,7 @@ from imm_lib.clipping import clipped_backward
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
+from imm_lib.fused import FusedIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
 from imm_lib.integrations.classifier import from_sklearn
 from imm_lib.mixed import MixedContexts
@@ -26,6 +27,7 @@ __all__ = [
     "ExactIMM",
     "FastInformedBound",
     "FinitePOMDP",
+    "FusedIMM",
     "GroupedContexts",
     "Interpolation",
     "KernelContexts",

@@ -42,6 +42,8 @@ def tensor(name: str, value: Any) -> Tensor:
 
 def usable(value: Tensor) -> Tensor:
     """``value``, or a copy of a tensor made in inference mode, which no graph may keep."""
+    if torch.compiler.is_compiling():  # which cannot ask
+        return value
     return (
         value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
     )

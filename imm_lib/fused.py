@@ -8,10 +8,10 @@ W = Σ_y P̂ Q/Q̂, the gradient of cross-entropy + λ IMM by the logits is (1 +
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.estimators import Target
@@ -51,6 +51,11 @@ class _Pairs(NamedTuple):
     tail: Tensor  # (E,) what P̂ would be, were the label not seen
 
 
+def _each(pairs: _Pairs | None, rows: Tensor) -> Tensor:
+    """(G,) values of short contexts, at the entries that are corrected."""
+    return rows.unsqueeze(1) if pairs is None else rows[pairs.group]
+
+
 class FusedIMM(KeepsPrecision):
     """Cross-entropy + λ · moving-average IMM of a linear last layer, in one (eqs. 5, 13).
 
@@ -87,6 +92,7 @@ class FusedIMM(KeepsPrecision):
     (tensor(0.3993), tensor(0.6109))
     """
 
+    target: nn.Module
     table: Tensor
     visited: Tensor
     cross_entropy: Tensor | None
@@ -120,7 +126,7 @@ class FusedIMM(KeepsPrecision):
         if group is not None:
             raise NotImplementedError("group: the batches of several processes are not joined yet")
         self.labels = labels
-        pairs = len(self.target.keys) if labels == "seen" else 0
+        pairs = len(self.bigram.keys) if labels == "seen" else 0
         size = self.shape if labels == "all" else (pairs + 1,)
         # NaN, so that an entry used before its first visit shows
         self.register_buffer("table", torch.full(size, math.nan))
@@ -175,6 +181,11 @@ class FusedIMM(KeepsPrecision):
             value = self._value(head, steps, batch, lam)
         return head.scalar(value)
 
+    @property
+    def bigram(self) -> KneserNeyBigram:
+        """The target of labels "seen"."""
+        return cast(KneserNeyBigram, self.target)
+
     @torch.no_grad()
     def refresh(
         self, batches: Iterable[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None = None
@@ -209,7 +220,7 @@ class FusedIMM(KeepsPrecision):
         if self.labels == "all":
             count = count.unsqueeze(1)
         elif self.labels == "seen":  # the count of each pair's short context
-            count = torch.cat([count[self.target.keys // self.shape[1]], count[:1]])
+            count = torch.cat([count[self.bigram.keys // self.shape[1]], count[:1]])
         else:
             count = count[:1]
         self.table.copy_(total.div_(count).log_())
@@ -252,6 +263,10 @@ class FusedIMM(KeepsPrecision):
             log_average = self._stored(head, part, pairs)
         size = len(part.groups.short)
         members = q.new_zeros(size + 1).index_add_(0, inverse, torch.ones_like(log_sum))[:size]
+        idle = members == 0
+        if not checks.visible(idle) or idle.any():  # what is not asked for may be NaN
+            unused = idle.unsqueeze(1) if pairs is None else idle[pairs.group] | (pairs.target == 0)
+            log_average = log_average.masked_fill(unused, 0.0)
         # a row more, of zeros, for data points that do not count
         scale, most = (head.scratch(name, size + 1) for name in ("sums", "rows"))
         w, other = (head.scratch(name, len(q)) for name in ("w", "other"))
@@ -285,8 +300,8 @@ class FusedIMM(KeepsPrecision):
         if self.labels == "none":
             out.copy_(self._rows(part))
             return
-        gamma = self.target.gamma.index_select(0, part.groups.short).unsqueeze(1)
-        torch.mul(gamma, self.target.backoff, out=out)
+        gamma = self.bigram.gamma.index_select(0, part.groups.short).unsqueeze(1)
+        torch.mul(gamma, self.bigram.backoff, out=out)
         out.view(-1).index_add_(0, pairs.flat, -pairs.tail)
 
     def _move(
@@ -294,16 +309,12 @@ class FusedIMM(KeepsPrecision):
     ) -> Tensor:
         """Move the average by the part's probabilities; its log, where corrected."""
         part, found = step.part, step.part.groups
-
-        def each(rows: Tensor) -> Tensor:
-            return rows.unsqueeze(1) if pairs is None else rows[pairs.group]
-
         visited = self.visited.index_select(0, found.short)
         old = self._stored(head, part, pairs)
         if not (checks.visible(visited) and visited.all()):
-            old.masked_fill_(~each(visited), -math.inf)
-        old.exp_().mul_(each(step.kept))
-        average = old.addcmul_(self._sums(head, step, pairs, q), each(step.added))
+            old.masked_fill_(~_each(pairs, visited), -math.inf)
+        old.exp_().mul_(_each(pairs, step.kept))
+        average = old.addcmul_(self._sums(head, step, pairs, q), _each(pairs, step.added))
         log_average, moved = average.log_(), part.total > 0
         if not checks.visible(moved) or not moved.all():
             # a row that nothing counts for stays, and one that NaN would poison
@@ -312,15 +323,12 @@ class FusedIMM(KeepsPrecision):
             )
             moved = moved & (poison == 0)
             before = self._stored(head, part, pairs, "other")
-            log_average = torch.where(each(moved), log_average, before)
-        known = visited | moved
+            log_average = torch.where(_each(pairs, moved), log_average, before)
         if pairs is None:
             found.write(self.table, log_average)
         else:
             self.table.index_copy_(0, pairs.place, log_average)
-        found.write(self.visited, known)
-        if not (checks.visible(known) and known.all()):
-            log_average = log_average.masked_fill(~each(known), 0.0)
+        found.write(self.visited, visited | moved)
         return log_average
 
     def _sums(self, head: Head, step: _Step, pairs: _Pairs | None, q: Tensor) -> Tensor:
@@ -340,7 +348,7 @@ class FusedIMM(KeepsPrecision):
 
     def _pairs(self, part: Part) -> _Pairs | None:
         """The labels that are corrected; None for all."""
-        short, bigram = part.groups.short, self.target
+        short, bigram = part.groups.short, self.bigram
         if self.labels == "all":
             return None
         if self.labels == "none":

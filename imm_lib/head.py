@@ -91,7 +91,7 @@ class Head:
         wanted = torch.is_grad_enabled()
         self.wanted = tuple(wanted and x is not None and x.requires_grad for x in self.inputs)
         self.gradients: list[Tensor | None] = [
-            torch.zeros_like(x, dtype=accumulator(x).dtype) if want else None
+            None if x is None or not want else torch.zeros_like(x, dtype=accumulator(x).dtype)
             for x, want in zip(self.inputs, self.wanted, strict=True)
         ]
 
@@ -110,11 +110,10 @@ class Head:
         """
         hidden = self.hidden[points]
         logits, q = (self.scratch(name, len(hidden)) for name in ("logits", "q"))
-        with torch.autocast(self.hidden.device.type, enabled=False):
-            if self.low == self.dtype and self.bias is not None:
-                torch.addmm(self.bias, hidden, self.weight.T, out=logits)
-            else:
-                logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        if self.low == self.dtype and self.bias is not None:
+            torch.addmm(self.bias, hidden, self.weight.T, out=logits)
+        else:
+            logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
         torch.softmax(logits, 1, out=q)
         log_sum = logits.amax(1) - q.amax(1).log()
         if self.rules_out:  # so that 0 times a logit is 0
@@ -141,7 +140,7 @@ class Head:
         if not any(self.wanted):
             return value
         found = [
-            None if g is None else g.to(x.dtype)
+            None if x is None or g is None else g.to(x.dtype)
             for g, x in zip(self.gradients, self.inputs, strict=True)
         ]
         return _Formed.apply(value, *self.inputs, *found)
@@ -202,16 +201,12 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if bias is not None and checks.floating("bias", bias).shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({len(weight)},), got {checks.describe(bias)}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            checks.same_device(name, value, "hidden", hidden)
     kind = hidden.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        for name, value in (("weight", weight), ("bias", bias)):
-            if value is not None and value.dtype != hidden.dtype:
-                raise ValueError(
-                    f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}"
-                )
+    low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    for name, value in {"weight": weight, "bias": bias if bias is not None else weight}.items():
+        checks.same_device(name, value, "hidden", hidden)
+        if value.dtype != hidden.dtype and not low:
+            raise ValueError(f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}")
     if checks.visible(hidden):
         _check_values(hidden, weight, bias)
 
