@@ -12,6 +12,7 @@ from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelCo
 from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
 from imm_lib.fused import FusedIMM
+from imm_lib.fused_sampled import FusedSampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
 from imm_lib.integrations.classifier import from_sklearn
 from imm_lib.mixed import MixedContexts
@@ -28,6 +29,7 @@ __all__ = [
     "FastInformedBound",
     "FinitePOMDP",
     "FusedIMM",
+    "FusedSampledIMM",
     "GroupedContexts",
     "Interpolation",
     "KernelContexts",

@@ -58,6 +58,30 @@ LEAST = 64
 """Data points that are worked on at a time, at least: with fewer the products are slow."""
 
 
+class Scratch:
+    """Memory that the next part, and the next step, uses again: fresh memory costs as much as two
+    passes over it. A copy begins with none.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def __reduce__(self) -> tuple:
+        return Scratch, ()
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory of that shape; new memory is all zeros."""
+        found = self.held.get(name)
+        if (
+            found is None
+            or (found.dtype, found.device) != (dtype, like.device)
+            or found.shape[1:] != shape[1:]
+            or len(found) < shape[0]
+        ):
+            found = self.held[name] = torch.zeros(shape, dtype=dtype, device=like.device)
+        return found[: shape[0]]
+
+
 class Head:
     """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
 
@@ -68,18 +92,26 @@ class Head:
         weight: (Y, H).
         bias: (Y,), or None.
         dtype: of what is computed with logits.
+        memory: where they lie.
 
     Raises:
         TypeError, ValueError: for tensors of other kinds, shapes, dtypes or devices, and on a CPU
             for NaN or values so large that logits may overflow.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        memory: Scratch,
+    ):
         _check(hidden, weight, bias)
         self.inputs = hidden, weight, bias
         kind = hidden.device.type
         low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        self.memory: dict[str, Tensor] = {}
+        self.memory = memory
         self.dtype, self.low = dtype, torch.get_autocast_dtype(kind) if low else hidden.dtype
         self.hidden, self.weight = (x.detach().to(self.low) for x in (hidden, weight))
         self.bias = None if bias is None else bias.detach().to(self.low)
@@ -88,6 +120,7 @@ class Head:
             checks.visible(bias) and bias.detach().amin().item() > -math.inf
         )
         self.room = max(LEAST, ELEMENTS.get(kind, 2**27) // len(weight))
+        self.outer = self.hidden.new_zeros(len(hidden), dtype=dtype)
         wanted = torch.is_grad_enabled()
         self.wanted = tuple(wanted and x is not None and x.requires_grad for x in self.inputs)
         self.gradients: list[Tensor | None] = [
@@ -96,13 +129,13 @@ class Head:
         ]
 
     def scratch(self, name: str, rows: int) -> Tensor:
-        """(rows, Y) memory of that name, which every part uses again; fresh memory costs as much as
-        two passes over it.
-        """
-        if name not in self.memory or len(self.memory[name]) < rows:
-            most = max(rows, min(self.room, len(self.hidden)) + 1)
-            self.memory[name] = self.hidden.new_empty(most, len(self.weight), dtype=self.dtype)
-        return self.memory[name][:rows]
+        """(rows, Y) memory of that name, whatever it holds."""
+        most = max(rows, min(self.room, len(self.hidden)) + 1)
+        return self.memory.take(name, (most, len(self.weight)), self.hidden, self.dtype)[:rows]
+
+    def zeros(self, name: str, size: int) -> Tensor:
+        """(size,) zeros of that name; who uses them leaves zeros behind."""
+        return self.memory.take(name + ", zeros", (size,), self.hidden, self.dtype)
 
     def softmax(self, points: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """(n, Y) logits of some data points, (n, Y) probabilities, and (n,) the log of their sum;
@@ -134,6 +167,18 @@ class Head:
                 weight.addmm_(gradient.T, features)
             else:
                 weight.add_(gradient.T @ features)
+
+    def add_outer(self, column: Tensor, unit: Tensor) -> None:
+        """Take in ``unit`` times the gradient ``outer`` (N,) x ``column`` (Y,) by all logits."""
+        hidden, weight, bias = self.gradients
+        outer = self.outer * unit
+        if bias is not None:
+            bias.add_(column * outer.sum())
+        low, rows = column.to(self.low), outer.to(self.low)
+        if hidden is not None:
+            hidden.addr_(outer.to(hidden.dtype), (low @ self.weight).to(hidden.dtype))
+        if weight is not None:
+            weight.addr_(column.to(weight.dtype), (rows @ self.hidden).to(weight.dtype))
 
     def scalar(self, value: Tensor) -> Tensor:
         """``value`` with the gradient that was taken in."""

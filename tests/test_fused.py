@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import assert_same, random_probabilities
 
 import imm_lib as imm
-from imm_lib import checks, head
+from imm_lib import checks, corrections, head
 
 S = Y = 6
 N, H = 17, 4
@@ -23,7 +23,11 @@ TARGET = random_probabilities(S, Y)
 
 
 def fused(labels="all", momentum=0.3, max_ratio=math.inf, target=None):
-    target = target if target is not None else {"seen": copy.deepcopy(BIGRAM)}.get(labels, TARGET)
+    target = (
+        target
+        if target is not None
+        else {"seen": copy.deepcopy(BIGRAM).double()}.get(labels, TARGET)
+    )
     return imm.FusedIMM(target, S, Y, momentum, max_ratio, labels).double()
 
 
@@ -70,7 +74,11 @@ class Twin(nn.Module):
             seen.view(-1)[BIGRAM.keys] = True
             ratio = (log_q.detach() - table).exp().clamp(max=self.max_ratio)
             ratio = torch.where(seen[short], ratio, 1.0)
-            self.risk = -(target * torch.where(seen[short], table, log_q.detach())).sum(1).mean()
+            rest, lumped = (torch.where(seen[short], 0, x).sum(1) for x in (target, table.exp()))
+            risk = (target * table).where(seen[short], 0).sum(1) + rest * lumped.clamp(
+                min=1e-300
+            ).log()
+            self.risk = -risk.mean()  # with the others as one label
             term = -(target * ratio * log_q).sum(1).mean()
             term = term - term.detach() + self.risk  # the value is the risk, the gradient eq. 13's
         return loss + lam * term
@@ -98,28 +106,29 @@ def small_parts(patch, rows):
     ignore=st.booleans(),
     weighted=st.booleans(),
     look=st.booleans(),
+    heavy=st.sampled_from([1, 6, 10**9]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_fused_is_the_sum_of_its_parts(
-    seed, labels, size, rows, lam, max_ratio, bias, ignore, weighted, look
+    seed, labels, size, rows, lam, max_ratio, bias, ignore, weighted, look, heavy
 ):
     """Value, gradients, table and risk, over some steps, for parts of any size."""
     module = fused(labels, max_ratio=max_ratio)
     twin = Twin(module)
     label_weights = random_probabilities(Y, seed=seed) if weighted else None
     with pytest.MonkeyPatch.context() as patch:
-        small_parts(patch, rows)
         for step in range(3):
             inputs = layer(seed + step, size, bias=bias)
             ids, short = batch(seed + step, size)
             if ignore:
                 ids[1::2] = -100
             wanted = [x for x in inputs if x is not None]
+            small_parts(patch, rows)
+            patch.setattr(corrections, "HEAVY", heavy)
             if not look:
                 patch.setattr(checks, "visible", lambda x: False)
             value = module(*inputs, ids, short, lam, label_weights=label_weights)
             patch.undo()
-            small_parts(patch, rows)
             right = twin(*inputs, ids, short, lam, label_weights=label_weights)
             torch.testing.assert_close(value, right, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(module.risk, twin.risk, rtol=1e-12, atol=1e-12)
@@ -478,3 +487,35 @@ def test_a_bad_answer_of_the_target_changes_nothing(monkeypatch):
     assert not module.visited.any()
     with pytest.raises(ValueError, match="target must have num_labels = 6 labels"):
         fused(target=lambda short: torch.full((len(short), 2), 0.5))(*GOOD)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("rows", [2, 4, 100])
+@pytest.mark.parametrize("look", [True, False])
+def test_the_sampled_risk_is_that_of_log_probabilities(k, rows, look, monkeypatch):
+    """The same draws, value and gradients, whether a part holds many short contexts or a piece."""
+    small_parts(monkeypatch, rows)
+    if not look:
+        monkeypatch.setattr(checks, "visible", lambda x: False)
+    contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
+    found = []
+    for build in (imm.FusedSampledIMM, imm.SampledIMM):
+        term = build(TARGET, contexts, k, generator=torch.Generator().manual_seed(1))
+        if build is imm.SampledIMM:
+            value = term(lambda _, e: F.linear(hidden[e], weight, bias).log_softmax(1), batch()[1])
+        else:
+            value = term(lambda _, e: hidden[e], batch()[1], weight, bias)
+        assert torch.equal(term.risk, value.detach())
+        found.append([value, *torch.autograd.grad(-2.5 * value, (hidden, weight, bias))])
+    assert_same(*found)
+
+
+def test_the_sampled_risk_refuses_what_does_not_fit():
+    contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
+    term = imm.FusedSampledIMM(TARGET, contexts, 2)
+    with pytest.raises(ValueError, match=r"query\(short, extended\) must be \(12, H\)"):
+        term(lambda _, e: hidden[e[1:]], torch.arange(S), weight, bias)
+    with pytest.raises(ValueError, match=r"weight \(6, H\)"):
+        term(lambda _, e: hidden[e], torch.arange(S), weight[:3], None)
+    with pytest.raises(ValueError, match="hidden must be finite"):
+        term(lambda _, e: hidden[e] * math.nan, torch.arange(S), weight, bias)
