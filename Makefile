@@ -9,11 +9,17 @@ PY := $(BIN)/python
 STAMP := .venv/.installed
 CHAPTER ?=
 NOTE ?=
+EXAMPLES ?= 5000
+MODULES ?=
+MINUTES ?= 9
+JOBS ?= 4
+OUT ?=
+REPOSITORY ?=
 LOCK_VENV := _build/lock-venv
 # The version whose rounding the committed outputs show; a newer one means make rerun.
 TORCH := 2.13.0
 
-.PHONY: help book pdf test rerun pages pictures bench full lint format lock clean
+.PHONY: help book pdf test rerun pages pictures bench kills full paper adopt fuzz mutate lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,8 +53,26 @@ pictures: $(STAMP) ## draw the see-saw's still pictures, the social card and the
 bench: $(STAMP) ## measure; writes book/results/bench-*.json
 	@$(PY) -m imm_lib bench
 
+kills: $(STAMP) ## kill commands fifty times each; writes book/results/kills.json
+	@$(PY) tests/tools/kills.py
+
 full: $(STAMP) ## every experiment at full scale; resumes where it was stopped
 	@$(PY) -m imm_lib run --all --scale full --resume
+
+# No environment is made: a rented machine may have no network, and torch already.
+paper: ## what MINUTES=9 of a GPU are worth most, JOBS=4 units at a time, into OUT=folder
+	@PYTHONPATH=. $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m imm_lib paper --minutes $(MINUTES) --jobs $(JOBS) $(if $(OUT),--out $(OUT))
+
+# The stamp stays: an address in pyproject.toml asks for no installation.
+adopt: $(STAMP) ## write the repository's address into every place (REPOSITORY=https://... or none)
+	@$(PY) tests/tools/adopt.py '$(REPOSITORY)'
+	@touch $(STAMP)
+
+fuzz: $(STAMP) ## call everything public with anything at all, 5,000 times each (EXAMPLES=)
+	@OMP_NUM_THREADS=1 IMM_FUZZ=$(EXAMPLES) $(PY) -m pytest -q tests/test_fuzz.py
+
+mutate: $(STAMP) ## put small faults into the core, one at a time, and count those that the tests find (MODULES=)
+	@$(PY) tests/tools/mutate.py $(MODULES)
 
 lint: $(STAMP) ## lint, format and types
 	@$(PY) -m ruff check .

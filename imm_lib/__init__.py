@@ -5,54 +5,42 @@ Four nouns: where extended contexts come from (``contexts``), the induced model 
 is matched (``targets``).
 """
 
-from imm_lib import data, divergences, plotting, premise, results, worth
-from imm_lib.baselines import Interpolation, ReverseKD, SampledNoising
-from imm_lib.clipping import clipped_backward
-from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
-from imm_lib.device import device
-from imm_lib.estimators import ExactIMM, SampledIMM
-from imm_lib.fused import FusedIMM
-from imm_lib.fused_sampled import FusedSampledIMM
-from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk
-from imm_lib.integrations.classifier import from_sklearn
-from imm_lib.mixed import MixedContexts
-from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
-from imm_lib.tabular import TabularWorld, counterexample
-from imm_lib.targets import FastInformedBound, FinitePOMDP, KneserNeyBigram
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imm_lib.public import *  # noqa: F403
+    from imm_lib.public import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BeliefContexts",
-    "Contexts",
-    "ExactIMM",
-    "FastInformedBound",
-    "FinitePOMDP",
-    "FusedIMM",
-    "FusedSampledIMM",
-    "GroupedContexts",
-    "Interpolation",
-    "KernelContexts",
-    "KneserNeyBigram",
-    "MixedContexts",
-    "MovingAverageIMM",
-    "ReverseKD",
-    "SampledIMM",
-    "SampledNoising",
-    "SerializedIMM",
-    "TabularWorld",
-    "clipped_backward",
-    "counterexample",
-    "crosstalk",
-    "data",
-    "device",
-    "divergences",
-    "from_sklearn",
-    "imm_risk",
-    "induce",
-    "noising_risk",
-    "plotting",
-    "premise",
-    "results",
-    "worth",
-]
+
+class _Library(ModuleType):
+    """The package. Its modules and public names are imported when they are asked for, so that
+    ``python -m imm_lib list`` need not wait for torch.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if importlib.util.find_spec(f"imm_lib.{name}"):
+            importlib.import_module(f"imm_lib.{name}")  # which puts it here
+            return vars(self)[name]
+        public = importlib.import_module("imm_lib.public")
+        if not hasattr(public, name):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        setattr(self, name, getattr(public, name))
+        return vars(self)[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a function that has its module's name, as device, is not to be hidden by the module
+        hidden = getattr(value, name, None) if isinstance(value, ModuleType) else None
+        super().__setattr__(name, hidden if callable(hidden) else value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__all__})
+
+
+sys.modules[__name__].__class__ = _Library

@@ -41,6 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench", help="measure speed and memory; runs every bench-... experiment"
     )
+    paper = commands.add_parser(
+        "paper", help="what minutes on a GPU are worth most, each unit stored when it is done"
+    )
+    paper.add_argument("--minutes", type=float, required=True, help="until all must have ended")
+    paper.add_argument("--jobs", type=int, default=4, help="units at a time (default 4)")
+    paper.add_argument("--device", default=os.environ.get("IMM_DEVICE") or "cuda")
+    paper.add_argument("--scale", default="full", help="full (default), or ci for a dry look")
+    paper.add_argument(
+        "--only", help="some of tests,profile,table1,table2,chapters; by default all of them"
+    )
     run.add_argument(
         "--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci"
     )
@@ -74,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         either.add_argument(
             "--anew", action="store_true", help="discard what an interrupted run has finished"
         )
-    for command in (run, show, bench):
+    for command in (run, show, bench, paper):
         command.add_argument("--out", type=_folder, help=f"folder of the results; {_default()}")
     return parser
 
@@ -222,11 +232,21 @@ def _run(args: argparse.Namespace, words: list[str]) -> None:
         experiments.forget(experiment, scale, args.out)
 
 
+def _paper(args: argparse.Namespace, words: list[str]) -> None:
+    from imm_lib.experiments import kit
+
+    stages = tuple(args.only.split(",")) if args.only else kit.STAGES
+    command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
+    kit.run(args.minutes, args.jobs, args.device, args.out, args.scale, stages, command)
+
+
 def _act(args: argparse.Namespace, words: list[str]) -> None:
     if args.command == "list":
         _print_table([[name, line] for name, line in experiments.descriptions().items()])
     elif args.command == "show":
         _show(args)
+    elif args.command == "paper":
+        _paper(args, words)
     else:
         _run(args, words)
 
@@ -262,16 +282,17 @@ def main(words: list[str] | None = None) -> int:
     try:
         with _ended_by_signals():
             _act(args, words)
-    except (results.ResultError, ImportError, MemoryError, UnicodeError, RuntimeError) as error:
+    except results.ResultError as error:
+        return _failed(f"{error}; looked in {error.folder}" if error.folder else error)
+    except (ImportError, MemoryError, UnicodeError, RuntimeError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(f"{error.filename or 'a file'}: {error.strerror or error}")
     except ValueError as error:
         return _failed(error, 2)
     except KeyboardInterrupt as error:
-        again = shlex.join(
-            ["python", "-m", "imm_lib", *words, *([] if "--resume" in words else ["--resume"])]
-        )
+        resumes = args.command == "paper" or "--resume" in words
+        again = shlex.join(["python", "-m", "imm_lib", *words, *([] if resumes else ["--resume"])])
         print(f"stopped; to go on: {again}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0

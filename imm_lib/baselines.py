@@ -5,15 +5,24 @@ signatures.
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
+from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
+from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.estimators import Query, Target, answers, checked_contexts, drawing
+from imm_lib.estimators import (
+    Drawing,
+    Query,
+    Target,
+    answers,
+    checked_contexts,
+    drawing,
+    mean_risk,
+)
 from imm_lib.induced import accumulator, cross_entropy, weighted
 from imm_lib.targets.table import as_target
 
 
-class SampledNoising(nn.Module):
+class SampledNoising(Drawing):
     """Noising with soft targets: the target against the full model itself in k sampled extended
     contexts (eq. 14).
 
@@ -38,21 +47,24 @@ class SampledNoising(nn.Module):
         k: int = 1,
         generator: torch.Generator | None = None,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
+        self.group = checked_group(group)
         self.divergence, self.k = as_divergence(divergence), checks.count("k", k)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
         self.generator = checks.generator(generator)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`imm_lib.ExactIMM.forward`."""
-        asked, count = drawing(short)
+        asked, count, total = drawing(short, self.group, weight)
         rows = self.target(asked)
         extended = self.contexts.sample(asked, self.k, self.generator)
         log_q = answers(query, asked, extended, rows.shape[1])
         risk = self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
-        mean = (count * risk).sum() / len(short)
-        self.risk = mean.detach()
+        mean = mean_risk(risk, count, total).to(risk.dtype)
+        self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 
 
@@ -77,6 +89,7 @@ class ReverseKD(nn.Module):
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
+        group: ranks whose batches count as one; see :mod:`imm_lib.distributed`.
 
     Raises:
         TypeError, ValueError: when built, for a bad target; when called, for bad log-probabilities
@@ -89,15 +102,24 @@ class ReverseKD(nn.Module):
 
     risk: Tensor | None
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, group: Group = None):
         super().__init__()
-        self.target, self.risk = as_target(target), None
+        self.target, self.risk, self.group = as_target(target), None, checked_group(group)
 
-    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, from (B, Y) log-probabilities and (B,) short contexts."""
+    def forward(self, log_q: Tensor, short: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats, from (B, Y) log-probabilities, (B,) short contexts and, if
+        they differ, (B,) weights of the data points.
+        """
         rows, log_q = _pair(self.target, log_q, short)
-        mean = weighted(log_q, rows)
-        self.risk = mean.detach()
+        if weight is None:
+            share = distributed.share(len(log_q), log_q, self.group)
+        else:
+            weight = checks.point_weights(weight, short).to(rows.dtype)
+            rows = rows * weight.unsqueeze(1)
+            total = distributed.summed(weight.sum(), self.group)
+            share = len(log_q) * distributed.ranks(self.group) / total
+        mean = weighted(log_q, rows) * share
+        self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 
 

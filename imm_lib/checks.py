@@ -31,6 +31,16 @@ def visible(x: Tensor) -> bool:
     )
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether one of torch.func's transforms is looking."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs this: a checkpoint's second forward pass, for instance."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def tensor(name: str, value: Any) -> Tensor:
     """``value``, if it is a dense tensor; raises TypeError."""
     if not isinstance(value, Tensor):
@@ -42,11 +52,9 @@ def tensor(name: str, value: Any) -> Tensor:
 
 def usable(value: Tensor) -> Tensor:
     """``value``, or a copy of a tensor made in inference mode, which no graph may keep."""
-    if torch.compiler.is_compiling():  # which cannot ask
+    if torch.compiler.is_compiling() or not value.is_inference():
         return value
-    return (
-        value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
-    )
+    return value if torch.is_inference_mode_enabled() else value.clone()
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -98,7 +106,10 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
     TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
         value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
@@ -184,7 +195,7 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
-        rows = value.detach().flatten(0, -2)[:: -(-value.numel() // LOOK)].float()
+        rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since
             raise ValueError(
@@ -215,6 +226,29 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
             )
     rounding = (total.abs() <= 4 * torch.finfo(value.dtype).eps) | ~total.isfinite()
     return value - total.masked_fill(rounding, 0.0)
+
+
+def point_weights(value: Any, short: Tensor) -> Tensor:
+    """``value``, if it is (B,) weights of the data points of ``short``, (CPU only) finite, not
+    negative and not all 0.
+
+    Raises TypeError or ValueError.
+    """
+    if floating("weight", value).shape != short.shape[:1]:
+        raise ValueError(
+            f"weight must be one number per data point, ({len(short)},), got {describe(value)}"
+        )
+    same_device("weight", value, "short", short)
+    value = usable(value.detach())
+    value = value.float() if value.dtype in FLOATS[2:] else value
+    if visible(value):
+        low, total = value.min().item(), value.sum().item()
+        if not (low >= 0 and 0 < total < math.inf):
+            raise ValueError(
+                f"weight must be finite, not negative and not all 0, got a minimum of {low:g} and a "
+                f"sum of {total:g}"
+            )
+    return value
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

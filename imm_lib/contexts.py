@@ -10,16 +10,16 @@ Every class answers the same three questions, for a batch of B short contexts:
 ``num_short`` is the number of short contexts, None where they are continuous.
 
 Extended contexts are named by an index: of one of ``points`` data points (``GroupedContexts``,
-``KernelContexts``) or of a hidden state (``BeliefContexts``, which has no ``points``). The tensors
-are non-persistent buffers: ``.to(device)`` moves them, ``state_dict`` leaves them out, since they
-are the data.
+``KernelContexts``) or of a hidden state (``BeliefContexts``, which has no ``points``). The classes
+keep copies of what they are given: ``.to(device)`` moves them, ``state_dict`` leaves them out,
+since they are the data.
 """
 
 import math
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.induced import accumulator
@@ -38,7 +38,19 @@ class Contexts(Protocol):
         """(B,) short contexts -> (B, k) extended contexts."""
 
 
-class GroupedContexts(nn.Module):
+def _uniform(
+    size: tuple[int, int],
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Uniform numbers in [0, 1)."""
+    if generator is None:  # no generator=None: a compiled graph takes that for a fixed size only
+        return torch.rand(*size, device=device, dtype=dtype)
+    return torch.rand(*size, generator=generator, device=device, dtype=dtype)
+
+
+class GroupedContexts(KeepsPrecision):
     """Discrete short contexts: e is drawn uniformly from the multiset extend(s) of data points that
     share s (eq. 10).
 
@@ -71,10 +83,8 @@ class GroupedContexts(nn.Module):
             checks.count("num_short", num_short)
         short = checks.ids("short", short, num_short)
         counts = torch.bincount(short, minlength=num_short or 0)
-        self.register_buffer("short", short, persistent=False)
-        self.register_buffer("order", torch.argsort(short, stable=True), persistent=False)
-        self.register_buffer("counts", counts, persistent=False)
-        self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
+        order = torch.argsort(short, stable=True)
+        self.hold(short=short.clone(), order=order, counts=counts, starts=counts.cumsum(0) - counts)
 
     @property
     def points(self) -> int:
@@ -140,7 +150,7 @@ class GroupedContexts(nn.Module):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = torch.rand(len(short), k, generator=generator, device=device, dtype=torch.float64)
+        u = _uniform((len(short), k), generator, device, torch.float64)
         # a copy to a GPU need not be waited for; one from a GPU must be
         u = u.to(short.device, non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
@@ -152,6 +162,11 @@ class GroupedContexts(nn.Module):
 
 class _DenseContexts(KeepsPrecision):
     """Extended contexts whose weights are cheapest as a dense (B, E) table."""
+
+    @property
+    def num_short(self) -> int | None:
+        """The number S of short contexts; None, as they are continuous."""
+        return None
 
     def log_weights(self, short: Tensor) -> Tensor:
         raise NotImplementedError
@@ -174,9 +189,7 @@ class _DenseContexts(KeepsPrecision):
         checks.generator(generator)
         total = self.log_weights(short).to(checks.wide(short.device)).exp_().cumsum_(-1)
         device = generator.device if generator is not None else short.device
-        u = torch.rand(
-            len(total), k, generator=generator, device=device, dtype=checks.wide(device)
-        ).to(total)
+        u = _uniform((len(total), k), generator, device, checks.wide(device)).to(total)
         # where the sum passes u; one of weight 0 does not move it and is never drawn
         end = total[:, -1:].contiguous()
         drawn = torch.searchsorted(total, u * end, right=True)
@@ -206,7 +219,6 @@ class KernelContexts(_DenseContexts):
     """
 
     values: Tensor
-    num_short = None
 
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()
@@ -222,7 +234,7 @@ class KernelContexts(_DenseContexts):
             raise ValueError(
                 f"values must be finite, got NaN or infinite entries in {checks.describe(values)}"
             )
-        self.register_buffer("values", values, persistent=False)
+        self.hold(values=values.clone())
 
     @property
     def points(self) -> int:
@@ -282,7 +294,7 @@ class BeliefContexts(_DenseContexts):
         if checks.floating("belief", belief).dim() != 2:
             raise ValueError(f"belief must be (S, E), got {checks.describe(belief)}")
         belief = checks.probabilities("belief", belief).detach()
-        self.register_buffer("belief", belief, persistent=False)
+        self.hold(belief=belief.clone())
 
     @property
     def num_short(self) -> int:

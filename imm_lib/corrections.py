@@ -12,47 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributed
+from imm_lib.averages import Pairs, Step, at_average, each, members, move, row_sums
 from imm_lib.head import Head
 from imm_lib.induced import dot
-from imm_lib.segments import Part
+from imm_lib.segments import Part, groups
 from imm_lib.tables import target_rows
 
 if TYPE_CHECKING:
     from imm_lib.fused import FusedIMM
-
-
-class Step(NamedTuple):
-    """How the average of a part's G short contexts moves: kept · old + added · sum."""
-
-    part: Part
-    counts: Tensor | None  # (N,) whether a data point counts; None if all do
-    kept: Tensor  # (G,)
-    added: Tensor  # (G,)
-
-    @property
-    def inverse(self) -> Tensor:
-        """(N,) the short context of each data point; G where it does not count."""
-        found = self.part.groups
-        return (
-            found.inverse
-            if self.counts is None
-            else found.inverse.where(self.counts, len(found.short))
-        )
-
-
-class Pairs(NamedTuple):
-    """Corrected labels of G short contexts, E pairs in all, or of N data points."""
-
-    group: Tensor  # (E,) the short context, in order
-    place: Tensor  # (E,) place in the table, whose last one is for what is to be forgotten
-    lengths: Tensor | None  # (G,) how many each has; None if all have the same number
-
-    def sums(self, values: Tensor, size: int) -> Tensor:
-        """(E,) values -> (G,) their sums by short context; five times as fast as index_add."""
-        if self.lengths is None:
-            return values.view(size, -1).sum(1)
-        return torch.segment_reduce(values, "sum", lengths=self.lengths, unsafe=True)
 
 
 class Term(NamedTuple):
@@ -62,77 +30,6 @@ class Term(NamedTuple):
     value: Tensor  # () sum over the data points
     risk: Tensor  # () sum of the risks
     subtract: Callable[[Tensor, float], Tensor]  # (gradient, λ): takes λ w away in place
-
-
-def _each(pairs: Pairs | None, rows: Tensor) -> Tensor:
-    """(G,) values of short contexts, at the entries of the table."""
-    return rows.unsqueeze(1) if pairs is None else rows.index_select(0, pairs.group)
-
-
-def _stored(module: "FusedIMM", head: Head, part: Part, pairs: Pairs | None, name: str) -> Tensor:
-    """A copy of the table, rows or pairs."""
-    if pairs is not None:
-        return module.table.index_select(0, pairs.place)
-    out = head.scratch(name, len(part.groups.short))
-    return torch.index_select(module.table, 0, part.groups.short, out=out)
-
-
-def _move(
-    module: "FusedIMM", head: Head, step: Step, pairs: Pairs | None, sums: Tensor, log_sum: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Move the average by sums of Q over the part; it and its log, at the entries of the table."""
-    part, found = step.part, step.part.groups
-    visited = module.visited.index_select(0, found.short)
-    average = _stored(module, head, part, pairs, "average")
-    if not (checks.visible(visited) and visited.all()):
-        average.masked_fill_(~_each(pairs, visited), -math.inf)
-    average.exp_().mul_(_each(pairs, step.kept)).addcmul_(sums, _each(pairs, step.added))
-    log_average = torch.log(average, out=None if pairs else head.scratch("log", len(average)))
-    moved = part.total > 0
-    if not checks.visible(moved) or not moved.all():
-        # a row that nothing counts for stays, and one that NaN would poison
-        poison = torch.zeros_like(step.added).index_add_(
-            0, found.inverse, (~log_sum.isfinite()).to(average.dtype)
-        )
-        moved = moved & (poison == 0)
-        before = _stored(module, head, part, pairs, "other")
-        log_average = torch.where(_each(pairs, moved), log_average, before)
-        average = log_average.exp()
-    if pairs is None:
-        found.write(module.table, log_average)
-    else:
-        module.table.index_copy_(0, pairs.place, log_average)
-    found.write(module.visited, visited | moved)
-    return average, log_average
-
-
-def _average(
-    module: "FusedIMM",
-    head: Head,
-    step: Step,
-    pairs: Pairs | None,
-    sums: Callable[[], Tensor],
-    log_sum: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Q̂, positive, and its log, at the entries of the table: moved first if that is still to do."""
-    if module.training and step.part.whole:
-        average, log_average = _move(module, head, step, pairs, sums(), log_sum)
-    else:
-        log_average = _stored(module, head, step.part, pairs, "log")
-        average = log_average.exp()
-    return average.clamp_(min=torch.finfo(average.dtype).tiny), log_average
-
-
-def members(step: Step, log_sum: Tensor) -> Tensor:
-    """(G,) how many data points of the part count for each short context."""
-    size = len(step.part.groups.short)
-    return log_sum.new_zeros(size + 1).index_add_(0, step.inverse, torch.ones_like(log_sum))[:size]
-
-
-def row_sums(head: Head, step: Step, q: Tensor) -> Tensor:
-    """(G, Y) sums of Q over the data points that count for each short context."""
-    size = len(step.part.groups.short)
-    return head.scratch("sums", size + 1).zero_().index_add_(0, step.inverse, q)[:size]
 
 
 def _rows(module: "FusedIMM", part: Part) -> Tensor:
@@ -149,7 +46,7 @@ def correct_all(
     """As :class:`imm_lib.MovingAverageIMM`, whose value and gradient these are."""
     inverse, size = step.inverse, len(step.part.groups.short)
     target, count = _rows(module, step.part), members(step, log_sum)
-    average, log_average = _average(
+    average, log_average = at_average(
         module, head, step, None, lambda: row_sums(head, step, q), log_sum
     )
     idle = count.unsqueeze(1) == 0
@@ -261,7 +158,7 @@ def correct_seen(
     found, size = step.part.groups, len(step.part.groups.short)
     there, by_place = seen(module, step, q), head.zeros("sums", len(module.table))
     pairs = _pairs(module, found.short, None if checks.visible(q) else found.members > 0)
-    average, log_average = _average(
+    average, log_average = at_average(
         module,
         head,
         step,
@@ -305,7 +202,7 @@ def correct_seen(
 
 def move_all(module: "FusedIMM", head: Head, step: Step, q: Tensor, log_sum: Tensor) -> None:
     """Move the average by a part of which short contexts may be incomplete."""
-    _move(module, head, step, None, row_sums(head, step, q), log_sum)
+    move(module, head, step, None, row_sums(head, step, q), log_sum)
 
 
 def move_seen(module: "FusedIMM", head: Head, step: Step, q: Tensor, log_sum: Tensor) -> None:
@@ -313,9 +210,45 @@ def move_seen(module: "FusedIMM", head: Head, step: Step, q: Tensor, log_sum: Te
     found = step.part.groups
     pairs = _pairs(module, found.short, None if checks.visible(q) else found.members > 0)
     by_place = seen(module, step, q).add_to(head.zeros("sums", len(module.table)))
-    _move(module, head, step, pairs, by_place.index_select(0, pairs.place), log_sum)
+    move(module, head, step, pairs, by_place.index_select(0, pairs.place), log_sum)
     by_place.index_fill_(0, pairs.place, 0.0)
     by_place[-1:].zero_()
+
+
+def move_together(
+    module: "FusedIMM", head: Head, steps: list[Step], short: Tensor, counted: Tensor | None
+) -> None:
+    """Move the average by the probabilities of all ranks."""
+    if module.labels == "none":
+        return
+    own = short if counted is None else short[counted > 0]
+    found = groups(distributed.gathered(own, module.group)[0])
+    dense = module.labels == "all"
+    pairs = None if dense else _pairs(module, found.short, None)
+    size = (len(found.short), module.shape[1]) if dense else (len(module.table),)
+    sums = module.table.new_zeros(size)
+    for step in steps:
+        q = head.softmax(step.part.points)[1]
+        if dense:  # what nothing counts for is not among them, and adds 0
+            place = torch.searchsorted(found.short, step.part.groups.short)
+            sums.index_add_(0, place.clamp_(max=len(sums) - 1), row_sums(head, step, q))
+        else:
+            seen(module, step, q).add_to(sums)
+    sums = distributed.summed(sums if pairs is None else sums[pairs.place], module.group)
+    visited = module.visited.index_select(0, found.short)
+    some = visited.to(sums)
+    kept = each(pairs, some * (1 - module.momentum))
+    added = torch.where(visited, some * module.momentum, 1.0) / found.members.clamp(min=1)
+    place = found.short if pairs is None else pairs.place
+    old = module.table.index_select(0, place)
+    moved = old.exp().where(each(pairs, visited), 0.0).mul_(kept)
+    moved = moved.addcmul_(sums, each(pairs, added)).log_()
+    moved = torch.where(moved.isnan(), old, moved)
+    if pairs is None:
+        found.write(module.table, moved)
+    else:
+        module.table.index_copy_(0, place, moved)
+    found.write(module.visited, torch.ones_like(visited))
 
 
 CORRECTIONS = {

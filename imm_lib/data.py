@@ -6,7 +6,7 @@ of downloads, by default the user's cache. Nothing is written but whole files, v
 checksum is known, and nothing is downloaded but by :func:`load` and its like in the experiments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +56,11 @@ class Corpus:
         for split in SPLITS:
             stream = checks.ids(split, getattr(self, split), len(self.vocab))
             object.__setattr__(self, split, stream)
+
+    def to(self, device: str | torch.device) -> "Corpus":
+        """The same corpus with its tokens on another device."""
+        moved = {split: getattr(self, split).to(device) for split in SPLITS}
+        return replace(self, **moved)
 
 
 SOURCES = {

@@ -226,6 +226,8 @@ NAMED: dict[str, Divergence] = {
 def as_divergence(divergence: Divergence | str) -> Divergence:
     """A divergence, or the one of that name.
 
+    A function from outside this module has its answers checked, one value per row.
+
     Raises:
         ValueError: an unknown name; the message lists the known ones.
         TypeError: neither a name nor callable.
@@ -242,7 +244,27 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
         raise TypeError(
             f"divergence must be a name or a function of (target, log_q), got {checks.describe(divergence)}"
         )
-    return divergence
+    own = (getattr(divergence, "__module__", None) or "").startswith("imm_lib.")
+    return divergence if own else _Given(divergence)
+
+
+class _Given:
+    """A function from outside, whose answers are checked: a mean in the place of one value per row
+    would pass for a risk.
+    """
+
+    def __init__(self, function: Divergence):
+        self.function = function
+
+    def __call__(self, target: Tensor, log_q: Tensor) -> Tensor:
+        found = checks.floating("divergence(target, log_q)", self.function(target, log_q))
+        wanted = torch.broadcast_shapes(target.shape, log_q.shape)[:-1]
+        if found.shape != wanted:
+            raise ValueError(
+                f"divergence(target, log_q) must have one value per row, {tuple(wanted)}, got "
+                f"{checks.describe(found)}"
+            )
+        return found
 
 
 def pull(divergence: Divergence, target: Tensor, log_q: Tensor) -> Tensor:
@@ -260,5 +282,8 @@ def pull(divergence: Divergence, target: Tensor, log_q: Tensor) -> Tensor:
         return target
     with torch.enable_grad():
         log_q = log_q.detach().requires_grad_()
-        (found,) = torch.autograd.grad(divergence(target, log_q).sum(), log_q)
+        value = divergence(target, log_q).sum()
+        if not value.requires_grad:
+            raise ValueError("divergence(target, log_q) must depend on log_q, got a constant")
+        (found,) = torch.autograd.grad(value, log_q)
     return -found

@@ -19,8 +19,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
+from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
+from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
 from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, segment_logsumexp
 from imm_lib.sequential import sequential_risk
@@ -45,21 +46,47 @@ def _batch(short: Tensor) -> Tensor:
     return short
 
 
-def _distinct(short: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct short contexts of a batch and how often each occurs."""
-    return torch.unique(_batch(short), dim=None if short.dim() == 1 else 0, return_counts=True)
+def distinct(
+    short: Tensor, group: Group = None, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """(D, ...) the short contexts of a batch that are run here, (D,) how many data points each
+    stands for, or their weights together, and what the sum over them is divided by.
+
+    Of the joint batch of a group, every rank runs its share.
+    """
+    joint, _ = distributed.gathered(_batch(short), group)
+    dim = None if short.dim() == 1 else 0
+    values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
+    total: Tensor | float = float(len(joint))
+    if weight is not None:
+        weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
+        counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
+        total = weights.sum()
+    own, count = distributed.dealt(values, counts, group)
+    return own, count, total / distributed.ranks(group)
 
 
-def drawing(short: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, ...) the short contexts that draw extended ones, and (D,) how many data points each
-    stands for.
+def drawing(
+    short: Tensor, group: Group = None, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """As :func:`distinct`, for short contexts that draw extended ones.
 
     Equal short contexts draw once where counting them makes no GPU wait and breaks no compiled
-    graph. Elsewhere every data point draws for itself: the same expectation, less variance.
+    graph, and in a group, which waits anyway. Elsewhere every data point draws for itself: the same
+    expectation, less variance.
     """
-    if checks.visible(_batch(short)):
-        return _distinct(short)
-    return short, torch.ones(len(short), dtype=torch.long, device=short.device)
+    if checks.visible(_batch(short)) or group is not None:
+        return distinct(short, group, weight)
+    if weight is None:
+        return short, torch.ones(len(short), dtype=torch.long, device=short.device), len(short)
+    weight = checks.point_weights(weight, short)
+    return short, weight, weight.sum()
+
+
+def mean_risk(risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
+    """Σ count · risk / total; what counts for nothing may be infinite."""
+    count = count.to(risk.dtype)
+    return (count * risk.masked_fill(count == 0, 0.0)).sum() / total
 
 
 def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
@@ -100,6 +127,8 @@ class ExactIMM(nn.Module):
         contexts: one of the context classes.
         divergence: between target and induced model, a function or a name of
             :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one (:mod:`imm_lib.distributed`), each with the contexts
+            of all data points. Every distinct short context is run by one of them.
 
     Raises:
         TypeError, ValueError: when built, for a bad target or divergence; when called, for a bad
@@ -116,36 +145,64 @@ class ExactIMM(nn.Module):
     risk: Tensor | None
 
     def __init__(
-        self, target: Target, contexts: Contexts, divergence: Divergence | str = cross_entropy
+        self,
+        target: Target,
+        contexts: Contexts,
+        divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
-        self.divergence = as_divergence(divergence)
+        self.divergence, self.group = as_divergence(divergence), checked_group(group)
         self.contexts, self.risk = checked_contexts(contexts), None
         self.target = as_target(target, contexts)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats.
 
         Args:
             query: (N,) or (N, d) short contexts, (N,) extended contexts -> (N, Y) log-probabilities
-            of the full model.
+                of the full model.
             short: (B,) or (B, d) short contexts of the batch.
+            weight: (B,) weights of its data points, for instance how many rows each stands for: a
+                data point of weight 2 counts as two of weight 1, of 0 as none. Equal by default.
         """
-        distinct, count = _distinct(short)
-        rows = self.target(distinct)
-        log_induced = induced_rows(query, self.contexts, distinct, rows.shape[1])
-        mean = (count * self.divergence(rows.to(log_induced.dtype), log_induced)).sum() / len(short)
-        self.risk = mean.detach()
+        asked, count, total = distinct(short, self.group, weight)
+        rows = self.target(asked)
+        log_induced = induced_rows(query, self.contexts, asked, rows.shape[1])
+        risk = self.divergence(rows.to(log_induced.dtype), log_induced)
+        mean = mean_risk(risk, count, total).to(risk.dtype)
+        self.risk = distributed.mean(mean.detach(), self.group)
         return mean
 
 
-class SampledIMM(nn.Module):
+class Drawing(nn.Module):
+    """A module that draws, and whose generator, if it has one of its own, is in ``state_dict``."""
+
+    generator: torch.Generator | None
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.generator is not None:
+            destination[prefix + "generator"] = self.generator.get_state()
+
+    def _load_from_state_dict(
+        self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
+    ) -> None:
+        if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
+            self.generator.set_state(found.cpu())
+            state = {key: value for key, value in state.items() if key != prefix + "generator"}
+        elif self.generator is not None:
+            missing.append(prefix + "generator")
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)
+
+
+class SampledIMM(Drawing):
     """The IMM risk with k sampled extended contexts per short context (eqs. 11, 12; Algorithm 1).
 
     Equal short contexts in a batch share their k samples and are weighted by their count: the
     expectation is unchanged and the cost falls. (Not on a GPU or in a compiled graph, where
-    counting them would wait: there every data point draws for itself.) The risk itself is biased upwards by about
-    Var/(2k), as the logarithm is taken of a mean.
+    counting them would wait: there every data point draws for itself.) The risk itself is biased
+    upwards by about Var/(2k), as the logarithm is taken of a mean.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
@@ -160,6 +217,8 @@ class SampledIMM(nn.Module):
             ``state_dict``.
         divergence: between target and induced model, a function or a name of
             :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one (:mod:`imm_lib.distributed`), each with the contexts
+            of all data points. Every distinct short context is run by one of them.
 
     Raises:
         TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad
@@ -184,17 +243,18 @@ class SampledIMM(nn.Module):
         sequential: bool = False,
         generator: torch.Generator | None = None,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
-        self.divergence = as_divergence(divergence)
+        self.divergence, self.group = as_divergence(divergence), checked_group(group)
         self.k = checks.count("k", k)
         self.contexts, self.risk = checked_contexts(contexts), None
         self.target = as_target(target, contexts)
         self.sequential, self.generator = sequential, checks.generator(generator)
 
-    def forward(self, query: Query, short: Tensor) -> Tensor:
+    def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
-        asked, count = drawing(short)
+        asked, count, total = drawing(short, self.group, weight)
         rows = self.target(asked)
         extended = self.contexts.sample(asked, self.k, self.generator)
         if self.sequential:
@@ -207,21 +267,6 @@ class SampledIMM(nn.Module):
             log_q = answers(query, asked, extended, rows.shape[1])
             log_induced = log_sum_exp(log_q - math.log(self.k))
             risk = self.divergence(rows.to(log_q.dtype), log_induced)
-        mean = (count * risk).sum() / len(short)
-        self.risk = mean.detach()
+        mean = mean_risk(risk, count, total).to(risk.dtype)
+        self.risk = distributed.mean(mean.detach(), self.group)
         return mean
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.generator is not None:
-            destination[prefix + "generator"] = self.generator.get_state()
-
-    def _load_from_state_dict(
-        self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
-    ) -> None:
-        if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
-            self.generator.set_state(found.cpu())
-            state = {key: value for key, value in state.items() if key != prefix + "generator"}
-        elif self.generator is not None:
-            missing.append(prefix + "generator")
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)

@@ -7,19 +7,28 @@ W = Σ_y P̂ Q/Q̂, the gradient of cross-entropy + λ IMM by the logits is (1 +
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
-from imm_lib.corrections import CORRECTIONS, Step, row_sums, seen
+from imm_lib import checks, distributed
+from imm_lib.averages import Step, row_sums
+from imm_lib.corrections import CORRECTIONS, move_together, seen
+from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Target
 from imm_lib.head import Batch, Head, Scratch
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import parts, split
-from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, target_rows
+from imm_lib.tables import (
+    check_sizes,
+    check_target,
+    check_visited,
+    pairs_of,
+    reset,
+    target_rows,
+)
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.table import CallableTarget, as_target
 
@@ -42,7 +51,8 @@ class FusedIMM(KeepsPrecision):
             S Y numbers. "seen": those that a :class:`imm_lib.KneserNeyBigram` has seen after the
             short context, with one number for each such pair; the others are distilled as they are,
             Q/Q̂ = 1. "none": reverse distillation, without a table.
-        group: a process group whose batches count as one; not there yet.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
+            A step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
         ``visited`` (S,), the short contexts met so far.
@@ -80,7 +90,7 @@ class FusedIMM(KeepsPrecision):
         momentum: float = 0.1,
         max_ratio: float = math.inf,
         labels: str = "all",
-        group: object = None,
+        group: Group = None,
     ):
         super().__init__()
         self.target, self.cross_entropy, self.risk = as_target(target), None, None
@@ -97,29 +107,36 @@ class FusedIMM(KeepsPrecision):
                 "labels = 'seen' needs a target that tells which labels it has seen after a short "
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
-        if group is not None:
-            raise NotImplementedError("group: the batches of several processes are not joined yet")
-        self.labels, self.memory = labels, Scratch()
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
         if labels == "seen":
-            self._register_pairs(self.bigram)
+            self._register_pairs()
         size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.pair_target),)
-        # NaN, so that an entry used before its first visit shows
-        self.register_buffer("table", torch.full(size, math.nan))
+        self.register_buffer("table", torch.empty(size))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
 
-    def _register_pairs(self, bigram: KneserNeyBigram) -> None:
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
+
+    def _register_pairs(self) -> None:
         """What each pair needs, and after the last an entry for what is to be forgotten."""
+        bigram = self.bigram
         short, label = bigram.keys // self.shape[1], bigram.keys % self.shape[1]
         tail = bigram.gamma[short] * bigram.backoff[label]
-        pairs = {"label": label, "target": bigram.values + tail, "tail": tail}
-        for name, value in pairs.items():
-            padded = torch.cat([value, value.new_zeros(1)])
-            self.register_buffer(f"pair_{name}", padded, persistent=False)
         unseen = (bigram.gamma * bigram.backoff.sum()).index_add(0, short, tail, alpha=-1)
-        shares = {"gamma": bigram.gamma.clone(), "unseen": unseen, "backoff": bigram.backoff}
-        for name, value in shares.items():
+        pairs = {"pair_label": label, "pair_target": bigram.values + tail, "pair_tail": tail}
+        found = {name: torch.cat([x, x.new_zeros(1)]) for name, x in pairs.items()}
+        found |= {"gamma": bigram.gamma, "unseen": unseen, "backoff": bigram.backoff}
+        for name, value in found.items():
             self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.labels == "seen":
+            self._register_pairs()  # in the bigram's new precision
+        return self
 
     def forward(
         self,
@@ -156,9 +173,16 @@ class FusedIMM(KeepsPrecision):
                 eval mode a short context never visited. Nothing has changed then.
         """
         lam = checks.number("lam", lam, 0)
+        if any(
+            checks.transformed(checks.tensor(*x)) for x in (("hidden", hidden), ("weight", weight))
+        ):
+            raise ValueError(
+                "FusedIMM does not work under torch.func, as its gradient is formed in the forward "
+                "pass: use cross-entropy plus SampledIMM"
+            )
         head = Head(hidden, weight, bias, self.table.dtype, self._memory(hidden))
         short = self._short(head, short)
-        batch = Batch.of(head, labels, ignore_index, label_weights)
+        batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and checks.visible(short) and self.labels != "none":
             check_visited(self.visited, short, "in train mode")
         with torch.no_grad():
@@ -167,6 +191,12 @@ class FusedIMM(KeepsPrecision):
                 sizes = self.shape[1], self.table.dtype
                 for step in steps:  # a bad answer is to change nothing
                     target_rows(self.target, step.part.groups.short, *sizes)
+            # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+            moves = lam > 0 and self.training and not checks.in_backward()
+            if moves and self.group is not None:
+                move_together(self, head, steps, short, batch.counted)
+                moves = False
+            steps = [step._replace(moves=moves) for step in steps]
             value = self._value(head, steps, batch, lam)
         return head.scalar(value)
 
@@ -202,6 +232,7 @@ class FusedIMM(KeepsPrecision):
                 elif self.labels == "seen":
                     seen(self, step, q).add_to(total)
             count.index_add_(0, short, torch.ones_like(short))
+        total, count = (distributed.summed(x, self.group) for x in (total, count))
         if not count.any():
             raise ValueError("batches must hold at least one (hidden, short) pair, got none")
         self.visited.copy_(count > 0)
@@ -222,7 +253,7 @@ class FusedIMM(KeepsPrecision):
         correct, move = CORRECTIONS[self.labels]
         entropy, value, risk = torch.zeros(3, dtype=self.table.dtype, device=self.table.device)
         for step in steps:
-            if lam and self.training and move is not None and not step.part.whole:
+            if step.moves and move is not None and not step.part.whole:
                 _, q, log_sum = head.softmax(step.part.points)
                 move(self, head, step, q, log_sum)
         for step in steps:
@@ -240,7 +271,8 @@ class FusedIMM(KeepsPrecision):
                 head.add(points, term.subtract(gradient, lam) if lam else gradient, 1 / batch.size)
         if lam and self.labels == "seen":
             head.add_outer(self.backoff, -lam / batch.size)
-        self.cross_entropy, self.risk = entropy / batch.size, risk / batch.size if lam else None
+        self.cross_entropy = distributed.mean(entropy / batch.size, self.group)
+        self.risk = distributed.mean(risk / batch.size, self.group) if lam else None
         return (entropy + lam * value) / batch.size
 
     def _steps(self, short: Tensor, counted: Tensor | None, room: int) -> list[Step]:
@@ -253,7 +285,7 @@ class FusedIMM(KeepsPrecision):
                 kept = torch.where(part.begins, some * (1 - self.momentum), 1.0)
                 step = torch.where(visited, some * self.momentum, 1.0) / part.total.clamp(min=1)
                 counts = None if counted is None else counted[part.points] > 0
-                steps.append(Step(part, counts, kept, step))
+                steps.append(Step(part, counts, kept, step, False))
         return steps
 
     def _memory(self, hidden: Tensor) -> Scratch:

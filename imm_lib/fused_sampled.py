@@ -1,17 +1,18 @@
 """The sampled IMM risk together with the last linear layer, over parts of the drawn contexts."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, Target, checked_contexts, drawing
+from imm_lib.distributed import Group, checked_group
+from imm_lib.estimators import Drawing, Query, Target, checked_contexts, drawing
 from imm_lib.head import Head, Scratch
 from imm_lib.induced import cross_entropy
 from imm_lib.targets.table import as_target
 
 
-class FusedSampledIMM(nn.Module):
+class FusedSampledIMM(Drawing):
     """The risk of :class:`imm_lib.SampledIMM` for a model that ends in a linear layer (eqs. 11, 12).
 
     The risk's gradient by the logits of the k contexts, the cached one of Appendix C.2, is formed
@@ -23,6 +24,7 @@ class FusedSampledIMM(nn.Module):
         contexts: one of the context classes.
         k: extended contexts drawn per distinct short context.
         generator: source of the samples; torch's default generator by default.
+        group: ranks whose batches count as one; see :mod:`imm_lib.distributed`.
 
     Raises:
         TypeError, ValueError: when built, for a bad target or k; when called, for a bad batch,
@@ -45,10 +47,13 @@ class FusedSampledIMM(nn.Module):
         contexts: Contexts,
         k: int = 10,
         generator: torch.Generator | None = None,
+        group: Group = None,
     ):
         super().__init__()
+        self.group = checked_group(group)
         self.k, self.generator = checks.count("k", k), checks.generator(generator)
-        self.target, self.contexts, self.risk = as_target(target), checked_contexts(contexts), None
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
 
     def forward(
         self, query: Query, short: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -61,7 +66,7 @@ class FusedSampledIMM(nn.Module):
             weight: (Y, H) of the last layer.
             bias: (Y,) of the last layer, or None.
         """
-        asked, count = drawing(short)
+        asked, count, total = drawing(short, self.group)
         rows = self.target(asked)
         extended = self.contexts.sample(asked, self.k, self.generator)
         hidden = query(asked.repeat_interleave(self.k, dim=0), extended.flatten())
@@ -73,13 +78,13 @@ class FusedSampledIMM(nn.Module):
                 f"target's labels, got {checks.describe(hidden)} and {checks.describe(weight)}"
             )
         with torch.no_grad():
-            share = count.to(wide) / len(short)
+            share = count.to(wide) / total
             some = max(1, head.room // self.k)  # short contexts of a part
             risk = share.new_zeros(())
             for begin in range(0, len(asked), some):
                 own = slice(begin, begin + some)
                 risk = risk + self._part(head, begin, rows[own].to(wide), share[own])
-        self.risk = risk
+        self.risk = distributed.mean(risk, self.group)
         return head.scalar(risk)
 
     def _part(self, head: Head, begin: int, target: Tensor, share: Tensor) -> Tensor:

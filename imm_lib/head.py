@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.distributed import Group, is_shard, ranks, summed
 from imm_lib.induced import accumulator
 
 
@@ -47,7 +48,8 @@ class _Formed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor a single time
+        inputs, gradients = saved[:3], saved[3:]
         return None, *_Once.apply(upstream, 3, *gradients, *inputs), None, None, None
 
 
@@ -200,8 +202,17 @@ class Batch(NamedTuple):
     size: Tensor  # () how many count
 
     @classmethod
-    def of(cls, head: Head, labels: Tensor, ignored: int, weights: Tensor | None) -> "Batch":
+    def of(
+        cls,
+        head: Head,
+        labels: Tensor,
+        ignored: int,
+        weights: Tensor | None,
+        group: Group = None,
+    ) -> "Batch":
         """The batch of (N,) ``labels``, some of them ``ignored``, with (Y,) ``weights`` of labels.
+
+        With a group, ``size`` and ``weights`` are those of the joint batch, ``size`` per rank.
 
         Raises:
             TypeError, ValueError: for tensors of other kinds, sizes or devices, and on a CPU for
@@ -215,28 +226,39 @@ class Batch(NamedTuple):
         checks.same_device("labels", labels, "hidden", head.hidden)
         asked = labels != ignored
         everywhere = checks.visible(labels) and bool(asked.all())
-        if checks.visible(labels) and not asked.any():
+        if group is None and checks.visible(labels) and not asked.any():
             raise ValueError(f"labels must hold one that is not ignore_index = {ignored}, got none")
         safe = checks.ids("labels", labels if everywhere else labels.where(asked, 0), size)
         share = asked.to(head.dtype)
-        count = share.sum().clamp(min=1)
+        count = summed(share.sum(), group).clamp(min=1)
         if weights is not None:
             if checks.floating("label_weights", weights).shape != (size,):
                 raise ValueError(f"label_weights must be ({size},), got {checks.describe(weights)}")
             checks.same_device("label_weights", weights, "hidden", head.hidden)
             share = weights.detach().to(head.dtype)[safe] * share
-            if checks.visible(weights) and not (weights.amin() >= 0 and 0 < share.sum() < math.inf):
+            if (
+                group is None
+                and checks.visible(weights)
+                and not (weights.amin() >= 0 and 0 < share.sum() < math.inf)
+            ):
                 raise ValueError(
                     "label_weights must be finite, not negative, and positive for some label of "
                     "the batch, got others"
                 )
             # of nothing, the mean is 0 where that could not be refused
-            share = share * (count / share.sum().clamp(min=torch.finfo(share.dtype).tiny))
-        return cls(safe, share, None if everywhere else asked.long(), count)
+            total = summed(share.sum(), group).clamp(min=torch.finfo(share.dtype).tiny)
+            share = share * (count / total)
+        return cls(safe, share, None if everywhere else asked.long(), count / ranks(group))
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise TypeError or ValueError unless the three make a linear layer with finite logits."""
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if is_shard(value):
+            raise ValueError(
+                f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the forward "
+                "of the sharded module that the last layer belongs to"
+            )
     for name, value in (("hidden", hidden), ("weight", weight)):
         if checks.floating(name, value).dim() != 2 or value.numel() == 0:
             raise ValueError(f"{name} must be a non-empty matrix, got {checks.describe(value)}")

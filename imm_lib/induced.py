@@ -87,15 +87,52 @@ def dot(weight: Tensor, log_p: Tensor) -> Tensor:
 class _Weighted(torch.autograd.Function):
     """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, log_q, weight):
-        ctx.save_for_backward(weight)
+    def forward(log_q, weight):
         return -dot(weight, log_q) / len(log_q)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, weight = inputs
+        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx, upstream):
         (weight,) = ctx.saved_tensors
         return weight * (-upstream / len(weight)), None
+
+
+class _Once(torch.autograd.Function):
+    """Its argument, which must not be differentiated twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, upstream):
+        # with create_graph=True; torch.func's transforms have it always
+        if torch.is_grad_enabled() and not torch._C._functorch.is_functorch_wrapped_tensor(
+            upstream
+        ):
+            raise RuntimeError(
+                "a surrogate has the risk's gradient but not its second derivatives: "
+                "with create_graph=True take ExactIMM or SampledIMM"
+            )
+        return upstream
+
+
+def once(surrogate: Tensor) -> Tensor:
+    """``surrogate``, refused by a backward pass that builds a graph."""
+    return _Once.apply(surrogate)
 
 
 def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
@@ -220,6 +257,42 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     x = (log_q + log_w).detach()
     dead = (x == -math.inf).all(-2, keepdim=True)
     return torch.softmax(x.masked_fill(dead, 0.0), dim=-2).masked_fill(dead, 0.0)
+
+
+def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
+    """Log-probabilities of the population, of a model trained by a class-weighted cross-entropy:
+    ``(logits - log weight).log_softmax(-1)``.
+
+    The weighted loss is least where Q(y|x) is proportional to w_y P(y|x): a model of a population
+    whose class y is w_y times as frequent. A restricted model of the real one contradicts it, and
+    IMM would undo the weights. What ``query`` answers, and what a surrogate is given, has to be
+    this; the cross-entropy keeps its weights and logits, and a decision made by the logits too.
+
+    Args:
+        logits: (..., Y) of the full model; log-probabilities will do.
+        weight: (Y,) class weights, as of ``torch.nn.CrossEntropyLoss``; above 0.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: another number of weights or another device; on CPU also weights that are not
+            finite and above 0.
+
+    >>> import torch
+    >>> weight = torch.tensor([1.0, 9.0])                        # the second of two classes is rare
+    >>> undo_class_weights(torch.tensor([0.5, 0.5]).log(), weight).exp()
+    tensor([0.9000, 0.1000])
+    """
+    checks.floating("logits", logits)
+    checks.same_device("weight", checks.floating("weight", weight), "logits", logits)
+    if logits.dim() < 1 or weight.shape != logits.shape[-1:] or logits.numel() == 0:
+        raise ValueError(
+            f"weight must be (Y,) for the last dimension of logits {tuple(logits.shape)}, got "
+            f"{checks.describe(weight)}"
+        )
+    if checks.visible(weight) and not (weight.isfinite() & (weight > 0)).all():
+        raise ValueError(f"weight must be finite and above 0, got {weight.tolist()[:8]}")
+    logits = accumulator(logits)
+    return (logits - checks.usable(weight).to(logits.dtype).log()).log_softmax(-1)
 
 
 def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -37,6 +37,7 @@ class MixedContexts(_DenseContexts):
     values: Tensor
     group: Tensor
     bandwidth: Tensor
+    num_short = None
 
     def __init__(self, values: Tensor, group: Tensor, bandwidth: float | Tensor = 1.0):
         super().__init__()
@@ -61,9 +62,8 @@ class MixedContexts(_DenseContexts):
             )
         if not ((width >= torch.finfo(width.dtype).tiny) & width.isfinite()).all():
             raise ValueError("bandwidth must hold positive finite numbers, got one that is not")
-        self.register_buffer("values", values, persistent=False)
-        self.register_buffer("group", group.clone(), persistent=False)
-        self.register_buffer("bandwidth", width.expand(values.shape[1]).clone(), persistent=False)
+        width = width.expand(values.shape[1]).clone()
+        self.hold(values=values, group=group.clone(), bandwidth=width)
 
     @property
     def points(self) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imm_lib import folders
-from imm_lib.provenance import commit, provenance
+from imm_lib.origin import commit, provenance
 
 if TYPE_CHECKING:  # naming the experiments and their folder costs no import of torch
     import torch
@@ -84,7 +84,12 @@ made elsewhere than the result's own device, versions, commit and time say.
 class ResultError(RuntimeError):
     """A stored result is missing, damaged or of another form; the message names the file and the
     field.
+
+    Attributes:
+        folder: where a missing one was looked for, which a message in a chapter may not tell.
     """
+
+    folder: Path | None = None
 
 
 def folder() -> Path:
@@ -249,8 +254,9 @@ def load(name: str, where: Path | None = None) -> dict:
         value = check(read_json(file), file.name)
     except FileNotFoundError:
         again = f"python -m imm_lib run {base}" + (" --scale ci" if scale == "ci" else "")
-        elsewhere = "" if where is None else f" --out {where}"
-        raise ResultError(f"no result {file.name} in {file.parent}: {again}{elsewhere}") from None
+        missing = ResultError(f"no result {file.name}: {again}")
+        missing.folder = file.parent
+        raise missing from None
     for field, expected in (("experiment", base), ("scale", scale)):
         if value[field] != expected:
             raise ResultError(f"{file.name}: {field}: must be {expected!r}, got {value[field]!r}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.distributed import Group, highest, summed
 from imm_lib.induced import segment_max
 
 
@@ -103,7 +104,12 @@ def split(part: Part, room: int) -> list[Part]:
 
 
 def mix(
-    old: Tensor, log_q: Tensor, inverse: Tensor, kept: Tensor, added: Tensor
+    old: Tensor,
+    log_q: Tensor,
+    inverse: Tensor,
+    kept: Tensor,
+    added: Tensor,
+    group: Group = None,
 ) -> tuple[Tensor, Tensor]:
     """A step of a running average in log space, log(kept e^old + added Σ e^log_q), the sum over the
     data points of each group; and what the data points are to it.
@@ -118,15 +124,16 @@ def mix(
         inverse: (B,) group of each data point.
         kept: (G, 1) weight of the old average.
         added: (G, 1) weight of each data point.
+        group: ranks that each have data points of the same groups, and the same old average.
 
     Returns:
         (G, Y) log of the new average, and the ratio (B, Y) of each data point's e^log_q to it:
         finite, 0 where both are 0.
     """
-    larger = torch.maximum(segment_max(log_q, inverse, len(old)), old)
+    larger = torch.maximum(highest(segment_max(log_q, inverse, len(old)), group), old)
     ratio = log_q.sub(larger.index_select(0, inverse)).exp_()
     total = old.sub_(larger).exp_().mul_(kept)
-    total.addcmul_(torch.zeros_like(total).index_add_(0, inverse, ratio), added)
+    total.addcmul_(summed(torch.zeros_like(total).index_add_(0, inverse, ratio), group), added)
     new = larger.add_(total.log())
     # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
     scale = total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)

@@ -4,53 +4,138 @@ The forward pass keeps only the running log-sum of the k contexts. The backward 
 context again, with the random state it had, and feeds it the cached gradient of the risk with
 respect to its log-probabilities: that by log Q̂, -target for the cross-entropy, times the
 crosstalk. Time: one extra forward pass. Memory: independent of k.
+
+The second run has to be the first: random state, autocast and the modes of modules are replayed, and
+weights that were changed in between are refused, as joint autograd would.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from imm_lib import checks
+from imm_lib.distributed import refuse_wrapped
 from imm_lib.divergences import Divergence, pull
 from imm_lib.induced import accumulator, cross_entropy
 
 
 class _Surroundings:
-    """The random state and autocast settings a forward pass depends on, to be replayed around its
-    second run.
+    """The random state, autocast settings and modes of modules a forward pass depends on, to be
+    replayed around its second run.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.cpu_state = torch.get_rng_state()
-        self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.state = self._of_accelerator()
         self.autocast = (
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
         )
+        self.modes: dict[nn.Module, bool] = {}
+
+    def _of_accelerator(self, state: Tensor | None = None) -> Tensor | None:
+        """The random state of the accelerator, after it has been set if one is given; None on a
+        CPU.
+        """
+        if self.device.type == "cpu":
+            return None
+        module = torch.get_device_module(self.device)
+        where = () if self.device.type == "mps" else (self.device,)  # it has one device only
+        if state is not None:
+            module.set_rng_state(state, *where)
+        return module.get_rng_state(*where)
+
+    def _note(self, module: nn.Module, _inputs: object) -> None:
+        refuse_wrapped(module)
+        if not torch.compiler.is_compiling():
+            for part in module.modules() if hasattr(module, "_orig_mod") else [module]:
+                self.modes.setdefault(part, part.training)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around the first run: remember the mode of every module that is called."""
+        hook = nn.modules.module.register_module_forward_pre_hook(self._note)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextlib.contextmanager
     def replay(self) -> Iterator[None]:
+        """Around the second run; what surrounds it is restored."""
         enabled, dtype = self.autocast
-        devices = [self.device] if self.cuda_state is not None else []
+        now = {module: module.training for module in self.modes}
+        state = self._of_accelerator()
         with (
-            torch.random.fork_rng(devices=devices),
+            torch.random.fork_rng(devices=[]),
             torch.autocast(self.device.type, dtype, enabled),
         ):
             torch.set_rng_state(self.cpu_state)
-            if self.cuda_state is not None:
-                torch.cuda.set_rng_state(self.cuda_state, self.device)
-            yield
+            self._of_accelerator(self.state)
+            try:
+                for module, mode in self.modes.items():
+                    module.training = mode
+                yield
+            finally:
+                for module, mode in now.items():
+                    module.training = mode
+                self._of_accelerator(state)
 
 
-def _leaves(output: Tensor) -> dict[int, Tensor]:
-    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
-    if output.grad_fn is None:
-        return {id(output): output} if output.requires_grad else {}
-    found: dict[int, Tensor] = {}
+class _Versions:
+    """What the passes were computed from, to be found unchanged by the second run."""
+
+    def __init__(self, leaves: Sequence[Tensor], modules: Iterable[nn.Module]):
+        frozen = [p for module in modules for p in module.parameters(recurse=False)]
+        kept = {id(t): t for t in (*leaves, *frozen) if not t.is_inference()}
+        self.seen = [(t, t._version) for t in kept.values()]
+
+    def check(self) -> None:
+        """Raise RuntimeError if a tensor has been changed in place."""
+        for tensor, version in self.seen:
+            if tensor._version != version:
+                raise RuntimeError(
+                    "a tensor needed for the sequential risk's gradient has been modified by an "
+                    f"in-place operation: shape {tuple(tensor.shape)} is at version "
+                    f"{tensor._version}, expected {version}; run backward before the weights change"
+                )
+
+
+def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
+    """Raise RuntimeError if a parameter of the first run is missing in the second."""
+    gone = [p for key, p in before.items() if isinstance(p, nn.Parameter) and key not in now]
+    if gone or (before and not now):
+        raise RuntimeError(
+            f"{len(gone) or len(before)} of the parameters that the sequential risk was computed from "
+            "are no longer used or want no gradient; run backward before the model changes"
+        )
+
+
+def _refuse(log_q: Tensor) -> None:
+    """Raise ValueError for derivatives that a replay has not, forward mode and torch.func, and for
+    a re-entrant checkpoint, which hides the parameters inside.
+    """
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(log_q)):
+        raise ValueError(
+            "query must not use re-entrant checkpoints when sequential=True, as the parameters "
+            "inside would get no gradient: checkpoint with use_reentrant=False"
+        )
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(log_q).tangent is not None
+    if dual or checks.transformed(log_q):
+        raise ValueError(
+            "sequential=True has reverse-mode derivatives only: under torch.func and forward-mode "
+            "differentiation take sequential=False"
+        )
+
+
+def _nodes(output: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that ``output`` was computed by."""
     seen: set[Any] = set()
     stack: list[Any] = [output.grad_fn]
     while stack:
@@ -58,10 +143,33 @@ def _leaves(output: Tensor) -> dict[int, Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        yield node
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def leaves_of(output: Tensor) -> dict[int, Tensor]:
+    """The leaf tensors that ``output`` was computed from and that want a gradient, by id."""
+    if output.grad_fn is None:
+        return {id(output): output} if output.requires_grad else {}
+    found: dict[int, Tensor] = {}
+    for node in _nodes(output):
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
-        stack.extend(parent for parent, _ in node.next_functions)
     return found
+
+
+def _now() -> int:
+    """The number that autograd gives to the next node it makes here."""
+    with torch.enable_grad():
+        node: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+    return node._sequence_nr()
+
+
+def _reaches_back(output: Tensor, begun: int) -> bool:
+    """Whether the graph of ``output`` goes on into one that was there before."""
+    return any(
+        node._sequence_nr() < begun for node in _nodes(output) if not hasattr(node, "variable")
+    )
 
 
 class _Replay(torch.autograd.Function):
@@ -70,36 +178,47 @@ class _Replay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, risk, weight, log_sum, passes, surroundings, *leaves):
-        ctx.passes, ctx.surroundings, ctx.leaves = passes, surroundings, leaves
+    def forward(ctx, risk, weight, log_sum, passes, versions, reaches_back, *leaves):
+        ctx.passes, ctx.versions, ctx.leaves = passes, versions, leaves
+        ctx.reaches_back = reaches_back
         ctx.save_for_backward(weight, log_sum)
         return risk.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_risk):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "sequential=True can be differentiated once: with create_graph=True take "
+                "sequential=False"
+            )
         weight, log_sum = ctx.saved_tensors
+        ctx.versions.check()
         scale = -weight * grad_risk.unsqueeze(-1)
         # where no context gives a label any probability, its crosstalk is 0/0; joint autograd has 0
         # there too
         log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)
         total: list[Tensor | None] = [None] * len(ctx.leaves)
-        for run, surroundings in zip(ctx.passes, ctx.surroundings, strict=True):
+        for run, surroundings, before in ctx.passes:
             with torch.enable_grad(), surroundings.replay():
                 log_q = run()
+            _same(leaves_of(log_q), before)
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
-            # the graph may reach back into one that the caller built and will still use
+            # a graph that the caller built may still be used; one of a compiled model cannot be kept
             grads = torch.autograd.grad(
-                log_q, ctx.leaves, cached.to(log_q.dtype), retain_graph=True, allow_unused=True
+                log_q,
+                ctx.leaves,
+                cached.to(log_q.dtype),
+                retain_graph=ctx.reaches_back,
+                allow_unused=True,
             )
             for place, grad in enumerate(grads):
                 if grad is not None:
                     total[place] = grad.clone() if total[place] is None else total[place].add_(grad)
             # or this pass's activations and gradients would still be there during the next
             del log_q, cached, grads, grad
-        return None, None, None, None, None, *total
+        return None, None, None, None, None, None, *total
 
 
 def sequential_risk(
@@ -118,24 +237,37 @@ def sequential_risk(
 
     Returns:
         (D,) risks, differentiable once with respect to every leaf behind the passes.
+
+    Raises:
+        ValueError: no passes, a pass that runs a module wrapped for several ranks or a re-entrant
+            checkpoint, forward-mode differentiation or torch.func.
+        RuntimeError: in the backward pass, where a weight behind the passes has been changed in
+            place since, or is no longer one, or with ``create_graph=True``.
     """
     leaves: dict[int, Tensor] = {}
-    surroundings: list[_Surroundings] = []
+    modules: dict[nn.Module, bool] = {}
+    done: list[tuple[Callable[[], Tensor], _Surroundings, dict[int, Tensor]]] = []
     log_sum: Tensor | None = None
+    reaches_back, begun = False, _now()
     for run in passes:
-        surroundings.append(_Surroundings(target.device))
-        log_q = run()
-        leaves |= _leaves(log_q)
+        surroundings = _Surroundings(target.device)
+        with surroundings.watched():
+            log_q = run()
+        _refuse(log_q)
+        reaches_back |= _reaches_back(log_q, begun)
+        found = leaves_of(log_q)
+        done.append((run, surroundings, found))
+        leaves |= found
+        modules |= surroundings.modes
         log_q = accumulator(log_q.detach())
         log_sum = log_q if log_sum is None else torch.logaddexp(log_sum, log_q)
         del log_q
     if log_sum is None:
         raise ValueError("passes must hold at least one, got none")
     target = target.to(log_sum.dtype)
-    log_induced = log_sum - math.log(len(passes))
+    log_induced = log_sum - math.log(len(done))
     risk, weight = divergence(target, log_induced), pull(divergence, target, log_induced)
-    return (
-        _Replay.apply(risk, weight, log_sum, passes, surroundings, *leaves.values())
-        if leaves
-        else risk
-    )
+    if not leaves:
+        return risk
+    versions = _Versions(list(leaves.values()), modules)
+    return _Replay.apply(risk, weight, log_sum, done, versions, reaches_back, *leaves.values())

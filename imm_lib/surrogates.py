@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributed
+from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, dot, segment_max, weighted
+from imm_lib.induced import accumulator, cross_entropy, dot, once, segment_max, weighted
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import Part, groups, mix, over, parts
-from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, target_rows
+from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, reset, target_rows
 from imm_lib.targets.table import as_target
 
 CACHE = 2**20
@@ -29,7 +30,7 @@ in its cache.
 """
 
 
-Correction = Callable[[Tensor, Part], tuple[Tensor, Tensor]]
+Correction = Callable[[Tensor, Part, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class _TableIMM(KeepsPrecision):
@@ -40,6 +41,7 @@ class _TableIMM(KeepsPrecision):
     table: Tensor
     visited: Tensor
     risk: Tensor | None
+    max_ratio: float = math.inf
 
     def __init__(
         self,
@@ -47,15 +49,21 @@ class _TableIMM(KeepsPrecision):
         num_short: int,
         num_labels: int,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
         super().__init__()
+        self.group = checked_group(group)
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         check_target(self.target, shape)
-        # NaN, so that a row used before its first visit shows instead of passing for a probability
-        self.register_buffer("table", torch.full(shape, math.nan))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(shape))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -69,43 +77,81 @@ class _TableIMM(KeepsPrecision):
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
+    def _parts(self, short: Tensor) -> tuple[list[Part], int]:
+        """The batch in parts, and its size.
+
+        With a group one part, whose short contexts and size are those of the joint batch.
+        """
+        if self.group is None:
+            room = CACHE // (self.table.shape[1] * self.table.element_size())
+            return parts(short, room if short.device.type == "cpu" else len(short)), len(short)
+        joint, own = distributed.gathered(short, self.group)
+        found = groups(joint)
+        found, begins = found._replace(inverse=found.inverse[own]), torch.ones_like(found.short) > 0
+        return [Part(slice(None), found, found.members, begins, True)], len(joint)
+
     @torch.no_grad()
-    def _ratio(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+    def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
         """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
-        self, log_q: Tensor, numerator: Tensor, short: Tensor, correct: Correction
+        self,
+        log_q: Tensor,
+        numerator: Tensor,
+        short: Tensor,
+        correct: Correction,
+        weight: Tensor | None,
     ) -> Tensor:
-        """-mean_t sum_y weight_t(y) log Q(y|s_t,e_t), with the constant weight Q / Q̂ x pull.
+        """-mean_t sum_y pulled_t(y) log Q(y|s_t,e_t), with the constant pulled = Q / Q̂ x pull.
 
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂
         at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
-        rows of the table.
+        rows of the table; groups that are ``idle`` (G, 1) leave no trace there.
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
-        weight = torch.empty_like(numerator, dtype=self.table.dtype)
-        room = CACHE // (self.table.shape[1] * self.table.element_size())
-        some = parts(short, room if short.device.type == "cpu" else len(short))
         labels, dtype = self.table.shape[1], self.table.dtype
+        pulled = torch.empty_like(numerator, dtype=dtype)
+        some, size = self._parts(short)
+        total: Tensor | float = size
+        if weight is not None:
+            weight = checks.point_weights(weight, short).to(dtype)
+            total = distributed.summed(weight.sum(), self.group)
         # all before the first step, so that a bad answer changes nothing
         targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
         for part, target in zip(some, targets, strict=True):
-            ratio, table = correct(numerator[part.points].to(weight.dtype), part)
-            rows = pull(self.divergence, target, table).index_select(0, part.groups.inverse)
-            weight[part.points] = ratio.mul_(rows)
-            risk = risk + self._sum_of_risks(part, target, table)
-        self.risk = risk / len(log_q)
+            inverse, counted = part.groups.inverse, part.groups.members.to(dtype)
+            limit: Tensor | float = self.max_ratio
+            rows, idle = numerator[part.points].to(dtype), None
+            if weight is not None:
+                # a weighted mean of Q is a mean of Q times the weight, relative to its group's mean
+                own = weight[part.points]
+                sums = torch.zeros_like(counted).index_add_(0, inverse, own)
+                sums = distributed.summed(sums, self.group)
+                share = (sums / counted.clamp(min=1)).index_select(0, inverse).unsqueeze(1)
+                relative = own.unsqueeze(1) / share.masked_fill(share == 0, 1.0)
+                rows = rows + relative.log()
+                idle, counted, limit = (sums == 0).unsqueeze(1), sums, limit * relative
+            ratio, table = correct(rows, part, idle)
+            if self.max_ratio != math.inf:
+                ratio = ratio.clamp_(max=limit)
+            if weight is not None:
+                ratio = ratio.mul_(share)
+            pull_rows = pull(self.divergence, target, table).index_select(0, inverse)
+            found = ratio.mul_(pull_rows)
+            pulled[part.points] = found if weight is None else found.masked_fill_(share == 0, 0.0)
+            risk = risk + self._sum_of_risks(counted, target, table)
+        self.risk = risk / total
         log_q = accumulator(log_q)
-        return weighted(log_q, weight.to(log_q.dtype))
+        scale = len(log_q) * distributed.ranks(self.group) / total
+        return once(weighted(log_q, pulled.to(log_q.dtype)) * scale)
 
-    def _sum_of_risks(self, part: Part, target: Tensor, table: Tensor) -> Tensor:
-        members = part.groups.members.to(table.dtype)
+    def _sum_of_risks(self, counted: Tensor, target: Tensor, table: Tensor) -> Tensor:
         if self.divergence is cross_entropy:  # half the passes over memory
-            return -dot(target * members.unsqueeze(1), table)
+            return -dot(target * counted.unsqueeze(1), table)
         found = self.divergence(target, table)
-        return members @ found.masked_fill(members == 0, 0.0)
+        return counted @ found.masked_fill(counted == 0, 0.0)
 
 
 class SerializedIMM(_TableIMM):
@@ -121,6 +167,7 @@ class SerializedIMM(_TableIMM):
         num_short: number S of short contexts.
         num_labels: number Y of labels.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
         the last refresh.
@@ -147,7 +194,7 @@ class SerializedIMM(_TableIMM):
 
         Args:
             batches: pairs of (B, Y) log-probabilities of Q† and (B,) short contexts, together the
-                whole data set.
+                whole data set; with a group, this rank's part of it.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
@@ -166,6 +213,8 @@ class SerializedIMM(_TableIMM):
             )
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
+        if self.group is not None:
+            total, count = self._joined(total), distributed.summed(count, self.group)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
@@ -173,7 +222,14 @@ class SerializedIMM(_TableIMM):
         # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
 
-    def forward(self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor) -> Tensor:
+    def _joined(self, total: Tensor) -> Tensor:
+        """The ranks' (S, Y) log-sums as one; overwrites ``total``."""
+        top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
+        return distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
+
+    def forward(
+        self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.
 
         Args:
@@ -181,11 +237,12 @@ class SerializedIMM(_TableIMM):
             short: (B,) short contexts.
             log_q_frozen: (B, Y) log-probabilities of Q†, the model of the last refresh, at the same
                 data points.
+            weight: (B,) weights of the data points in the mean; equal by default.
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
         check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
-        return self._surrogate(log_q, log_q_frozen, short, self._ratio)
+        return self._surrogate(log_q, log_q_frozen, short, self._ratio, weight)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -195,7 +252,11 @@ class MovingAverageIMM(_TableIMM):
     In train mode each call first moves the rows of the batch's short contexts, Q̂ <- (1 - momentum)
     Q̂ + momentum times the mean of the current Q over the batch, and then differentiates the
     corrected cross-entropy of the current Q. Data points that share a short context are averaged
-    before the step, and the first visit of a row sets it. In eval mode the table stands still.
+    before the step, and the first visit of a row sets it.
+
+    In eval mode the table stands still. Held-out text has short contexts that no row was made for:
+    there the mean of the batch takes the row's place, for this call alone. Large batches then give
+    a better account of Q̂ than small ones.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
@@ -203,8 +264,9 @@ class MovingAverageIMM(_TableIMM):
         num_labels: number Y of labels.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
-        model.
+            model.
         divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
+        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
         so far.
@@ -230,43 +292,71 @@ class MovingAverageIMM(_TableIMM):
         momentum: float = 0.1,
         max_ratio: float = math.inf,
         divergence: Divergence | str = cross_entropy,
+        group: Group = None,
     ):
-        super().__init__(target, num_short, num_labels, divergence)
+        super().__init__(target, num_short, num_labels, divergence, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         self.max_ratio = (
             max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
         )
 
-    def forward(self, log_q: Tensor, short: Tensor) -> Tensor:
-        """The surrogate of eq. 13, a mean over the batch, from (B, Y) log-probabilities and (B,)
-        short contexts.
+    def forward(self, log_q: Tensor, short: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The surrogate of eq. 13, a mean over the batch.
+
+        Args:
+            log_q: (B, Y) log-probabilities of the model, to differentiate.
+            short: (B,) short contexts.
+            weight: (B,) weights of the data points, in the mean and in the average of Q̂: one of
+                weight 2 counts as two of weight 1, of 0 (padding, say) as none. Equal by default.
         """
         log_q, short = self._batch(log_q, short)
-        if not self.training:
-            check_visited(self.visited, short, "in train mode")
-        return self._surrogate(log_q, log_q, short, self._correction)
+        if not self.training and checks.visible(short) and not self.visited.any():
+            check_visited(self.visited, short, "in train mode, nor was any other")
+        if self.training and checks.transformed(log_q):
+            raise ValueError(
+                "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
+                "move a table"
+            )
+        return self._surrogate(log_q, log_q, short, self._correction, weight)
 
-    def _correction(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        ratio, table = (self._update if self.training else self._ratio)(log_q, part)
-        return ratio if self.max_ratio == math.inf else ratio.clamp_(max=self.max_ratio), table
+    def _correction(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
+        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+        again = checks.in_backward()
+        if self.training and not again:
+            return self._mix(log_q, part, idle, moves=True)
+        short = part.groups.short
+        known = checks.visible(short) and self.visited[short].all()
+        return (
+            self._ratio(log_q, part, idle)
+            if again or known
+            else self._mix(log_q, part, idle, moves=False)
+        )
 
     @torch.no_grad()
-    def _update(self, log_q: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        """Move the rows that the part visits; Q / Q̂ (N, Y) against the moved rows, and them."""
+    def _mix(
+        self, log_q: Tensor, part: Part, idle: Tensor | None, moves: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Q / Q̂ (N, Y) against the rows that the part visits, moved or at their first visit, and
+        these rows; the table takes them if it ``moves``.
+        """
         found = part.groups
         visited = self.visited.index_select(0, found.short).unsqueeze(1)
         old = self.table.index_select(0, found.short)
         if not (checks.visible(visited) and visited.all()):
             old.masked_fill_(~visited, -math.inf)
-        step = old.new_full((), self.momentum)
+        step = old.new_full((), self.momentum if moves else 0.0)
         step = torch.where(visited, step, torch.ones_like(step))
+        if idle is not None:
+            step = torch.where(idle, torch.zeros_like(step), step)
         added = step / found.members.clamp(min=1).unsqueeze(1)
-        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added)
+        moved, ratio = mix(old, log_q, found.inverse, 1 - step, added, self.group)
+        if not moves:
+            return ratio, moved
+        kept, sound = moved, torch.ones_like(visited) if idle is None else ~idle
         if not checks.visible(log_q):  # where NaN could not be refused, it must not stay
-            sound = ~moved.isnan().any(1, keepdim=True)
-            moved = torch.where(sound, moved, self.table.index_select(0, found.short))
-        else:
-            sound = torch.ones_like(visited)
-        found.write(self.table, moved)
+            sound = sound & ~moved.isnan().any(1, keepdim=True)
+        if idle is not None or not checks.visible(log_q):
+            kept = torch.where(sound, moved, self.table.index_select(0, found.short))
+        found.write(self.table, kept)
         found.write(self.visited, (visited | sound).squeeze(1))
         return ratio, moved

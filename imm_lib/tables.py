@@ -1,5 +1,6 @@
 """What the estimators with a table of Q̂ share: checks of sizes, of short contexts and of sweeps."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -24,6 +25,15 @@ def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None
             raise ValueError(
                 f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
             )
+
+
+@torch.no_grad()
+def reset(table: Tensor, visited: Tensor) -> None:
+    """Forget all. NaN, so that a row used before its first visit shows instead of passing for a
+    probability.
+    """
+    table.fill_(math.nan)
+    visited.fill_(False)
 
 
 def check_target(target: nn.Module, shape: tuple[int, int]) -> None:

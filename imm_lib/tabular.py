@@ -26,7 +26,7 @@ class TabularWorld:
         pi_short: (S,), π(s).
         belief: (S, E), π(e|s).
         conditional: (S, E, Y), the true model P(y|s, e); uniform where π(s, e) = 0, where nothing
-        depends on it.
+            depends on it.
         induced: (S, Y), the true induced model P̄(y|s) of eq. 3.
 
     Raises:

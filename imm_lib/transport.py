@@ -28,7 +28,7 @@ def sinkhorn(
 
     Args:
         cost: (Y, Y) cost of moving probability from one label to another: not negative, 0 on the
-        diagonal, symmetric.
+            diagonal, symmetric.
         epsilon: weight of the entropy, in the unit of the cost.
         steps: the most iterations.
 

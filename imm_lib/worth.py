@@ -20,12 +20,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
-from imm_lib.induced import segment_logsumexp
+from imm_lib.information import informations
+from imm_lib.uses import Comparison, Expected, compare
+
+__all__ = [
+    "FEW",
+    "Comparison",
+    "Expected",
+    "Worth",
+    "compare",
+    "informations",
+    "measure",
+    "suggest_lambda",
+]
 
 FEW = 3.0
 """Extended contexts of a short one, effectively, below which :func:`suggest_lambda` warns."""
@@ -37,7 +49,7 @@ class Worth:
 
     Attributes:
         gain: (d,) j, information of the induced model in units of the full model's, from the
-        largest down.
+            largest down.
         price: (d,) κ, what averaging over sampled extended contexts costs in the same directions.
     """
 
@@ -120,23 +132,37 @@ class Worth:
         )
         return cls(gain, price.clamp(min=0))
 
-    def excess_risk(self, lam: float, n: float, m: float = math.inf, known: bool = False) -> float:
+    def excess_risk(
+        self,
+        lam: float,
+        n: float,
+        m: float = math.inf,
+        known: bool = False,
+        unlabelled: float = 0.0,
+    ) -> float:
         """Asymptotic mean of KL(P ‖ Q) in nats at weight λ.
 
         Args:
             lam: λ, at least 0.
             n: data points.
             m: restricted samples that the target was estimated from; infinite for a perfect target.
-            known: π(e|s) is known, and not taken from the n points.
+            known: π(e|s) is known, and not taken from the points.
+            unlabelled: points without a label, u, beside which π(e|s) is counted from n + u points:
+                the price of counting is n / (n + u) of what it is without them.
 
         Raises:
             TypeError, ValueError: a number out of range.
         """
         lam = checks.number("lam", lam, 0)
-        return self._terms(lam, *self._sizes(n, m), known).sum().item() / (2 * n)
+        return self._terms(lam, *self._sizes(n, m), known, unlabelled).sum().item() / (2 * n)
 
     def effective_multiplier(
-        self, lam: float, n: float, m: float = math.inf, known: bool = False
+        self,
+        lam: float,
+        n: float,
+        m: float = math.inf,
+        known: bool = False,
+        unlabelled: float = 0.0,
     ) -> float:
         """How many times the data plain training would need for the same excess risk; below 1 where
         IMM hurts.
@@ -147,9 +173,11 @@ class Worth:
         >>> worth.effective_multiplier(lam=1.0, n=100)      # one of two directions costs a quarter of what it did
         1.6
         """
-        return len(self.gain) / (2 * n * self.excess_risk(lam, n, m, known))
+        return len(self.gain) / (2 * n * self.excess_risk(lam, n, m, known, unlabelled))
 
-    def optimal_lambda(self, n: float, m: float = math.inf, known: bool = False) -> float:
+    def optimal_lambda(
+        self, n: float, m: float = math.inf, known: bool = False, unlabelled: float = 0.0
+    ) -> float:
         """The λ of the least excess risk; infinite where it falls for ever.
 
         With a known π it is m/n, the weight of maximum likelihood. Arguments and errors as
@@ -160,7 +188,7 @@ class Worth:
         0.5
         """
         n, m = self._sizes(n, m)
-        gain, cost = self.gain.double(), self._cost(n, m, known)
+        gain, cost = self.gain.double(), self._cost(n, m, known, unlabelled)
         useful = gain > gain.amax().clamp(min=0) * 1e-12
         if not useful.any():
             return 0.0
@@ -172,7 +200,7 @@ class Worth:
         low, high = ends.min().item(), ends[ends.isfinite()].max().item()
         if ends.isinf().any():
             high += 20
-        grid = torch.linspace(low, high, 2001, dtype=torch.float64).exp()
+        grid = torch.linspace(low, high, 2001, dtype=torch.float64, device=gain.device).exp()
         risk = ((1 + grid**2 * cost.unsqueeze(1)) / (1 + grid * gain.unsqueeze(1)) ** 2).sum(0)
         return grid[risk.argmin()].item()
 
@@ -184,136 +212,13 @@ class Worth:
             )
         return n, m
 
-    def _cost(self, n: float, m: float, known: bool) -> Tensor:
-        return (0.0 if known else 1.0) * self.price.double() + n / m * self.gain.double()
+    def _cost(self, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
+        counted = n / (n + checks.number("unlabelled", unlabelled, 0))
+        return (0.0 if known else counted) * self.price.double() + n / m * self.gain.double()
 
-    def _terms(self, lam: float, n: float, m: float, known: bool) -> Tensor:
-        return (1 + lam**2 * self._cost(n, m, known)) / (1 + lam * self.gain.double()) ** 2
-
-
-def _jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
-    """(N, Y) outputs -> (N, Y, d) derivatives by all parameters, in float64."""
-    found = []
-    for part in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).split(rows):
-        grads = torch.autograd.grad(
-            outputs.reshape(-1),
-            parameters,
-            part,
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
-        flat = [
-            part.new_zeros(len(part), p.numel()) if g is None else g.reshape(len(part), -1)
-            for g, p in zip(grads, parameters, strict=True)
-        ]
-        found.append(torch.cat(flat, 1).double())
-    return torch.cat(found).view(*outputs.shape, -1)
-
-
-def _information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
-    """Σ_t w_t Σ_y p_t(y) ∇ ∇ᵀ; (N,), (N, Y), (N, Y, d) -> (d, d)."""
-    return torch.einsum("n,ny,nyi,nyj->ij", weight, probability, score, score)
-
-
-def _answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
-    """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
-    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
-    if log_q.dim() != 2 or len(log_q) != len(extended):
-        raise ValueError(
-            f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}"
-        )
-    if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
-        raise ValueError(
-            "query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax"
-        )
-    if not log_q.requires_grad:
-        raise ValueError(
-            "query(short, extended) must depend on parameters, got an answer without a gradient"
-        )
-    return log_q
-
-
-def informations(
-    query: Query,
-    parameters: Iterable[Tensor],
-    contexts: Contexts,
-    short: Tensor,
-    extended: Tensor,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices I, J and K of a model on a sample, by automatic differentiation; (d, d) float64
-    each.
-
-    I = E Σ_y Q ∇log Q ∇log Qᵀ; J the same of Q̂ with the gradients of log Q̂; K = E g gᵀ, where g
-    is the influence of one data point, as an extended context, on the IMM gradient: g(s,e) = Σ_y
-    Q(y|s,e) ∇log Q̂(y|s), summed over the short contexts that a kernel lends the point to. With
-    discrete short contexts K never exceeds J. J and K do not exceed I if ``query`` takes an
-    extended context as the sample has it, with its own short context.
-
-    Args:
-        query: (N,) short contexts, (N,) extended contexts -> (N, Y) log-probabilities of the full
-            model, in evaluation mode: dropout would make every call another.
-        parameters: what the model is differentiated by; d numbers in all, of which a few hundred
-        are practical.
-        contexts: one of the context classes.
-        short: (N,) or (N, c) short contexts of a sample.
-        extended: (N,) its extended contexts, as the contexts name them: of data points, their
-        numbers.
-        weight: (N,) weights of its points that sum to 1; equal by default.
-
-    Raises:
-        TypeError, ValueError: shapes that do not fit, weights that are not a distribution, no
-            parameters, or answers of ``query`` that are no log-probabilities or do not depend on
-            them.
-    """
-    if isinstance(parameters, nn.Module | Tensor):
-        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
-    parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
-    if not parameters:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
-        )
-    contexts = checked_contexts(contexts)
-    if (
-        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
-        or len(short) == 0
-    ):
-        raise ValueError(
-            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
-        )
-    if weight is None:
-        weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
-    if checks.probabilities("weight", weight).shape != (len(short),):
-        raise ValueError(f"weight must be ({len(short)},), got {checks.describe(weight)}")
-    weight = checks.normalised(weight.double())
-
-    log_q = _answer(query, short, extended)
-    q = log_q.detach().double().exp()
-    distinct, inverse = torch.unique(
-        short, dim=None if short.dim() == 1 else 0, return_inverse=True
-    )
-    row, support, log_w = contexts.support(distinct)
-    log_all = _answer(query, distinct[row], support)
-    log_induced = segment_logsumexp(
-        log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct)
-    )
-    score = _jacobian(log_induced, parameters)
-    mass = weight.new_zeros(len(distinct)).index_add_(0, inverse, weight)
-    if (
-        points := getattr(contexts, "points", None)
-    ) is None:  # a hidden state is drawn anew with every short context
-        influence, share = torch.einsum("ny,nyi->ni", q, score[inverse]), weight
-    else:
-        each = torch.einsum("ny,nyi->ni", log_all.detach().double().exp(), score[row])
-        lent = points * (mass[row] * log_w.double().exp()).unsqueeze(1) * each
-        influence = each.new_zeros(points, each.shape[1]).index_add_(0, support, lent)
-        share = weight.new_full((points,), 1 / points)
-    return (
-        _information(weight, q, _jacobian(log_q, parameters)),
-        _information(mass, log_induced.detach().double().exp(), score),
-        torch.einsum("n,ni,nj->ij", share, influence, influence),
-    )
+    def _terms(self, lam: float, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
+        cost = self._cost(n, m, known, unlabelled)
+        return (1 + lam**2 * cost) / (1 + lam * self.gain.double()) ** 2
 
 
 def measure(
@@ -360,7 +265,7 @@ def suggest_lambda(
         query, parameters, contexts, short, extended: as of :func:`informations`, at the trained
             parameters. Of a network its last layer's parameters will do.
         m: restricted samples that the target was estimated from, if it is known; infinite for a
-        perfect target.
+            perfect target.
         damping: as of :meth:`Worth.of`.
         largest: upper limit of the result.
 

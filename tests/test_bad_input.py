@@ -299,12 +299,12 @@ CASES = {
     "serialized: before refresh": (
         lambda: imm.SerializedIMM(TARGET, 4, 3).double()(LOG_Q, DATA, LOG_Q),
         ValueError,
-        "short .*no refresh.*0",
+        "short .*never visited by a refresh.*0",
     ),
     "serialized: unseen by refresh": (
         lambda: serialized()(LOG_Q, torch.tensor([0, 1, 2, 3]), LOG_Q),
         ValueError,
-        "short .*no refresh.*3",
+        "short .*never visited by a refresh.*3",
     ),
     "serialized: frozen shape": (
         lambda: serialized()(LOG_Q, DATA, LOG_Q[:2]),

@@ -231,3 +231,43 @@ def test_without_the_transport_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot.batch", None)
     with pytest.raises(ImportError, match=r"imm_lib\[transport\]"):
         sinkhorn(COST)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (lambda p, log_q: (p * -log_q).sum(-1).mean(), ValueError, "one value per row"),
+        (lambda p, log_q: p * -log_q, ValueError, "one value per row"),
+        (lambda p, log_q: "far", TypeError, r"divergence\(target, log_q\) must be a torch.Tensor"),
+        (lambda p, log_q: log_q.sum(-1).long(), TypeError, "floating-point"),
+    ],
+    ids=["a mean", "no sum", "text", "integers"],
+)
+def test_answers_of_a_divergence_from_outside_are_checked(answer, error, words):
+    """A mean over the batch was taken for the risk of every row."""
+    model = Model()
+    log_q = model.query(model.short, model.extended)
+    for call in (
+        lambda: imm.ExactIMM(model.target, model.contexts, answer)(model.query, model.short),
+        lambda: imm.SampledNoising(model.target, model.contexts, divergence=answer)(
+            model.query, model.short
+        ),
+        lambda: imm.MovingAverageIMM(model.target, 2, 4, divergence=answer).double()(
+            log_q, model.short
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_a_divergence_from_outside_works_in_every_estimator():
+    model = Model()
+    own = lambda p, log_q: -(p * log_q).sum(-1)  # noqa: E731
+    expected = model.exact("cross-entropy")
+    torch.testing.assert_close(model.exact(own), expected)
+    average = imm.MovingAverageIMM(model.target, 2, 4, momentum=1.0, divergence=own).double()
+    log_q = model.query(model.short, model.extended)
+    torch.testing.assert_close(model.gradient(average(log_q, model.short)), expected[0])
+    constant = lambda p, log_q: p.sum(-1)  # noqa: E731
+    with pytest.raises(ValueError, match="must depend on log_q"):
+        pull(constant, model.target, model.target.log())

@@ -151,6 +151,152 @@ def test_sequential_under_autocast_and_in_half_precision():
     assert value(True).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sequential_replays_autocast_itself(dtype):
+    net, seen = nn.Linear(6, Y), []
+
+    def query(short, extended):
+        logits = net(torch.ones(len(short), 6))
+        seen.append((torch.is_autocast_enabled("cpu"), logits.dtype))
+        return logits.float().log_softmax(-1)
+
+    term = imm.SampledIMM(TARGET.float(), imm.GroupedContexts(DATA), 3, sequential=True)
+    with torch.autocast("cpu", dtype):
+        value = term(query, BATCH)
+    value.backward()
+    assert seen == [(True, dtype)] * 6
+    seen.clear()
+    value = term(query, BATCH)
+    with torch.autocast("cpu", dtype):
+        value.backward()
+    assert seen == [(False, torch.float32)] * 6
+
+
+def sequential_and_joint(net, between, query=None):
+    """Gradients of both, with something done between forward and backward pass."""
+    found = []
+    for sequential in (True, False):
+        term = imm.SampledIMM(TARGET, imm.GroupedContexts(DATA), 3, sequential, generator(2))
+        torch.manual_seed(0)
+        net.eval()
+        value = term(query or net, BATCH)
+        between()
+        found.append(gradients(value, net))
+    return found
+
+
+class Bound:
+    """A model behind an attribute, as in a training loop's object."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def query(self, short, extended):
+        return self.net(short, extended)
+
+
+@pytest.mark.parametrize("way", ["module", "function", "method"])
+def test_sequential_replays_the_modes_of_modules(way):
+    net = model(dropout=0.5)
+    query = {"module": net, "function": lambda s, e: net(s, e), "method": Bound(net).query}[way]
+    assert_same(*sequential_and_joint(net, net.train, query))
+    assert net.training and net.dropout.training  # put back after the replay
+
+    # and the other way round: dropout in both passes, though the model is in eval mode by then
+    term = imm.SampledIMM(TARGET, imm.GroupedContexts(DATA), 3, True, generator(2))
+    torch.manual_seed(0)
+    net.train()
+    value = term(query, BATCH)
+    expected = torch.autograd.grad(value, net.head, retain_graph=True)[0]
+    net.eval()
+    torch.testing.assert_close(torch.autograd.grad(value, net.head)[0], expected)
+    assert not net.dropout.training
+
+
+def test_sequential_replays_a_query_that_switches_modes_itself():
+    net = model(dropout=0.5)
+
+    def query(short, extended):
+        net.eval()
+        answer = net(short, extended)
+        net.train()
+        return answer
+
+    assert_same(*sequential_and_joint(net, lambda: None, query))
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: torch.optim.SGD(net.parameters(), 0.1).step(),
+        lambda net: net.load_state_dict({k: v + 1 for k, v in net.state_dict().items()}),
+        lambda net: torch.no_grad()(net.head.mul_)(2.0),
+        lambda net: torch.no_grad()(net.frozen.add_)(1.0),
+    ],
+    ids=["a step", "loaded weights", "in place", "a frozen weight"],
+)
+def test_sequential_refuses_changed_weights_as_autograd_does(change):
+    class Net(type(model())):
+        def __init__(self):
+            super().__init__(6, N, Y)
+            self.frozen = nn.Parameter(torch.ones(Y, dtype=torch.float64), requires_grad=False)
+
+        def forward(self, short, extended):
+            return (super().forward(short, extended) * self.frozen).log_softmax(-1)
+
+    net = Net()
+    term = imm.SampledIMM(TARGET, imm.GroupedContexts(DATA), 3, sequential=True)
+    value = term(net, BATCH)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    change(net)
+    with pytest.raises(
+        RuntimeError, match=r"modified by an in-place operation.*version 1, expected 0"
+    ):
+        value.backward()
+    # without a change, twice is as good as once
+    value = term(net, BATCH)
+    first = torch.autograd.grad(value, net.head, retain_graph=True)
+    assert_same(first, torch.autograd.grad(value, net.head))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.requires_grad_(False),
+        lambda net: net.head.requires_grad_(False),
+        lambda net: setattr(net, "head", nn.Parameter(net.head.detach() + 1)),
+    ],
+    ids=["all frozen", "one frozen", "replaced"],
+)
+def test_sequential_refuses_other_weights(change):
+    net = model()
+    value = imm.SampledIMM(TARGET, imm.GroupedContexts(DATA), 3, sequential=True)(net, BATCH)
+    change(net)
+    with pytest.raises(RuntimeError, match="no longer used or want no gradient"):
+        value.backward()
+
+
+def test_sequential_restores_everything_if_a_replay_fails():
+    net, calls = model(dropout=0.5), []
+
+    def query(short, extended):
+        calls.append(net.training)
+        if len(calls) == 4:
+            raise ValueError("as it happens")
+        return net(short, extended)
+
+    value = imm.SampledIMM(TARGET, imm.GroupedContexts(DATA), 3, sequential=True)(query, BATCH)
+    net.eval()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="as it happens"):
+        value.backward()
+    assert calls == [True] * 4 and not net.training and not net.dropout.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
 def test_sequential_reaches_a_graph_built_outside_and_leaves_it_usable():
     net, outside = model(), torch.ones(Y, dtype=torch.float64, requires_grad=True)
     shared = outside.exp()

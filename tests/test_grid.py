@@ -424,7 +424,7 @@ def test_the_critic_of_the_truth_has_no_advantage_on_average():
     """With a critic trained to the end, the advantages of a fixed policy's moves average to zero."""
     torus = Torus(3)
     critic, policy = (
-        learning.Critic(torus, 2, torch.device("cpu"), rate=0.1),
+        learning.Critic(torus, 2, rate=0.1),
         torch.full((2, 9, 4), 0.25),
     )
     source = generator(4)
@@ -439,7 +439,7 @@ def test_the_critic_of_the_truth_has_no_advantage_on_average():
 
 def test_a_critic_without_trace_sees_one_step():
     torus = Torus(3)
-    critic = learning.Critic(torus, 1, torch.device("cpu"), trace=0.0, rate=1.0)
+    critic = learning.Critic(torus, 1, trace=0.0, rate=1.0)
     critic.value = torch.arange(9.0)[None]
     path = learning.Trajectory(
         *(torch.tensor([x]) for x in ([0, 3], [1, 1])),

@@ -25,7 +25,10 @@ def twin(tokens: list[int], vocab_size: int) -> list[list[float]]:
         Counter(tokens[:-1]),
         {y: {x for x, z in counts if z == y} for y in range(vocab_size)},
     )
-    continuations = [len(before[y]) or 0.5 for y in range(vocab_size)]
+    orphans = [y for y in range(vocab_size) if not before[y]]
+    singles = sum(len(words) == 1 for words in before.values())
+    floor = min(0.5, max(0.5, singles) / max(1, len(orphans)))
+    continuations = [len(before[y]) or floor for y in range(vocab_size)]
     backoff = [c / math.fsum(continuations) for c in continuations]
     rows = []
     for x in range(vocab_size):
@@ -76,6 +79,82 @@ def test_discounts_of_degenerate_corpora(tokens, expected):
 def test_discounts_by_hand():
     # n1..n4 = 4, 2, 1, 1: Y = 4/8; D1 = 1 - 2Y 2/4, D2 = 2 - 3Y 1/2, D3+ = 3 - 4Y 1/1
     assert discounts(torch.tensor([1, 1, 1, 1, 2, 2, 3, 4])) == pytest.approx((0.5, 1.25, 1.0))
+
+
+def texts(count: int, length: int, words: int):
+    """Random texts with few frequent words and many rare ones."""
+    share = 1 / torch.arange(1.0, words + 1)
+    for seed in range(count):
+        g = torch.Generator().manual_seed(seed)
+        yield torch.multinomial(share, length, replacement=True, generator=g)
+
+
+@pytest.mark.parametrize("length", [20, 80, 400, 3000])
+def test_a_bigram_seen_more_often_keeps_more(length):
+    """In 171 of 319 small texts, one seen three times had kept less than one seen twice."""
+    fell_back = 0
+    for text in texts(100, length, 12 if length == 80 else 40):
+        counts = torch.tensor(list(Counter(pairwise(text.tolist())).values()))
+        d = discounts(counts)
+        kept = [c - d[min(c, 3) - 1] for c in range(1, 9)]
+        assert all(a < b for a, b in pairwise([0, *kept])), d
+        assert all(0 < x < 3 for x in d)
+        fell_back += d[0] == d[1]
+    assert fell_back > 0 or length == 3000
+
+
+@pytest.mark.parametrize(
+    ("often", "expected"),
+    [
+        ((4, 2, 1, 0), 0.5),  # nothing occurs four times: D3+ would be 3
+        ((4, 2, 0, 1), 0.5),  # nor three times: D2 would be 2
+        ((10, 4, 1, 2), 10 / 18),  # D3+ would be below 0
+        ((40, 3, 4, 1), 40 / 46),  # D2 would be below 0
+        ((10, 20, 2, 1), 10 / 50),  # 3 - D3+ is .4 and 2 - D2 is .06, but 1 - D1 .8
+        ((0, 5, 2, 1), 0.5),
+        ((5, 0, 2, 1), 0.5),
+    ],
+)
+def test_when_the_discounts_fall_back(often, expected):
+    counts = torch.tensor([c for c, n in enumerate(often, start=1) for _ in range(n)])
+    assert discounts(counts) == pytest.approx((expected,) * 3)
+
+
+def test_what_is_kept_reaches_the_table():
+    """The text of a bigram seen three times, one seen twice and a last one seen once."""
+    text = [0, 1] * 3 + [2, 3] * 2 + [0, 4, 5, 6, 7, 8]
+    model = imm.KneserNeyBigram.fit(torch.tensor(text), 9)
+    assert model.discounts[0] == model.discounts[2]
+    row = model.dense()[0]
+    assert row[1] > row[4] > row[8]
+    assert row[1] > 0.5
+
+
+@pytest.mark.parametrize("text", list(texts(3, 2000, 300)))
+def test_a_large_vocabulary_does_not_take_the_back_off(text):
+    """Unseen words together count as much as those seen after one word only, at most."""
+    small = int(text.max()) + 1
+    inside = imm.KneserNeyBigram.fit(text, small)
+    continuations = torch.bincount(inside.keys % small)
+    single = (continuations == 1).sum()
+    for size in (small, 1000, 10_000, 250_000):
+        model = imm.KneserNeyBigram.fit(text, size)
+        share = model.backoff[model.orphans].sum()
+        assert share <= single / (single + continuations.sum()) + 1e-6
+        assert model.backoff.min() > 0
+        assert model.backoff.sum() == pytest.approx(1, abs=1e-5)
+        assert model.perplexity(text) < 1.05 * inside.perplexity(text)
+    # each of few orphans has half a continuation, as in the paper's text
+    few = imm.KneserNeyBigram.fit(text, small + 3)
+    seen = few.backoff[: len(continuations)][continuations == 1].min()
+    assert single > 4
+    torch.testing.assert_close(few.backoff[-1], seen / 2)
+
+
+def test_a_text_without_words_of_one_continuation():
+    text = torch.tensor([0, 1, 1, 0, 0])
+    model = imm.KneserNeyBigram.fit(text, 6)
+    assert model.backoff[2:].tolist() == pytest.approx([0.5 / 4 / 4.5] * 4)
 
 
 def test_conventions_differ_only_in_orphans():
@@ -193,7 +272,7 @@ def test_the_papers_numbers():
     for split, printed in (("train", 92.19), ("valid", 199.28), ("test", 185.71)):
         assert model.perplexity(getattr(corpus, split), "paper") == pytest.approx(printed, abs=0.01)
     assert [corpus.vocab[i] for i in model.orphans.nonzero().flatten()] == ["aer"]
-    assert sum(b.numel() * b.element_size() for b in model.buffers()) < 4 * 10_000**2 / 50
+    assert sum(b.numel() * b.element_size() for b in model.held()) < 4 * 10_000**2 / 50
 
 
 @pytest.mark.needs_data("ptb")

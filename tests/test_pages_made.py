@@ -2,9 +2,13 @@
 make.
 """
 
+import re
+from collections import Counter
+
+import nbformat
 import pages
 import pytest
-from pages import execution, reproduction
+from pages import execution, headline, reproduction
 from pages.reproduction import Number
 
 from imm_lib import experiments, results
@@ -48,12 +52,15 @@ def test_every_chapter_and_experiment_has_its_row_of_costs():
     ]
 
 
-def test_every_number_has_a_row():
+def rows(page):
+    """The table rows that carry a verdict in their second column."""
+    cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return [row for row in cells if len(row) == 5 and row[1] in reproduction.VERDICTS]
+
+
+def test_every_number_has_a_row_with_its_verdict_in_the_second_column():
     found, page = reproduction.numbers(), reproduction.page()
-    verdicts = tuple(f"| {verdict} |" for verdict in ("inside", "outside", "not run"))
-    assert (
-        sum(line.endswith(verdicts) for line in page.splitlines()) == len(found) + 1
-    )  # and the summary's head
+    assert Counter(row[1] for row in rows(page)) == Counter(number.verdict for number in found)
     assert {number.place for number in found} >= {"Table 1", "Table 2", "Table 4", "Table 5"}
     assert {number.verdict for number in found if number.place == "Table 4"} == {
         "inside",
@@ -61,12 +68,55 @@ def test_every_number_has_a_row():
     }
 
 
+def test_means_come_first_and_bars_are_folded_and_counted_apart():
+    found, page = reproduction.numbers(), reproduction.page()
+    bars = [number for number in found if number.bar]
+    assert len(bars) == 42
+    before, fold, after = page.partition(":::{dropdown}")
+    assert fold and " bar |" not in before
+    assert sum(row[0].endswith("bar") for row in rows(after)) == 42
+    agree = sum(number.verdict == "inside" for number in found if not number.bar)
+    assert f"and {agree} of these agree" in page
+    assert reproduction.counts(found)["Table 4, percentile bars"].total() == 42
+
+
+def test_a_command_is_told_once_a_section():
+    for section in reproduction.page().split("\n## ")[1:]:
+        commands = re.findall(r"^- `(.+?)`", section, re.MULTILINE)
+        assert commands and len(set(commands)) == len(commands)
+        assert all(section.count(command) == 1 for command in commands)
+
+
 def test_without_results_nothing_has_run(tmp_path, monkeypatch):
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path / "results"))
     ran = [number for number in reproduction.numbers() if number.ours is not None]
     assert [number.place for number in ran] == ["Proposition 6.1"]
-    rows = [line for line in reproduction.page().splitlines() if line.endswith("| not run |")]
-    assert len(rows) == len(reproduction.numbers())  # all but one, and the head of the summary
+    missing = [row for row in rows(reproduction.page()) if row[1] == "not run"]
+    assert len(missing) == len(reproduction.numbers()) - 1
+    assert "Does not hold" in headline.page()
+
+
+def chapter_text(name):
+    """What a chapter says and prints."""
+    cells = nbformat.read(results.folder().parent / f"{name}.ipynb", as_version=4).cells
+    printed = [output.get("text", "") for cell in cells for output in cell.get("outputs", [])]
+    return "\n".join([cell.source for cell in cells] + printed)
+
+
+def test_every_number_of_the_front_page_is_printed_in_its_chapter():
+    told = re.findall(r"^- (.*) \[Chapter \d+\]\((.*)\.ipynb\)", headline.page(), re.MULTILINE)
+    assert len(told) > 7
+    for text, chapter in told:
+        printed = set(re.findall(r"\d+\.\d+|\d+(?= ?%)", chapter_text(chapter)))
+        numbers = set(re.findall(r"\d+\.\d+|\d+(?=%)", text))
+        assert numbers and numbers <= printed, (chapter, numbers - printed)
+
+
+def test_a_comparison_holds_only_where_both_intervals_exclude_zero():
+    line = headline.Line("", "", (-1.0, 0.5), (-1.0, 0.5))
+    assert line.holds
+    assert not line._replace(rival=(-1.0, 1.5)).holds
+    assert not line._replace(none=(1.0, 0.5)).holds
 
 
 def test_a_damaged_result_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):

@@ -398,3 +398,83 @@ def test_a_lead_that_cannot_be_measured(change, message):
     }
     with pytest.raises((TypeError, ValueError), match=message):
         lead(**given | change)
+
+
+def grouped_world(rows, num=4, per=3):
+    """One model row per group, the same in each of its contexts; a query of those."""
+    log_q = rows.log()
+    contexts = imm.GroupedContexts(torch.arange(num).repeat_interleave(per))
+    return lambda short, extended: log_q[short], contexts
+
+
+def test_lead_names_every_unseen_group_and_drops_them_on_request():
+    rows = torch.full((6, 2), 0.5, dtype=torch.float64)
+    contexts = imm.GroupedContexts(torch.tensor([0, 1, 1, 4]), 6)
+    short, label = torch.tensor([0, 1, 2, 3, 3, 4, 5]), torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    query = lambda s, e: rows[s].log()  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"4 of 7 pairs in 3 groups never seen: 2, 3, 5; .*drop_unseen"
+    ):
+        lead(query, contexts, rows, short, label)
+    found = lead(query, contexts, rows, short, label, drop_unseen=True)
+    assert (found.pairs, found.dropped) == (3, 4)
+    kept = torch.tensor([0, 1, 5])
+    assert found.target == lead(query, contexts, rows, short[kept], label[kept]).target
+    with pytest.raises(ValueError, match="at least two pairs of seen groups, got 1"):
+        lead(query, contexts, rows, short[1:4], label[1:4], drop_unseen=True)
+
+
+def test_the_slope_is_the_derivative_of_the_loss_along_imms_step():
+    generator = torch.Generator().manual_seed(0)
+    q, p = (torch.rand(4, 3, generator=generator, dtype=torch.float64).softmax(1) for _ in range(2))
+    short = torch.randint(4, (500,), generator=generator)
+    label = torch.randint(3, (500,), generator=generator)
+    found = lead(*grouped_world(q), p, short, label)
+    step = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    moved = (q.log() + step * (p - q)).log_softmax(1)  # the risk's gradient by the logits is q - p
+    (slope,) = torch.autograd.grad(-moved[short, label].mean(), step)
+    assert found.slope == pytest.approx(-slope.item())
+
+
+@pytest.mark.parametrize("pairs", [20, 200])
+@pytest.mark.parametrize("q_one", [0.5, 0.1])
+def test_a_useless_target_gets_a_go_as_rarely_as_stated(pairs, q_one):
+    """The model is right about the pairs and the target is not: slope 0 in the mean."""
+    generator = torch.Generator().manual_seed(pairs)
+    q = torch.tensor([[1 - q_one, q_one]] * 4, dtype=torch.float64)
+    p = torch.tensor([[0.3, 0.7], [0.8, 0.2], [0.6, 0.4], [0.05, 0.95]], dtype=torch.float64)
+    query, contexts = grouped_world(q)
+    decisions = []
+    for _ in range(400):
+        short = torch.randint(4, (pairs,), generator=generator)
+        label = (torch.rand(pairs, generator=generator) < q_one).long()
+        decisions.append(lead(query, contexts, p, short, label).decision(0.05))
+    limit = 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5  # three standard errors of the share
+    assert decisions.count("go") / 400 <= limit and decisions.count("stop") / 400 <= limit
+
+
+def test_a_target_worth_a_step_gets_a_go_where_it_is_not_ahead():
+    """Overconfident, so that its own loss is no better, yet right about the direction."""
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.tensor([[0.4, 0.6], [0.6, 0.4]] * 2, dtype=torch.float64)
+    p = torch.tensor([[0.15, 0.85], [0.85, 0.15]] * 2, dtype=torch.float64)
+    q = torch.full((4, 2), 0.5, dtype=torch.float64)
+    short = torch.randint(4, (4000,), generator=generator)
+    label = (torch.rand(4000, generator=generator) < truth[short, 1]).long()
+    found = lead(*grouped_world(q), p, short, label)
+    assert found.ahead < 0 and found.decision() == "go"
+    assert lead(*grouped_world(q), p.flip(1), short, label).decision() == "stop"
+    with pytest.raises(ValueError, match="level must be"):
+        found.decision(0.7)
+
+
+def test_the_approximate_students_t_is_near_the_exact_one():
+    from scipy.stats import t as student
+
+    from imm_lib.premise import _student_tail
+
+    for freedom in (3, 10, 100):
+        for value in (0.0, 1.0, 2.0, 3.0):
+            assert _student_tail(value, freedom) == pytest.approx(
+                student.sf(value, freedom), abs=2e-3
+            )

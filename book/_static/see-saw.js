@@ -241,11 +241,11 @@ says p. What is drawn is where the training ends:
       if (!width || !this.shown) return;
       const { weights, truth, names, label } = this.scene;
       const scale = Math.min(1, width / 560);
-      const height = 190 + 30 * scale;
+      const height = 204 + 30 * scale;
       const left = 26;
       const length = width - 2 * left;
       const ground = height - 40;
-      const top = ground - 52;
+      const top = ground - 64;
       const x = (p) => left + length * p;
       const tilt = Math.max(-0.14, Math.min(0.14, 1.2 * (dot(weights, this.shown) - this.nurse)));
       const y = (p) => top + Math.sin(tilt) * length * (p - this.nurse);

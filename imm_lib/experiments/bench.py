@@ -11,6 +11,7 @@ imm_lib bench``).
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,10 @@ class LSTMLanguageModel(nn.Module):
         return self.head(self.lstm(self.embedding(words))[0]).flatten(0, 1).log_softmax(-1)
 
 
-def _pair_model(extended: int, width: int, labels: int, generator: torch.Generator) -> nn.Module:
-    """A network of two hidden layers on random features of the extended context."""
+def _pair_model(
+    extended: int, width: int, labels: int, generator: torch.Generator
+) -> tuple[nn.Module, Tensor]:
+    """A network of two hidden layers, and random features of the extended contexts."""
     features = torch.randn(extended, width, generator=generator)
     layers = [
         nn.Linear(width, width),
@@ -65,9 +68,7 @@ def _pair_model(extended: int, width: int, labels: int, generator: torch.Generat
         nn.Tanh(),
         nn.Linear(width, labels),
     ]
-    network = nn.Sequential(*layers, nn.LogSoftmax(-1))
-    network.register_buffer("features", features)
-    return network
+    return nn.Sequential(*layers, nn.LogSoftmax(-1)), features
 
 
 def _step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -83,20 +84,19 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
     their ratios.
     """
     generator = torch.Generator().manual_seed(0)
-    network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(
-        device
+    network, features = _pair_model(
+        config["extended"], config["width"], config["labels"], generator
     )
-    short = torch.randint(config["short"], (config["extended"],), generator=generator)
-    contexts = GroupedContexts(short).to(device)
-    target = torch.rand(config["short"], config["labels"], generator=generator).softmax(-1)
-    batch = short[: config["batch"]].to(device)
+    network, features = network.to(device), features.to(device)
+    short = torch.randint(config["short"], (config["extended"],), generator=generator).to(device)
+    contexts = GroupedContexts(short)
+    target = torch.rand(config["short"], config["labels"], generator=generator)
+    target, batch = target.to(device).softmax(-1), short[: config["batch"]]
 
     def step(k: int, sequential: bool) -> Callable[[], None]:
         draws = torch.Generator().manual_seed(1)
-        term = SampledIMM(target, contexts, k, sequential, draws).to(device)
-        return _step(
-            network, lambda: term(lambda _, extended: network(network.features[extended]), batch)
-        )
+        term = SampledIMM(target, contexts, k, sequential, draws)
+        return _step(network, lambda: term(lambda _, extended: network(features[extended]), batch))
 
     table = {}
     for k in config["k"]:
@@ -119,13 +119,13 @@ def sharing(config: dict, device: torch.device, repeats: int) -> dict:
     seconds and ratio.
     """
     words, vocab_size = tokens()
-    contexts = GroupedContexts(words[:-1], vocab_size).to(device)
-    target = KneserNeyBigram.fit(words, vocab_size).to(device)
-    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
     words = words.to(device)
+    contexts = GroupedContexts(words[:-1], vocab_size)
+    target = KneserNeyBigram.fit(words, vocab_size)
+    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
     size, k = config["batch"] * config["unroll"], config["k"]
     generator = torch.Generator().manual_seed(0)
-    shared = SampledIMM(target, contexts, k, generator=generator).to(device)
+    shared = SampledIMM(target, contexts, k, generator=generator)
     chunk = 70  # positions a pass, so that 700 positions of 10 histories fit in memory
 
     def query(short: Tensor, extended: Tensor) -> Tensor:
@@ -162,16 +162,14 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
     bytes.
     """
     words, vocab_size = tokens()
+    words = words.to(device)
     network = LSTMLanguageModel(vocab_size, config["width"], config["layers"]).to(device)
     term = MovingAverageIMM(
         KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1
     ).to(device)
     length, batch = config["unroll"], config["batch"]
     streams = (
-        words[: len(words) // batch * batch]
-        .view(batch, -1)
-        .T[: length * config["batches"] + 1]
-        .to(device)
+        words[: len(words) // batch * batch].view(batch, -1).T[: length * config["batches"] + 1]
     )
     turn = {"plain": 0, "with_imm": 0}
 
@@ -183,7 +181,7 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
         primary = nn.functional.nll_loss(log_q, y.flatten())
         return primary if name == "plain" else primary + 0.2 * term(log_q, x.flatten())
 
-    steps = {name: _step(network, lambda name=name: loss(name)) for name in turn}
+    steps = {name: _step(network, partial(loss, name)) for name in turn}
     seconds = compare(steps, repeats, device)
     memory = {name: peak_bytes(work, device) for name, work in steps.items()}
     return {
@@ -209,9 +207,10 @@ def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
         words[config["train"] : config["train"] + config["test"]],
     )
     texts = [[str(w) for w in part.tolist()] for part in (train, test)]
+    train, test = train.to(device), test.to(device)
 
     def ours() -> float:
-        return KneserNeyBigram.fit(train, vocab_size).to(device).perplexity(test.to(device))
+        return KneserNeyBigram.fit(train, vocab_size).perplexity(test)
 
     def nltk() -> float:
         model = KneserNeyInterpolated(2)
@@ -245,6 +244,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return PARTS[unit["part"]](config[unit["part"]], device, config["repeats"])
 
 
+def _check(config: dict) -> None:
+    if not {4, 64} <= set(config["sampling"]["k"]):  # between which the growth is reported
+        raise ValueError(f"sampling/k must hold 4 and 64, got {config['sampling']['k']}")
+
+
 def _table(result: dict) -> list[list[str]]:
     part = {entry["unit"]["part"]: entry["numbers"] for entry in result["units"]}
     rows = [["measurement", "value"]]
@@ -275,5 +279,6 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

@@ -26,7 +26,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "logistic-sizes": "accuracy against data size, scheduled λ (Figure 1)",
         "logistic-fixed": "accuracy against data size at λ = 1.5 (Table 4)",
         "logistic-search": (
-            "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?"
+            "all three columns of Table 4 for many planes, with soft and redrawn hard labels"
         ),
         "logistic-lambda": "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
         "logistic-quality": "targets of lower quality, and a λ lowered with them (Figure 8)",
@@ -95,6 +95,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-fidelity": (
             "gradients of the IMM estimators on a trained language model against the exact one"
         ),
+        "language-profile": (
+            "seconds of an epoch of the paper's LSTMs, and in what it pays to compute; for a GPU"
+        ),
         "bench-language": (
             "time and memory of a language model's training step with each term, as ratios "
             "in one process"
@@ -127,6 +130,15 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "masked-qnli-small": (
             "fine-tuning on QNLI-small: the task alone, with masked words, with IMM, "
             "noising, and a control"
+        ),
+        "masked-cola-all": (
+            "the same on all examples of CoLA, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-mrpc-all": (
+            "the same on all examples of MRPC, by the default encoder (Table 2); for a GPU"
+        ),
+        "masked-rte-all": (
+            "the same on all examples of RTE, by the default encoder (Table 2); for a GPU"
         ),
         "masked-paper": (
             "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub"
@@ -167,6 +179,41 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "sensors": {
         "sensors": (
             "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)"
+        ),
+    },
+    "clinic": {
+        "map-cube": (
+            "every use of a restricted model on the cube, all tuned alike: two planes, three sizes"
+        ),
+        "map-grid": (
+            "every use of a policy that knows one coordinate, all tuned alike, at three budgets"
+        ),
+        "map-tables": (
+            "every use of a restricted model on six tables, linear models and networks, all "
+            "tuned alike"
+        ),
+        "map-text": (
+            "every use of a bigram that the language experiments train, chosen on validation text"
+        ),
+        "map-judged": (
+            "the first choice of worth.compare and the decision of premise.lead on the splits "
+            "of map-tables"
+        ),
+        "map-decay": "IMM beside weight decay: every λ at every decay, on tables and the cube",
+        "map-frontier": (
+            "how many contexts, how often: accuracy on the cube against the contexts run"
+        ),
+        "knowledge-means": (
+            "a restricted regressor on a linear twin: induced means, reverse distillation and "
+            "theory"
+        ),
+        "knowledge-unlabelled": (
+            "extended contexts without labels beside n = 100: the price of a counted law, and "
+            "theory"
+        ),
+        "knowledge-coarse": (
+            "a restricted model to which three of five classes are one, beside one that tells "
+            "them apart"
         ),
     },
     "bench": {

@@ -1,4 +1,4 @@
-"""What a run keeps beside its output, under a lock: finished units, and how they join a result."""
+"""What a run keeps beside its output, under a lock: finished units, and checkpoints of begun ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from imm_lib import results
 from imm_lib.experiments.resume import identity
 
 PARTIAL = ".partial"
-TOP = ("device", "versions", "commit", "created")
-"""What a result says of all its units, but for those that have it of their own."""
 
 
 def file(where: Path, name: str) -> Path:
@@ -74,8 +72,15 @@ def _acquire(lock: Path) -> int | None:
     return None
 
 
-def resumed(where: Path, name: str, key: dict, resume: bool, anew: bool, count: int) -> list[dict]:
-    """The finished units of an interrupted run that this one goes on with.
+def write(where: Path, name: str, key: dict, entries: list[dict]) -> None:
+    """Keep the finished units of a run, whole or as they were."""
+    results.write_json(file(where, name), {**key, "units": entries})
+
+
+def resumed(
+    where: Path, name: str, key: dict, resume: bool, anew: bool, count: int
+) -> dict[str, dict]:
+    """The finished units of an interrupted run that this one goes on with, by their identity.
 
     Args:
         where, name: of the run.
@@ -93,62 +98,48 @@ def resumed(where: Path, name: str, key: dict, resume: bool, anew: bool, count: 
     try:
         partial = results.read_json(kept)
     except FileNotFoundError:
-        return []
+        return {}
     except results.ResultError:
         if not resume:
-            return []
+            return {}
         raise
-    whole = isinstance(partial, dict) and isinstance(partial.get("units"), list)
-    if resume and not whole:
+    if not isinstance(partial, dict) or not isinstance(partial.get("units"), list):
+        if not resume:
+            return {}
         raise results.ResultError(
             f"{kept.name}: not what an interrupted run leaves; run without --resume"
         )
-    differing = [field for field in key if not whole or partial.get(field) != key[field]]
+    differing = [field for field in key if partial.get(field) != key[field]]
     if resume and differing:
         raise ValueError(
             f"resume: {kept.name} was begun with another {', '.join(differing)}; run without "
             "--resume to begin anew"
         )
-    if not (resume or anew or differing) and 0 < len(partial["units"]) < count:
+    found = {identity(entry["unit"]): entry for entry in partial["units"]}
+    if not (resume or anew or differing) and 0 < len(found) < count:
         raise ValueError(
-            f"{kept.name}: an interrupted run has finished {len(partial['units'])} of {count} "
-            "units; go on with --resume, or discard them with --anew"
+            f"{kept.name}: an interrupted run has finished {len(found)} of {count} units; go on "
+            "with --resume, or discard them with --anew"
         )
-    return partial["units"] if resume else []
+    return found if resume else {}
 
 
-def clean(where: Path, name: str, wanted: set[str]) -> None:
-    """Delete the checkpoints of ``name`` but for those in the wanted folders."""
-    folder = where / PARTIAL / name
-    for left in folder.iterdir() if folder.is_dir() else ():
-        if left.name not in wanted:
-            shutil.rmtree(left, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def merged(old: dict, new: dict, units: list[dict]) -> dict:
-    """A result with the units of two, in the order of ``units`` and, of both, those of the new one.
+def clean(
+    where: Path, name: str, wanted: set[str], resume: bool = False, anew: bool = False
+) -> None:
+    """Delete the checkpoints of ``name``, but for the wanted ones of a run that is resumed.
 
     Raises:
-        ValueError: they are of another experiment, scale, configuration or seed.
+        ValueError: there are wanted ones, and neither ``resume`` nor ``anew`` is asked for.
     """
-    differing = [f for f in ("experiment", "scale", "config", "seed") if old[f] != new[f]]
-    if differing:
+    folder = where / PARTIAL / name
+    left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if left & wanted and not (resume or anew):
         raise ValueError(
-            f"the stored result of {old['experiment']} is of another {', '.join(differing)}: move "
-            "it away, or give another folder with --out"
+            f"{name}: an interrupted run has begun {len(left & wanted)} of these units; go on with "
+            "--resume, or discard them with --anew"
         )
-    top = {field: new[field] for field in TOP}
-    found = {}
-    for entry in old["units"]:
-        made = entry.get("made", {field: old[field] for field in TOP})
-        rest = {key: value for key, value in entry.items() if key != "made"}
-        found[identity(entry["unit"])] = rest | ({} if made == top else {"made": made})
-    found |= {identity(entry["unit"]): entry for entry in new["units"]}
-    entries = [found[identity(unit)] for unit in units if identity(unit) in found]
-    return new | {
-        "units": entries,
-        "wall_s": round(sum(entry["wall_s"] for entry in entries), 3),
-        "peak_memory_bytes": max(old["peak_memory_bytes"], new["peak_memory_bytes"]),
-    }
+    for stale in left - (wanted if resume else set()):
+        shutil.rmtree(folder / stale, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()

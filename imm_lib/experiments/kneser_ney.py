@@ -7,7 +7,7 @@ import time
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.paper import TABLE_5
 from imm_lib.targets import KneserNeyBigram
 
@@ -29,8 +29,9 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     corpus = data.load(config["corpus"])
+    train = corpus.train.to(device)
     start = time.perf_counter()
-    model = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    model = KneserNeyBigram.fit(train, len(corpus.vocab))
     seconds = time.perf_counter() - start
     if unit["part"] == "fit":
         return {
@@ -39,17 +40,21 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             "fit_s": seconds,
             "discounts": list(model.discounts),
             "bigrams": len(model.keys),
-            "stored_bytes": sum(b.numel() * b.element_size() for b in model.buffers()),
+            "stored_bytes": sum(b.numel() * b.element_size() for b in model.held()),
             "dense_bytes": 4 * model.vocab_size**2,
             "orphans": [corpus.vocab[i] for i in model.orphans.nonzero().flatten().tolist()],
         }
     tokens = getattr(corpus, unit["split"]).to(device)
-    model = model.to(device)
     return {
         "tokens": len(tokens),
         "orphan_tokens": int(model.orphans[tokens[1:]].sum()),
         **{convention: model.perplexity(tokens, convention) for convention in CONVENTIONS},
     }
+
+
+def _check(config: dict) -> None:
+    options.one_of("corpus", config["corpus"], data.SOURCES)
+    options.each("splits", config["splits"], data.SPLITS)
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -75,5 +80,6 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

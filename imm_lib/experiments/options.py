@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,33 @@ from imm_lib.experiments.catalogue import suggestion
 
 if TYPE_CHECKING:
     from imm_lib.experiments.runner import Experiment
+
+
+_COUNTS = """
+batch batches blocks bootstrap cross_validated dev draws epochs extended groups k labels layers
+length lines longer loop_steps measured n old passes periods pieces repeats seeds short size sizes
+snippet_batch snippet_lines splits steps target_pieces test train unroll valid width window
+"""
+COUNTS = {**dict.fromkeys(re.findall(r"\w+", _COUNTS), 1), "folds": 2, "runs": 2}
+"""Names that are whole numbers wherever they stand, alone or in lists, and the least they can be:
+one run has no spread.
+"""
+
+POSITIVE = (
+    "bandwidth",
+    "clip",
+    "decay",
+    "decays",
+    "least_lr",
+    "lr",
+    "lrs",
+    "other_bandwidths",
+    "scale",
+)
+"""Names that are real numbers above 0."""
+
+SHARES = ("coins", "dropout", "momenta", "rhos", "weights")
+"""Names that are real numbers in [0, 1]."""
 
 
 def check_scale(experiment: Experiment, scale: str) -> None:
@@ -63,12 +91,31 @@ def check(experiment: Experiment, scale: str) -> None:
             raise ValueError(str(error)) from None
 
 
+def distinct(name: str, units: list[dict]) -> None:
+    """Raise ValueError where a configuration makes no unit of work, or one of them twice."""
+    if not units:
+        raise ValueError(f"{name} has no unit of work in this configuration")
+    seen = set()
+    for unit in units:
+        word = json.dumps(unit, sort_keys=True, ensure_ascii=False)
+        if word in seen:
+            raise ValueError(f"{name} has a unit of work twice in this configuration: {word}")
+        seen.add(word)
+
+
 def sound(name: str, value: Any) -> None:
-    """Raise ValueError for a number that is not finite or is negative, and for an empty list of
-    what is gone through.
+    """Raise ValueError for a number that is not finite, is negative, or is not what its name says.
+
+    None stands for a default; words are the business of the experiment's own check.
     """
     if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must hold finite numbers, none below 0, got {value}")
+    last = name.rpartition("/")[2]
+    if last in COUNTS or last in POSITIVE or last in SHARES:
+        if isinstance(value, list | tuple) and not value and last != "cross_validated":
+            raise ValueError(f"{name} must have at least one entry, got []")
+        for item in _flat(value):
+            _number(name, last, item)
     inner: Iterable[tuple[str, Any]] = ()
     if isinstance(value, dict):
         inner = value.items()
@@ -76,6 +123,23 @@ def sound(name: str, value: Any) -> None:
         inner = ((str(index), item) for index, item in enumerate(value))
     for key, item in inner:
         sound(f"{name}/{key}", item)
+
+
+def _flat(value: Any) -> list:
+    if isinstance(value, list | tuple):
+        return [part for item in value for part in _flat(item)]
+    return [] if value is None or isinstance(value, dict | str) else [value]
+
+
+def _number(name: str, last: str, item: Any) -> None:
+    whole = isinstance(item, int) and not isinstance(item, bool)
+    real = whole or isinstance(item, float)
+    if last in COUNTS and not (whole and item >= COUNTS[last]):
+        raise ValueError(f"{name} must be whole numbers of at least {COUNTS[last]}, got {item!r}")
+    if last in POSITIVE and not (real and item > 0):
+        raise ValueError(f"{name} must be above 0, got {item!r}")
+    if last in SHARES and not (real and item <= 1):
+        raise ValueError(f"{name} must be in [0, 1], got {item!r}")
 
 
 def like(name: str, value: Any, declared: Any) -> None:
@@ -140,37 +204,21 @@ def each(name: str, values: Any, known: Iterable) -> None:
 
 
 def filled(name: str, values: Any) -> None:
-    """Raise ValueError for a list or object without an entry."""
+    """Raise ValueError for what is no list or object, or has no entry."""
     if not isinstance(values, list | tuple | dict) or not values:
         raise ValueError(f"{name} must have at least one entry, got {_short(values)}")
 
 
-def counts(config: dict, *names: str, least: int = 1) -> None:
-    """Raise ValueError unless these values, or all in these lists, are whole numbers of at least
-    ``least``.
-    """
-    for name in names:
-        value = config[name]
-        if isinstance(value, list | tuple):
-            filled(name, value)
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, bool) or not isinstance(item, int) or item < least:
-                raise ValueError(
-                    f"{name} must be whole numbers of at least {least}, got {_short(value)}"
-                )
+def at_most(name: str, values: Any, high: float) -> None:
+    """Raise ValueError for a number, alone or in a list, above ``high``."""
+    for item in _flat(values):
+        if item > high:
+            raise ValueError(f"{name} must be at most {high:g}, got {item}")
 
 
-def within(config: dict, *names: str, low: float = 0.0, high: float = math.inf) -> None:
-    """Raise ValueError unless these values, or all in these lists, are real numbers in [low,
-    high].
-    """
-    for name in names:
-        value = config[name]
-        if isinstance(value, list | tuple):
-            filled(name, value)
-        for item in value if isinstance(value, list | tuple) else [value]:
-            real = isinstance(item, int | float) and not isinstance(item, bool)
-            if not real or not low <= item <= high or not math.isfinite(item):
-                raise ValueError(
-                    f"{name} must be real numbers in [{low:g}, {high:g}], got {_short(value)}"
-                )
+def rows(name: str, values: Any, length: int) -> None:
+    """Raise ValueError unless there is at least one entry, each a list of that length."""
+    filled(name, values)
+    for row in values:
+        if not isinstance(row, list | tuple) or len(row) != length:
+            raise ValueError(f"{name} must hold lists of {length} entries, got {_short(row)}")

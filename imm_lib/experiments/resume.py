@@ -16,7 +16,11 @@ from imm_lib import results
 from imm_lib.experiments.catalogue import CATALOGUE
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of the unit at work", default=None)
-APART = {"plotting.py", "__main__.py", "__init__.py", "experiments/catalogue.py"}
+ROOT = Path(__file__).resolve().parents[1]
+APART = {"plotting.py", "__main__.py", "__init__.py", "public.py"}
+# and of the shared ones those that only run what others compute
+APART |= {f"experiments/{name}.py" for name in ("catalogue", "keep", "kit", "merge", "options")}
+APART |= {f"experiments/{name}.py" for name in ("progress", "queue", "resume", "runner", "workers")}
 """Files on which no number depends. The package's ``__init__`` only names what other files hold."""
 
 
@@ -25,12 +29,11 @@ def identity(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code(module: str | None) -> str:
+def code(module: str | None, root: Path = ROOT) -> str:
     """A digest of what an experiment computes with: the core, what experiments share, and the
     experiment's own module of ``imm_lib.experiments``. It is what --resume compares, so that no
     result joins units of two programs.
     """
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root).as_posix()

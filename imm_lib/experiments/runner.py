@@ -8,20 +8,19 @@ loses none of them; the result appears under its name when all are there.
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from imm_lib import checks, data, provenance, results
+from imm_lib import checks, data, origin, results
 from imm_lib.device import find as find_device
 from imm_lib.device import watched
-from imm_lib.experiments import keep, options, workers
+from imm_lib.experiments import keep, merge, options, workers
 from imm_lib.experiments.catalogue import find, module_of
 from imm_lib.experiments.progress import bar
 from imm_lib.experiments.resume import beside, code, identity
@@ -62,7 +61,6 @@ class Task(NamedTuple):
     """A unit of work, as it goes to another process: functions do not travel, names do."""
 
     experiment: str
-    scale: str
     unit: dict
     config: dict
     device: str
@@ -137,39 +135,36 @@ def run(
     key = {"config": config, "seed": seed, "device": str(device), "code": digest}
     key = json.loads(json.dumps(key))  # as it is read back: a file knows no tuples
     units = experiment.units(config, seed)
-    if not units:
-        raise ValueError(f"{experiment.name} has no unit of work in this configuration")
-    stored = results.load(name, where) if missing else None
+    options.distinct(experiment.name, units)
     with keep.locked(where, name):
-        finished = {
-            identity(entry["unit"]): entry
-            for entry in keep.resumed(where, name, key, resume, anew, len(units))
-        }
+        stored = merge.stored(name, where, key) if missing else None
+        finished = keep.resumed(where, name, key, resume, anew, len(units))
         there = {identity(entry["unit"]) for entry in stored["units"]} if stored else set()
-        pending = [u for u in units if identity(u) not in finished.keys() | there]
-        folders = {identity([unit, key])[:16]: unit for unit in pending}
-        keep.clean(where, name, set(folders) if resume else set())
+        pending = [unit for unit in units if identity(unit) not in finished.keys() | there]
+        folders = [where / keep.PARTIAL / name / identity([unit, key])[:16] for unit in pending]
+        keep.clean(where, name, {folder.name for folder in folders}, resume, anew)
         tasks = [
-            Task(experiment.name, scale, unit, config, str(device), where / keep.PARTIAL / name / f)
-            for f, unit in folders.items()
+            Task(experiment.name, unit, config, str(device), folder)
+            for unit, folder in zip(pending, folders, strict=True)
         ]
-        total = len(finished) + len(pending)
-        with bar(total, initial=len(finished), desc=name, unit="unit") as progress:
+        done, total = len(finished), len(finished) + len(pending)
+        with bar(total, initial=done, desc=name, unit="unit") as progress:
             for entry in _entries(experiment, tasks, jobs):
                 finished[identity(entry["unit"])] = entry
-                results.write_json(
-                    keep.file(where, name), {**key, "units": list(finished.values())}
-                )
+                keep.write(where, name, key, list(finished.values()))
                 progress.update()
-        entries = [finished[identity(unit)] for unit in units if identity(unit) in finished]
+        keep.clean(where, name, set(), anew=True)
         command = command or (
             f"python -m imm_lib run {experiment.name} --scale {scale} --seed {seed} "
             f"--device {device}"
         )
-        result = assembled(experiment, scale, seed, entries, commit, command)
-        if stored is not None:
-            result = keep.merged(stored, result, units) if entries else stored
-        return results.save(result, name, where)
+        said = {"experiment": experiment.name, "scale": scale, "config": config, "seed": seed}
+        said |= {"command": command, "commit": commit}
+        entries = [finished[identity(unit)] for unit in units if identity(unit) in finished]
+        written = results.save(merge.joined(stored, said, entries, units), name, where)
+        if missing:  # they are in the result, and no series goes on with them
+            keep.file(where, name).unlink(missing_ok=True)
+        return written
 
 
 def forget(experiment: Experiment, scale: str = "full", where: Path | None = None) -> None:
@@ -194,20 +189,21 @@ def work(experiment: Experiment, task: Task) -> dict:
     try:
         with beside(task.folder), watched(device) as watch:
             numbers = experiment.run(task.unit, task.config, device)
-        _check_numbers(numbers, "numbers")
+        merge.check_numbers(numbers, "numbers")
     except (data.DataError, ImportError, MemoryError, OSError):
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         raise UnitError(f"{said}: {type(error).__name__}: {error} ({place})") from error
+    where = watch.device or device
     return {
         "unit": task.unit,
         "numbers": numbers,
         "wall_s": round(time.perf_counter() - start, 3),
-        "device": provenance.device_name(watch.device),
-        "versions": provenance.versions(),
-        "peak_memory_bytes": provenance.peak_memory(watch.device),
+        "device": origin.device_name(where),
+        "versions": origin.versions(),
+        "peak_memory_bytes": origin.peak_memory(where),
     }
 
 
@@ -216,59 +212,9 @@ def work_by_name(task: Task) -> dict:
     return work(find(task.experiment), task)
 
 
-def _check_numbers(value: Any, at: str) -> None:
-    """Raise ValueError, naming the place, for what JSON has no form for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{at} is {value}")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_numbers(item, f"{at}/{name}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_numbers(item, f"{at}/{index}")
-    elif not isinstance(value, str | int | float | bool | None):
-        raise ValueError(f"{at} is a {type(value).__name__}, of which JSON knows nothing")
-
-
 def _entries(experiment: Experiment, tasks: list[Task], jobs: int) -> Iterator[dict]:
     """Every unit's entry, as soon as it is done."""
     if jobs == 1:
         yield from (work(experiment, task) for task in tasks)
     else:
         yield from (entry for _, entry in workers.answers(work_by_name, tasks, jobs))
-
-
-def assembled(
-    experiment: Experiment, scale: str, seed: int, entries: list[dict], commit: str, command: str
-) -> dict:
-    """A result of finished units. Its device is where they were; where they were not in one place,
-    that of the last one, and the others say their own.
-    """
-    own, made = (
-        ("device", "versions", "peak_memory_bytes"),
-        {"commit": commit, "created": provenance.now()},
-    )
-    last = entries[-1] if entries else {"device": "", "versions": {}}
-    versions: dict[str, str] = {}
-    for entry in entries:
-        versions |= entry["versions"]
-    units = []
-    for entry in entries:
-        unit = {key: value for key, value in entry.items() if key not in own}
-        if entry["device"] != last["device"]:
-            unit["made"] = {"device": entry["device"], "versions": entry["versions"], **made}
-        units.append(unit)
-    return {
-        "schema": results.SCHEMA_VERSION,
-        "experiment": experiment.name,
-        "scale": scale,
-        "config": experiment.scales[scale],
-        "seed": seed,
-        "units": units,
-        "device": last["device"],
-        "versions": versions,
-        "wall_s": round(sum(entry["wall_s"] for entry in units), 3),
-        "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in entries), default=0),
-        "command": command,
-        **made,
-    }

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +59,12 @@ class Task:
     valid: Tensor
     test: Tensor
     target: Callable[[Tensor], Tensor]
+
+    def to(self, device: torch.device) -> Task:
+        """The same partition on another device."""
+        tensors: dict[str, Any]  # of fields that mypy cannot tell apart here
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Task:
@@ -122,7 +129,7 @@ def fit(
         the model, (N, sensors) -> (N, 2) log-probabilities, and the bare logits, (N, sensors) ->
         (N, 2).
     """
-    weight, bias = torch.zeros(x.shape[1], 2, dtype=x.dtype), torch.zeros(2, dtype=x.dtype)
+    weight, bias = x.new_zeros(x.shape[1], 2), x.new_zeros(2)
     optimiser = torch.optim.LBFGS(
         [weight.requires_grad_(), bias.requires_grad_()],
         max_iter=100,
@@ -159,12 +166,11 @@ def imm_penalties(t: Task, rows: Tensor, config: dict) -> dict[str, Callable[[Mo
     """
     x, s = t.x[rows], t.s[rows]
     prior = torch.bincount(t.y[t.old], minlength=2).double() / len(t.old)
-    edges = torch.quantile(
-        t.s[t.old], torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1]
-    )
+    shares = torch.linspace(0, 1, config["groups"] + 1, dtype=torch.float64)[1:-1]
+    edges = torch.quantile(t.s[t.old], shares.to(s.device))
     group = torch.bucketize(t.s, edges)
-    counts = torch.zeros(config["groups"], 2, dtype=torch.float64).index_put_(
-        (group[t.old], t.y[t.old]), torch.ones(len(t.old), dtype=torch.float64), accumulate=True
+    counts = s.new_zeros(config["groups"], 2).index_put_(
+        (group[t.old], t.y[t.old]), s.new_ones(len(t.old)), accumulate=True
     )
     table = (counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)
 
@@ -206,29 +212,37 @@ def candidates(
     """
     x, y, s = t.x[rows], t.y[rows], t.s[rows]
     baseline, _ = fit(x, y, decay)
-    plain = {"0": lambda cases: baseline(t.x[cases])}
+
+    def alone(model: Model, cases: Tensor) -> Tensor:
+        return model(t.x[cases])
+
+    def mixed(mix: imm.Interpolation, cases: Tensor) -> Tensor:
+        return mix(baseline(t.x[cases]), t.s[cases])
+
+    def shifted(logits: Model, cases: Tensor) -> Tensor:
+        return (logits(t.x[cases]) + t.target(t.s[cases]).log()).log_softmax(-1)
+
+    def weighted(lam: float, extra: Callable[[Model], Tensor], model: Model) -> Tensor:
+        return lam * extra(model)
+
+    plain: dict[str, Model] = {"0": partial(alone, baseline)}
     kd, penalties = imm.ReverseKD(t.target), imm_penalties(t, rows, config)
     extras = {"reverse-KD": lambda model: kd(model(x), s), **penalties}
-    found = {"baseline": plain}
+    found: dict[str, dict[str, Model]] = {"baseline": plain}
     for name in methods:
         if name == "interpolation":
             mixes = {f"{w:g}": imm.Interpolation(t.target, w) for w in config["weights"]}
-            found[name] = plain | {
-                key: lambda cases, mix=mix: mix(baseline(t.x[cases]), t.s[cases])
-                for key, mix in mixes.items()
-            }
+            found[name] = plain | {key: partial(mixed, mix) for key, mix in mixes.items()}
         elif name == "offset":
             found[name] = {}
             for other in config["decays"]:
                 _, logits = fit(x, y, other, offset=t.target(s).log())
-                found[name][f"{other:g}"] = lambda cases, logits=logits: (
-                    logits(t.x[cases]) + t.target(t.s[cases]).log()
-                ).log_softmax(-1)
+                found[name][f"{other:g}"] = partial(shifted, logits)
         else:
             found[name] = dict(plain)
             for lam in config["lambdas"]:
-                model, _ = fit(x, y, decay, lambda m, name=name, lam=lam: lam * extras[name](m))
-                found[name][f"{lam:g}"] = lambda cases, model=model: model(t.x[cases])
+                model, _ = fit(x, y, decay, partial(weighted, lam, extras[name]))
+                found[name][f"{lam:g}"] = partial(alone, model)
     return found
 
 
@@ -266,10 +280,12 @@ def _choose(t: Task, splits: list[tuple[Tensor, Tensor]], config: dict, methods:
         _losses(final if rows is t.new else candidates(t, rows, decay, config, methods), cases, t.y)
         for rows, cases in splits
     ]
-    curves = {m: final[m] for m in ("reverse-KD", "IMM") if m in final}
-    chosen = {
-        m: min(final[m], key=lambda k, m=m: sum(losses[m][k] for losses in held)) for m in final
-    }
+
+    def loss_of(method: str, key: str) -> float:
+        return sum(losses[method][key] for losses in held)
+
+    curves = {m: models for m, models in final.items() if m in ("reverse-KD", "IMM")}
+    chosen = {m: min(final[m], key=partial(loss_of, m)) for m in final}
     return {
         "decay": decay,
         "chosen": chosen,
@@ -300,10 +316,26 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    names, cases = [str(name) for name in bunch.feature_names], sum(config["cases"].values())
+    options.each("sensors", config["sensors"], names)
+    for sensor, sizes in config["sensors"].items():
+        for n in sizes:
+            if not 2 <= n <= len(bunch.target) - cases:
+                raise ValueError(
+                    f"sensors/{sensor} must be sizes of 2 to {len(bunch.target) - cases}, got {n}"
+                )
+    if config["seeds"] < 2:
+        raise ValueError(f"seeds must be at least 2, as intervals need, got {config['seeds']}")
+    for name in ("lambdas", "decays", "weights"):
+        options.filled(name, config[name])
+
+
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    if device.type != "cpu":
-        raise ValueError(f"device must be cpu for the sensors experiment, got {str(device)!r}")
-    t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"])
+    t = task(unit["sensor"], unit["n"], unit["seed"], **config["cases"]).to(device)
     main = unit["sensor"] == next(iter(config["sensors"]))
     methods = ["reverse-KD", "interpolation", "offset", "IMM"]
     more = [f"IMM, bandwidth {b:g}" for b in config["other_bandwidths"]] + [
@@ -314,7 +346,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     numbers["diagnostic"] = diagnostic(t, numbers["decay"], config)
     numbers["target"] = scores(t.target(t.s[t.test]).log(), t.y[t.test])
     if main and unit["n"] in config["cross_validated"]:
-        folds = torch.arange(len(t.new)) % config["folds"]
+        folds = torch.arange(len(t.new), device=device) % config["folds"]
         splits = [(t.new[folds != fold], t.new[folds == fold]) for fold in range(config["folds"])]
         cross = _choose(t, splits, config, methods)
         numbers["cross_validated"] = {key: cross[key] for key in ("decay", "chosen", "test")}
@@ -421,8 +453,8 @@ def draw_curves(result: dict) -> Figure:
     for ax, n in zip(axes, (sizes[0], sizes[-1]), strict=True):
         for style, method in (("reverse-KD", "reverse-KD"), ("IMM exact", "IMM")):
             pairs = curve(result, sensor, n, method)
-            bounds = ([m + sign * half for m, half in pairs] for sign in (-1, 0, 1))
-            imm.plotting.band(ax, result["config"]["lambdas"], *bounds, style)
+            low, mid, high = ([m + sign * half for m, half in pairs] for sign in (-1, 0, 1))
+            imm.plotting.band(ax, result["config"]["lambdas"], low, mid, high, style)
         ax.axhline(0, color="black", linewidth=1)
         ax.set(xscale="log", ylabel="change (nats)", title=f"n = {n}")
     axes[0].legend()
@@ -548,6 +580,7 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     )
 ]
 

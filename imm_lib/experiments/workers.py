@@ -32,7 +32,7 @@ def answers(
         RuntimeError: a process died; what a function raised is raised here.
     """
     context, waiting = multiprocessing.get_context("spawn"), iter(tasks)
-    processes: list[Any] = []
+    processes: dict[Any, Any] = {}  # by pipe
     idle: list[Any] = []
     busy: dict[Any, Any] = {}
     try:
@@ -40,7 +40,7 @@ def answers(
             while (idle or len(processes) < jobs) and (task := next(waiting, None)) is not None:
                 if not idle:
                     process, pipe = _started(context, function)
-                    processes.append(process)
+                    processes[pipe] = process
                     idle.append(pipe)
                 busy[idle[-1]] = task
                 idle.pop().send(task)
@@ -56,9 +56,11 @@ def answers(
                 idle.append(pipe)
                 yield task, answer
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        for pipe, process in processes.items():
+            pipe.close()  # which ends an idle process
+            if pipe not in idle:
+                process.terminate()
+        for process in processes.values():
             process.join(PATIENCE)
             if process.is_alive():
                 process.kill()

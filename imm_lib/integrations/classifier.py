@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts, GroupedContexts
 from imm_lib.integrations.tables import Coding, _few, is_frame, select
 from imm_lib.mixed import MixedContexts
+from imm_lib.precision import KeepsPrecision
 
 NEIGHBOURS = 15
 """Effective extended contexts of a short context, on average, that a bandwidth is chosen for."""
@@ -44,8 +45,9 @@ def from_sklearn(
             (1 / Σ π(e|s)²), or a third of those with its categories.
 
     Returns:
-        ``target``, a :class:`ClassifierTarget`: P̂(y|s), and ``target.encode(frame)`` for the short
-        contexts of other rows, ``target.label_ids(labels)`` for labels.
+        ``target``, a :class:`~imm_lib.integrations.classifier.ClassifierTarget`: P̂(y|s), and
+        ``target.encode(frame)`` for the short contexts of other rows, ``target.label_ids(labels)``
+        for labels.
         ``contexts``: :class:`imm_lib.MixedContexts`, or :class:`imm_lib.GroupedContexts` where no
         column is a number.
         ``short``: the short contexts of the rows: (n, 1 + d) float64, the combination of
@@ -93,8 +95,8 @@ def from_sklearn(
     return target, MixedContexts(values, group, bandwidth * unit), short
 
 
-class ClassifierTarget(nn.Module):
-    """What :func:`from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
+class ClassifierTarget(KeepsPrecision):
+    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
     keeps its answers.
 
     Attributes:
@@ -107,14 +109,12 @@ class ClassifierTarget(nn.Module):
     def __init__(self, model: Any, coding: Coding, classes: list):
         super().__init__()
         # in a tuple, since a module would become a submodule
-        self.held, self.coding, self.classes = (model,), coding, classes
+        self.model, self.coding, self.classes = (model,), coding, classes
         there = np.asarray(model.classes_).tolist()
         self.order = [there.index(label) for label in classes]
         self.known: dict[bytes, int] = {}
         self.num_short = None if any(coding.numeric) else len(coding.keys)
-        self.register_buffer(
-            "table", torch.zeros(0, len(classes), dtype=torch.float64), persistent=False
-        )
+        self.hold(table=torch.zeros(0, len(classes), dtype=torch.float64))
 
     def forward(self, short: Tensor) -> Tensor:
         """Short contexts, as ``encode`` gives them -> (B, Y) float64 probabilities."""
@@ -194,7 +194,7 @@ class ClassifierTarget(nn.Module):
 
     def _ask(self, group: np.ndarray, values: np.ndarray) -> None:
         """Add the model's answers for these rows to the table."""
-        (model,), asked = self.held, self.coding.decode(group, values)
+        (model,), asked = self.model, self.coding.decode(group, values)
         if is_frame(asked):
             names = getattr(model, "feature_names_in_", None)
             if names is None:

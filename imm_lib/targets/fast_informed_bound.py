@@ -162,7 +162,7 @@ class FastInformedBound(KeepsPrecision):
                 f"alpha must be (A, S) = {tuple(model.reward.shape)}, got {checks.describe(alpha)}"
             )
         self.model, self.sweeps, self.error = model, sweeps, error
-        self.register_buffer("alpha", alpha, persistent=False)
+        self.hold(alpha=alpha)
 
     @classmethod
     def solve(

@@ -3,6 +3,7 @@ sparsely.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ def discounts(counts: Tensor) -> tuple[float, float, float]:
     """Chen and Goodman's discounts D1, D2, D3+ from how many bigrams occur once, twice, three and
     four times.
 
-    Where a corpus is too small for the estimate (a count of counts is 0, or a discount leaves (0,
-    count]), all three are n1 / (n1 + 2 n2), the absolute discount, or 0.5 where even that is not
-    inside (0, 1).
+    Where a corpus is too small for the estimate, all three are n1 / (n1 + 2 n2), the absolute
+    discount, or 0.5 where even that is not inside (0, 1). It is too small if one of the four is 0,
+    a discount is not above 0, or a bigram that occurs more often would not keep more of its count:
+    0 < 1 - D1 < 2 - D2 < 3 - D3+ has to hold.
 
     Args:
         counts: (N,) occurrences of each distinct bigram.
@@ -30,13 +32,14 @@ def discounts(counts: Tensor) -> tuple[float, float, float]:
     """
     n1, n2, n3, n4 = ((counts == c).sum().item() for c in (1, 2, 3, 4))
     absolute = n1 / (n1 + 2 * n2) if n1 else 0.0
-    if n1 and n2 and n3:
+    if n1 and n2 and n3 and n4:
         estimate = (
             1 - 2 * absolute * n2 / n1,
             2 - 3 * absolute * n3 / n2,
             3 - 4 * absolute * n4 / n3,
         )
-        if all(0 < d <= count for d, count in zip(estimate, (1, 2, 3), strict=True)):
+        kept = [0.0, *(count - d for count, d in zip((1, 2, 3), estimate, strict=True))]
+        if min(estimate) > 0 and all(less < more for less, more in pairwise(kept)):
             return estimate
     return (absolute,) * 3 if 0 < absolute < 1 else (0.5,) * 3
 
@@ -48,7 +51,9 @@ class KneserNeyBigram(KeepsPrecision):
     b(y) counts the distinct words that precede y. A known word that none precedes (the first word
     of a corpus may be one, and every word that a small corpus lacks) would have probability 0
     everywhere; it counts as half a continuation, so that every known word has positive probability.
-    A word that nothing follows has b as its row.
+    Together such words count at most as much as the words that one word precedes, Good and Turing's
+    estimate of what is yet to be seen, so that a large vocabulary does not take the back-off from
+    the words of the text. A word that nothing follows has b as its row.
 
     Build it with :meth:`fit` or :meth:`fit_pairs`. Called with (B,) ids it gives (B, V) float32
     probabilities, so that it serves as the target of every estimator. Stored are the distinct
@@ -80,13 +85,10 @@ class KneserNeyBigram(KeepsPrecision):
         super().__init__()
         self.vocab_size, self.discounts = len(backoff), d
         rows = torch.arange(len(backoff) + 1, device=keys.device) * len(backoff)
-        self.register_buffer("keys", keys, persistent=False)
         starts = torch.searchsorted(keys, rows)
         self.longest = int(starts.diff().max())
-        self.register_buffer("starts", starts, persistent=False)
-        self.register_buffer("values", values.float(), persistent=False)
-        self.register_buffer("gamma", gamma.float(), persistent=False)
-        self.register_buffer("backoff", backoff.float(), persistent=False)
+        self.hold(keys=keys, starts=starts, values=values.float())
+        self.hold(gamma=gamma.float(), backoff=backoff.float())
 
     @classmethod
     def fit(cls, tokens: Tensor, vocab_size: int) -> "KneserNeyBigram":
@@ -126,6 +128,8 @@ class KneserNeyBigram(KeepsPrecision):
         True
         """
         vocab_size = checks.count("vocab_size", vocab_size)
+        if vocab_size > 2**31:
+            raise ValueError(f"vocab_size must be at most 2^31, got {vocab_size}: keys are int64")
         short, label = (
             checks.ids("short", short, vocab_size),
             checks.ids("label", label, vocab_size),
@@ -147,7 +151,9 @@ class KneserNeyBigram(KeepsPrecision):
             total > 0, torch.zeros_like(total).index_add_(0, left, removed) / total, 1.0
         )
         continuations = torch.bincount(right, minlength=vocab_size).double()
-        continuations = torch.where(continuations == 0, 0.5, continuations)
+        orphan, single = continuations == 0, (continuations == 1).sum()
+        share = (single.clamp(min=0.5) / orphan.sum().clamp(min=1)).clamp(max=0.5)
+        continuations = torch.where(orphan, share, continuations)
         return cls(
             keys, (counts - removed) / total[left], gamma, continuations / continuations.sum(), d
         )

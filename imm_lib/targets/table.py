@@ -28,7 +28,7 @@ class TableTarget(KeepsPrecision):
         # a table in half precision stays one: its rows are normalised when they are looked up
         half = table.dtype in (torch.bfloat16, torch.float16)
         kept = checks.usable(table.detach()) if half else rows
-        self.register_buffer("table", kept, persistent=False)
+        self.hold(table=kept)
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""

@@ -112,6 +112,22 @@ PICTURES = """() =>
   [...document.images].filter(i => !(i.naturalWidth > 0) || !i.alt.trim()).map(i => i.src.slice(0, 100))"""
 
 
+# formulas that are wider than the room they have, or that lie on their number
+CUT = """async () => {
+  await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
+  const cut = []
+  for (const formula of document.querySelectorAll(".bd-article mjx-container")) {
+    if (!formula.checkVisibility() || formula.closest("table, .cell_output, mjx-assistive-mml")) continue
+    const box = formula.querySelector("mjx-math").getBoundingClientRect()
+    const number = formula.parentElement.querySelector(".eqno")?.getBoundingClientRect()
+    const over = number && box.right > number.left && box.bottom > number.top && box.top < number.bottom
+    const room = document.querySelector(".bd-article").getBoundingClientRect()
+    if (over || box.right > room.right + 1) cut.push(formula.textContent.slice(0, 60))
+  }
+  return cut
+}"""
+
+
 # every position of a slider shows the frame of its own, with its label in words
 MOVED = """slider => {
   const input = slider.querySelector("input"), wrong = []
@@ -139,8 +155,10 @@ def test_page(name, page, address, axe):
     ] == []
     for slider in page.query_selector_all(".imm-slider"):
         assert page.evaluate(MOVED, slider) == []
+    assert page.evaluate(CUT) == []
     page.set_viewport_size(PHONE)
     assert page.evaluate(WIDE) == []
+    assert page.evaluate(CUT) == []
     assert page.problems == []
 
 
@@ -253,6 +271,47 @@ def test_the_see_saw_is_a_picture_on_paper_and_without_a_script(page, browser, a
     assert plain.is_visible("figure.imm-see-saw img")
     context.close()
     assert len((HTML / "_static" / "see-saw.js").read_bytes()) <= 40_000
+
+
+def test_a_slider_plays_to_its_end_and_stops(page, address):
+    page.goto(f"{address}/book/03-noising-counterexample.html")
+    settle(page)
+    slider = page.locator(".imm-slider").first
+    last = int(slider.locator("input").get_attribute("max"))
+    slider.locator("input").evaluate(f"e => {{ e.value = {last - 2} }}")
+    slider.get_by_role("button").click()
+    assert slider.get_by_role("button").inner_text() == "Stop"
+    page.wait_for_timeout(2500)
+    assert slider.get_by_role("button").inner_text() == "Play"
+    assert int(slider.locator("input").input_value()) == last
+    assert page.problems == []
+
+
+def test_a_desk_has_room_for_80_columns_of_code(page, address):
+    page.goto(f"{address}/book/03-noising-counterexample.html")
+    settle(page)
+    columns = page.evaluate(
+        """() => {
+          const pre = document.querySelector(".cell_input pre"), style = getComputedStyle(pre)
+          const probe = document.createElement("span")
+          probe.textContent = "x".repeat(100)
+          pre.append(probe)
+          const room = pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)
+          return room / (probe.getBoundingClientRect().width / 100)
+        }"""
+    )
+    assert columns >= 80
+
+
+def test_the_verdicts_are_on_the_screen_of_a_phone(page, address):
+    page.set_viewport_size(PHONE)
+    page.goto(f"{address}/book/reproduction.html")
+    settle(page)
+    edges = page.evaluate(
+        """() => [...document.querySelectorAll("td:nth-child(2)")].filter(e => e.checkVisibility())
+          .map(e => e.getBoundingClientRect().right)"""
+    )
+    assert len(edges) > 50 and max(edges) <= PHONE["width"]
 
 
 def test_search_finds(page, address):

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import adopt
 import nbformat
 import pytest
 import yaml
@@ -145,6 +146,21 @@ def test_every_internal_link_leads_somewhere(page):
 
 def test_nothing_is_fetched_from_elsewhere(page):
     assert missing_assets(page) == []
+
+
+def test_buttons_and_cards_lead_to_the_adopted_address_or_are_not_there(page):
+    address = adopt.adopted()
+    buttons = soup(page).select(".header-article a[href], .header-article-items a[href]")
+    goals = [button["href"] for button in buttons if external(button["href"])]
+    cards = soup(page).find_all("meta", property=lambda name: name and name.startswith("og:"))
+    assert bool(goals) == bool(adopt.block("_config.yml", "buttons", address))
+    assert all(urlsplit(address).path[1:] in unquote(goal) for goal in goals)
+    assert bool(cards) == bool(adopt.block("_config.yml", "cards", address))
+    assert all(
+        card["content"].startswith(adopt.pages(address))
+        for card in cards
+        if external(card["content"])
+    )
 
 
 def test_all_markup_was_understood(page):

@@ -6,10 +6,14 @@ numpy and matplotlib, and a generator of the CPU draws on the CPU only. Numbers 
 """
 
 import contextlib
+import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
@@ -33,14 +37,15 @@ _INDEXED = {
 _STRICT = {aten.cat.default, aten.stack.default, aten.mm.default, aten.bmm.default}
 _LOOKS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 # what makes or moves values without computing any
-_PASSIVE = (
-    "_to_copy copy_ copy clone detach alias empty new_empty empty_like zeros ones full new_zeros "
-    "new_ones new_full zeros_like ones_like full_like scalar_tensor arange linspace eye lift_fresh "
-    "rand randn randint randperm uniform_ normal_ random_ bernoulli_ multinomial fill_ zero_ view "
-    "_unsafe_view reshape select slice transpose permute t expand squeeze unsqueeze cat stack "
-    "split split_with_sizes unbind index gather unfold as_strided diagonal repeat _reshape_alias "
-    "index_select masked_select sort flip isfinite isnan"
-).split()
+_NAMES = """
+_to_copy copy_ copy clone detach alias empty new_empty empty_like zeros ones full new_zeros
+new_ones new_full zeros_like ones_like full_like scalar_tensor arange linspace eye lift_fresh
+rand randn randint randperm uniform_ normal_ random_ bernoulli_ multinomial fill_ zero_ view
+_unsafe_view reshape select slice transpose permute t expand squeeze unsqueeze cat stack split
+split_with_sizes unbind index gather unfold as_strided diagonal repeat _reshape_alias
+index_select masked_select sort flip isfinite isnan
+"""
+_PASSIVE = set(_NAMES.split())
 
 
 class Elsewhere(torch.Tensor):
@@ -152,6 +157,11 @@ def _run(func, args, kwargs):
     found = func(*args, **kwargs)
     if not there:
         return found, False
+    for wrapper in held.values():  # an operator in place, such as squeeze_, may change its shape
+        values = wrapper.held
+        if wrapper.shape != values.shape or wrapper.stride() != values.stride():
+            with no_dispatch():
+                wrapper.as_strided_(values.size(), values.stride(), values.storage_offset())
 
     def wrapped(value: torch.Tensor) -> torch.Tensor:
         return held[id(value)] if id(value) in held else Elsewhere(value)
@@ -185,6 +195,10 @@ class _FromLists(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             where = kwargs.get("device")
+            if isinstance(args[0], Elsewhere):
+                moved = args[0].to(device=where, dtype=kwargs.get("dtype"))
+                return moved.detach().clone() if func is torch.tensor else moved
+            args = tree_map_only(Elsewhere, Elsewhere.tolist, args)  # numbers in a list are read
             if where is not None and _here(where):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(SECOND)
         if func is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
@@ -195,8 +209,25 @@ class _FromLists(TorchFunctionMode):
 @contextlib.contextmanager
 def second_device():
     """Both modes, and no gradient on the CPU; gives the :class:`SecondDevice`."""
-    with SecondDevice() as mode, _FromLists(), no_gradients_on_the_cpu():
-        yield mode
+    fused = optimizer._get_fused_kernels_supported_devices
+    optimizer._get_fused_kernels_supported_devices = lambda: [*fused(), KIND]
+    # torch.maia: its draws are those of the CPU's default generator
+    state = {"get_rng_state": lambda *_: torch.get_rng_state()}
+    state["set_rng_state"] = lambda value, *_: torch.set_rng_state(value)
+    setattr(torch, KIND, SimpleNamespace(**state))
+    try:
+        with (
+            SecondDevice() as mode,
+            _FromLists(),
+            no_gradients_on_the_cpu(),
+            warnings.catch_warnings(),
+        ):
+            # torch.norm's way on devices that it does not name
+            warnings.filterwarnings("ignore", "at::frobenius_norm")
+            yield mode
+    finally:
+        optimizer._get_fused_kernels_supported_devices = fused
+        delattr(torch, KIND)
 
 
 @contextlib.contextmanager

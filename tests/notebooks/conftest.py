@@ -2,10 +2,12 @@
 take.
 """
 
+import os
 import time
 
 import nbformat
 import pytest
+import surroundings
 from needs import absent
 
 SECONDS_PER_NOTEBOOK = 300
@@ -49,4 +51,5 @@ class Chapters:
 
 
 def pytest_configure(config):
+    surroundings.settle(os.environ)
     config.pluginmanager.register(Chapters(), "imm-chapters")

@@ -3,7 +3,8 @@ keeps its old file.
 
 Says whether the texts that the cells print are those of before. What each took, in seconds and
 bytes, goes to ``book/chapters.json``, for the execution page, with ``make rerun NOTE=1`` only: it
-is another one on every machine. Every chapter begins with the hidden cell that installs the library
+is another one on every machine. On a device other than the CPU (``IMM_DEVICE``) texts are compared
+and no file is written. Every chapter begins with the hidden cell that installs the library
 where the chapter was opened from the book's launch buttons.
 """
 
@@ -11,30 +12,20 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import nbformat
+import surroundings
+from adopt import adopted, install
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from imm_lib import results
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 SPENT = "chapters.json"
-INSTALL = """# For Colab and Binder, where nothing is installed yet; a checkout with its environment passes by.
-import importlib.util
-import sys
-from pathlib import Path
-
-if importlib.util.find_spec("imm_lib") is None:
-    if not Path("../pyproject.toml").is_file():  # Colab opens the notebook alone
-        !git clone -q --depth 1 https://github.com/imm-book/imm-book
-        %cd -q imm-book/book
-    root = str(Path("..").resolve())
-    %pip install -q "{root}[data,plot,experiments,transport]"
-    sys.path.insert(0, root)  # the checkout has the stored results that the chapter shows"""
+INSTALL = install(adopted())
 HIDDEN = ["remove-cell", "skip-execution"]
 COST = """import json as _json, torch as _torch, imm_lib as _imm
 print(_json.dumps(_imm.results.provenance(_torch.device("cpu"))))"""
@@ -67,8 +58,25 @@ def compared(before: dict, after: dict) -> str:
     return f"other text in cells {', '.join(other)}" if other else "all text as before"
 
 
-def execute(path: Path) -> tuple[dict, str]:
+def strangers(notebook: nbformat.NotebookNode) -> list[str]:
+    """Take what cells wrote to stderr out of the outputs, and return it by cell: it is about the
+    machine, its folders and versions, and no chapter's text.
+    """
+    found = []
+    for cell in notebook.cells:
+        for output in list(cell.get("outputs", [])):
+            if output.output_type == "stream" and output.name == "stderr":
+                cell.outputs.remove(output)
+                found.append(f"cell {cell.execution_count} to stderr: {output.text.strip()}")
+    return found
+
+
+def execute(path: Path, write: bool = True) -> tuple[dict, str]:
     """Run every cell in the notebook's own folder, replace the file in one step.
+
+    Args:
+        path: of the chapter.
+        write: whether to replace the file.
 
     Returns:
         The kernel's provenance, and how what the cells wrote compares with before.
@@ -83,6 +91,8 @@ def execute(path: Path) -> tuple[dict, str]:
         notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True
     )
     client.execute()
+    for line in strangers(notebook):
+        print(f"\n  {line}", end=" ")
     provenance = json.loads(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps would change in every diff
@@ -92,17 +102,9 @@ def execute(path: Path) -> tuple[dict, str]:
         "name": "python3",
     }
     notebook.metadata["language_info"] = {"name": "python"}
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".", suffix=".partial", delete=False
-    ) as partial:
-        try:
-            nbformat.write(notebook, partial)
-            partial.close()
-            os.chmod(partial.name, path.stat().st_mode & 0o777)
-            os.replace(partial.name, path)
-        except BaseException:
-            Path(partial.name).unlink(missing_ok=True)
-            raise
+    if write:
+        text = nbformat.writes(notebook)
+        results.write_bytes(path, (text if text.endswith("\n") else text + "\n").encode())
     return provenance, compared(before, texts(notebook))
 
 
@@ -130,15 +132,22 @@ def left(spent: list[float], names: list[str]) -> str:
     return f"about {sum(known.get(name, {}).get('seconds', mean) for name in names):.0f} s left"
 
 
-def main(chapter: str = "", keep: bool = False) -> str | None:
+def main(chapter: str = "", keep: bool = False, dry: bool = False) -> str | None:
     """Run one chapter or all; returns an error sentence, or None.
 
     Args:
         chapter: how the names of the files start; "5" stands for "05".
         keep: whether to store what they took.
+        dry: whether to compare only, and to write no file.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the gate
     os.environ.pop("MPLBACKEND", None)
+    surroundings.settle(os.environ)
+    write = os.environ["IMM_DEVICE"].partition(":")[0] == "cpu"
+    if dry:
+        write = False
+    elif not write:
+        print(f"on {os.environ['IMM_DEVICE']}: compared, not written; the book's texts are a CPU's")
     paths = sorted(BOOK.glob(f"{chapter.zfill(2) if chapter else ''}*.ipynb"))
     if not paths:
         return f"no chapter in book/ starts with {chapter!r}"
@@ -148,15 +157,14 @@ def main(chapter: str = "", keep: bool = False) -> str | None:
         print(f"[{i}/{len(paths)}, {remaining}] {path.name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            provenance, change = execute(path)
-        except CellExecutionError as error:
-            print("failed; the file is unchanged")
-            print(error)
+            provenance, change = execute(path, write)
+        except (CellExecutionError, DeadKernelError) as error:
+            print(f"failed; the file is unchanged\n{error}")
             failed.append(path.name)
         else:
             spent.append(time.perf_counter() - start)
             print(f"{spent[-1]:.1f} s, {provenance['peak_memory_bytes'] / 2**20:.0f} MiB, {change}")
-            if keep:
+            if keep and write:
                 note(path.stem, spent[-1], provenance)
     return f"failed: {', '.join(failed)}" if failed else None
 
@@ -172,5 +180,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--note", action="store_true", help="store seconds and bytes for the execution page"
     )
+    parser.add_argument("--dry", action="store_true", help="compare only, and write no file")
     given = parser.parse_args()
-    sys.exit(main(given.chapter, given.note))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that has no λ
+    sys.exit(main(given.chapter, given.note, given.dry))

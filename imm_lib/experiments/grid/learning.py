@@ -36,10 +36,9 @@ def network(states: int, actions: int, runs: int, generator: torch.Generator) ->
     """R freshly drawn networks, as PyTorch initialises linear layers: (R, S, H), (R, 1, H), (R, H,
     A), (R, 1, A).
     """
-    device = generator.device
 
     def uniform(*shape: int, fan_in: int) -> Tensor:
-        draw = torch.rand(runs, *shape, generator=generator, device=device)
+        draw = torch.rand(runs, *shape, generator=generator)
         return ((2 * draw - 1) / fan_in**0.5).requires_grad_()
 
     first = [uniform(states, HIDDEN, fan_in=states), uniform(1, HIDDEN, fan_in=states)]
@@ -53,15 +52,17 @@ def log_policy(weights: list[Tensor]) -> Tensor:
 
 
 def play(torus: Torus, policy: Tensor, length: int, generator: torch.Generator) -> Trajectory:
-    """One trajectory from a uniform state in each of R runs, under (R, S, A) action probabilities."""
+    """One trajectory from a uniform state in each of R runs, under (R, S, A) action probabilities.
+
+    The draws are those of a generator of the CPU, wherever the policy is.
+    """
     runs, states, actions = policy.shape
-    options = {"generator": generator, "device": policy.device}
     after, rewards = torus.after.T.to(policy.device), torus.reward.to(policy)
     cumulative = policy.detach().cumsum(-1).view(-1, actions)
     cumulative[:, -1] = torch.inf  # rounding may leave the last sum below a draw
     base = torch.arange(runs, device=policy.device) * states
-    state = torch.randint(states, (runs,), **options)
-    draws = torch.rand(length, runs, 1, **options)
+    state = torch.randint(states, (runs,), generator=generator).to(policy.device)
+    draws = torch.rand(length, runs, 1, generator=generator).to(policy.device)
     path = []
     for u in draws:
         action = (u > cumulative[base + state]).sum(-1)
@@ -123,10 +124,8 @@ class Critic:
     al., 2016).
     """
 
-    def __init__(
-        self, torus: Torus, runs: int, device: torch.device, trace: float = 0.95, rate: float = 0.3
-    ):
-        self.value = torch.zeros(runs, torus.size**2, device=device)
+    def __init__(self, torus: Torus, runs: int, trace: float = 0.95, rate: float = 0.3):
+        self.value = torch.zeros(runs, torus.size**2, device=torus.device)
         self.trace, self.rate = (
             checks.number("trace", trace, 0, 1),
             checks.number("rate", rate, 0, 1, open_low=True),
@@ -166,9 +165,9 @@ def learn(
     π, (R, S, A).
 
     Args:
-        torus: the world.
+        torus: the world; where it is, everything is computed.
         runs: number R of independent runs.
-        generator: of the networks and the trajectories; its device is where everything is computed.
+        generator: of the networks and the trajectories, on the CPU.
         target: (N, A) or (R, N, A) action probabilities of the policy that knows x.
         lam: λ, the weight of the matching term: one number or (R,); the loss is REINFORCE + λ ·
         matching.
@@ -183,7 +182,7 @@ def learn(
     checks.count("runs", runs)
     actions, states = torus.after.shape
     lam = torch.as_tensor(
-        lam if isinstance(lam, Tensor) else checks.number("lam", lam, 0), device=generator.device
+        lam if isinstance(lam, Tensor) else checks.number("lam", lam, 0), device=torus.device
     )
     if lam.shape not in ((), (runs,)) or not (torch.isfinite(lam) & (lam >= 0)).all():
         raise ValueError(
@@ -195,14 +194,13 @@ def learn(
             raise ValueError(
                 f"target must be {wanted} or {(runs, *wanted)}, got {checks.describe(target)}"
             )
-        target = target.to(generator.device)
+        target = target.to(torus.device)
     elif lam.any():
         raise ValueError("target must be given when lam is above 0, got None")
-    weights = network(states, actions, runs, generator)
+    drawn = network(states, actions, runs, generator)
+    weights = [part.detach().to(torus.device).requires_grad_() for part in drawn]
     optimiser = torch.optim.Adam(weights, checks.number("lr", lr, 0, open_low=True))
-    judge = (
-        Critic(torus, runs, generator.device) if critic else lambda path: rewards_to_go(path.reward)
-    )
+    judge = Critic(torus, runs) if critic else lambda path: rewards_to_go(path.reward)
     log_pi = log_policy(weights)
     while True:
         path = play(torus, log_pi.detach().exp(), LENGTH, generator)

@@ -1,13 +1,15 @@
 """The grid experiments by name: what ``python -m imm_lib run grid-…`` computes and stores."""
 
+import contextlib
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from imm_lib.divergences import NAMED, as_divergence
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.grid.learning import (
     DISCOUNT,
     induced_matching,
@@ -24,7 +26,7 @@ policies do not.
 """
 
 ROLLOUTS = 10
-EPOCHS = [10, 25, 50, 75, 100, 125, 150, 175, 200, 250, 300, 350, 400, 450, 500]
+EPOCHS = [10, 20, 50, 75, 100, 125, 150, 175, 200, 250, 300, 350, 400, 450, 500]
 ARMS = ["none", "argmax", "softmax 0.5", "softmax 1.0"]
 MATCHINGS = {"IMM": induced_matching, "reverse-KD": policy_matching}
 
@@ -42,10 +44,11 @@ def target(torus: Torus, name: str) -> Tensor | None:
     """
     if name == "none":
         return None
-    bound = FastInformedBound.solve(Torus(torus.size, POMDP_WIDTH).pomdp(), DISCOUNT)
+    model = Torus(torus.size, POMDP_WIDTH, torus.device).pomdp()
+    bound = FastInformedBound.solve(model, DISCOUNT)
     if name.startswith("softmax "):
         return bound.softmax(torus.belief, float(name.removeprefix("softmax ")))
-    known = {"argmax": bound, "split": bound.split}
+    known: dict[str, Callable[[Tensor], Tensor]] = {"argmax": bound, "split": bound.split}
     if name not in known:
         raise ValueError(f"target must be none, argmax, split or softmax TEMPERATURE, got {name!r}")
     return known[name](torus.belief)
@@ -63,9 +66,9 @@ def _spread(values: Tensor) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
-def _learned(unit: dict, config: dict, device: torch.device, torus: Torus, at: list[int]):
+def _learned(unit: dict, config: dict, torus: Torus, at: list[int]):
     """(epoch, (R, S, A) policy, generator) at each of the epochs ``at``."""
-    generator = torch.Generator(device).manual_seed(unit["seed"])
+    generator = torch.Generator().manual_seed(unit["seed"])
     share, goal = unit.get("ratio", 0.0), target(torus, unit["target"])
     steps = learn(
         torus,
@@ -86,10 +89,10 @@ def _learned(unit: dict, config: dict, device: torch.device, torus: Torus, at: l
 
 
 def _figures(unit: dict, config: dict, device: torch.device) -> dict:
-    torus, cells = Torus(), {}
+    torus, cells = Torus().to(device), {}
     own = [e for e in config["epochs"] if unit["target"] == "none" or ratio(e) == unit["ratio"]]
     start = time.process_time()
-    for epoch, policy, generator in _learned(unit, config, device, torus, own):
+    for epoch, policy, generator in _learned(unit, config, torus, own):
         rolled = torch.stack(
             [play(torus, policy, HORIZON, generator).reward.sum(1) for _ in range(ROLLOUTS)]
         ).mean(0)
@@ -112,12 +115,12 @@ def _arms(config: dict, seed: int) -> list[dict]:
 
 
 def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
-    torus = Torus(unit.get("size", 11))
+    torus = Torus(unit.get("size", 11)).to(device)
     steps = HORIZON * torus.size // 11
     start = time.process_time()
     found = {
         str(epoch): _spread(torus.returns(policy, steps))
-        for epoch, policy, _ in _learned(unit, config, device, torus, config["epochs"])
+        for epoch, policy, _ in _learned(unit, config, torus, config["epochs"])
     }
     return {
         "exact": found,
@@ -128,6 +131,33 @@ def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
 
 def _settings(config: dict, seed: int) -> list[dict]:
     return [{"seed": seed, **setting} for setting in config["settings"]]
+
+
+def _check(config: dict) -> None:
+    """Every setting's words and numbers, and targets that exist."""
+    options.filled("epochs", config["epochs"])
+    for name in config.get("targets", ()):
+        _check_target("targets", name)
+    options.filled("targets", config.get("targets", ARMS))
+    options.filled("settings", config.get("settings", ARMS))
+    for i, setting in enumerate(config.get("settings", ())):
+        at = f"settings/{i}"
+        options.each(
+            at, setting, ("target", "ratio", "matching", "divergence", "critic", "lr", "size")
+        )
+        _check_target(f"{at}/target", setting.get("target"))
+        options.one_of(f"{at}/matching", setting.get("matching", "IMM"), MATCHINGS)
+        options.one_of(f"{at}/divergence", setting.get("divergence", "cross-entropy"), NAMED)
+        if setting.get("ratio", 0) >= 1:
+            raise ValueError(f"{at}/ratio must be below 1, got {setting['ratio']}")
+
+
+def _check_target(name: str, word: object) -> None:
+    kind, _, temperature = str(word).partition(" ")
+    with contextlib.suppress(ValueError):
+        if kind == "softmax" and float(temperature) > 0:
+            return
+    options.one_of(name, word, ("none", "argmax", "split", "softmax TEMPERATURE"))
 
 
 def _label(unit: dict) -> str:
@@ -189,15 +219,19 @@ _SIZES = [
     )
 ]
 
+COMPARED = (
+    *("cross-entropy", "reverse KL", "Jensen-Shannon", "alpha 0.5", "total variation"),
+    *("squared Hellinger", "Cauchy-Schwarz", "balanced", "Plackett-Luce"),
+)
+"""Without the forward divergence of Kullback and Leibler, whose gradient is the cross-entropy's."""
+
 _DIVERGENCES = [
     {"target": target, "ratio": r, "matching": m, "divergence": name}
     for target in ("softmax 0.5", "split")
     for m in MATCHINGS
-    for name in NAMED
-    if name != "forward KL"  # the cross-entropy's gradient is the same
-    and not (
-        target == "split" and name in ("reverse KL", "balanced")
-    )  # infinite, where the target has zeros
+    for name in COMPARED
+    # infinite, where the target has zeros
+    if not (target == "split" and name in ("reverse KL", "balanced"))
     for r in RATIOS
 ]
 
@@ -207,11 +241,12 @@ EXPERIMENTS = [
         description="REINFORCE with and without IMM on the torus, every cell of Figures 2 and 9",
         scales={
             "full": {"runs": 300, "epochs": EPOCHS, "targets": ARMS[1:]},
-            "ci": {"runs": 30, "epochs": [10, 25], "targets": ["argmax"]},
+            "ci": {"runs": 30, "epochs": [10, 20], "targets": ["argmax"]},
         },
         units=_arms,
         run=_figures,
         table=_table_figures,
+        check=_check,
     ),
     Experiment(
         name="grid-beyond",
@@ -223,6 +258,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
     Experiment(
         name="grid-divergences",
@@ -234,6 +270,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
     Experiment(
         name="grid-sizes",
@@ -245,6 +282,7 @@ EXPERIMENTS = [
         units=_settings,
         run=_beyond,
         table=_table_beyond,
+        check=_check,
     ),
 ]
 """The horizon of the returns grows with the torus: 2 N steps."""

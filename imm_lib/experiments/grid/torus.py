@@ -6,7 +6,7 @@ so that its belief stays uniform and x is all its state. Returns are exact: back
 of rollouts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -36,18 +36,24 @@ class Torus:
 
     size: int = 11
     width: float = 0.1
+    device: str | torch.device = "cpu"  # of its tensors
 
     def __post_init__(self):
         if checks.count("size", self.size) < 3:
             raise ValueError(f"size must be at least 3, got {self.size}")
         checks.number("width", self.width, 0, open_low=True)
 
+    def to(self, device: str | torch.device) -> "Torus":
+        """The same world with its tensors on another device."""
+        return replace(self, device=device)
+
     @cached_property
     def reward(self) -> Tensor:
         """(S,) reward of reaching each state."""
         line = torch.linspace(-2, 2, self.size, dtype=torch.float64)
         square = line[:, None] ** 2 + line**2
-        return (torch.exp(-square / (2 * self.width)) / (2 * torch.pi * self.width)).flatten()
+        density = torch.exp(-square / (2 * self.width)) / (2 * torch.pi * self.width)
+        return density.flatten().to(self.device)
 
     @cached_property
     def after(self) -> Tensor:
@@ -56,24 +62,22 @@ class Torus:
         steps = [
             ((x + dx) % self.size) * self.size + (y + dy) % self.size for dx, dy in MOVES.values()
         ]
-        return torch.stack(steps).flatten(1)
+        return torch.stack(steps).flatten(1).to(self.device)
 
     @cached_property
     def belief(self) -> Tensor:
         """(N, S) the belief of an agent that knows x: uniform over y. Row x is also π(e|s) of the
         short context x.
         """
-        return torch.eye(self.size, dtype=torch.float64).repeat_interleave(self.size, 1) / self.size
+        eye = torch.eye(self.size, dtype=torch.float64, device=self.device)
+        return eye.repeat_interleave(self.size, 1) / self.size
 
     def pomdp(self) -> FinitePOMDP:
         """The tensors; what is observed is x."""
         actions, states = self.after.shape
         transition = torch.nn.functional.one_hot(self.after, states).double()
-        observation = (
-            torch.eye(self.size, dtype=torch.float64)
-            .repeat_interleave(self.size, 0)
-            .expand(actions, -1, -1)
-        )
+        eye = torch.eye(self.size, dtype=torch.float64, device=self.device)
+        observation = eye.repeat_interleave(self.size, 0).expand(actions, -1, -1)
         return FinitePOMDP.of(transition, observation, self.reward[self.after])
 
     def returns(self, policy: Tensor, steps: int = HORIZON) -> Tensor:

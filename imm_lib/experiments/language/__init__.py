@@ -3,7 +3,15 @@ training, results.
 """
 
 from imm_lib.experiments import paper
-from imm_lib.experiments.language import arms, fidelity, measures, readings, snippets, speed
+from imm_lib.experiments.language import (
+    arms,
+    fidelity,
+    measures,
+    profile,
+    readings,
+    snippets,
+    speed,
+)
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import (
@@ -20,7 +28,7 @@ from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 from imm_lib.experiments.training import without_dropout
 
-EXPERIMENTS = [*arms.EXPERIMENTS, *speed.EXPERIMENTS]
+EXPERIMENTS = [*arms.EXPERIMENTS, *speed.EXPERIMENTS, *profile.EXPERIMENTS]
 
 __all__ = [
     "EXPERIMENTS",

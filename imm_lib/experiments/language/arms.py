@@ -1,5 +1,7 @@
 """The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
 
+from typing import Any
+
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.language import runs, snippets
 
@@ -18,7 +20,7 @@ _ARMS = {
 }
 _PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
 _QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
-_PAPER = {
+PAPER = {
     "width": 1500,
     "dropout": 0.65,
     "scale": 0.04,
@@ -84,7 +86,7 @@ _TUNED = {
 _WIKITEXT = {arm: _SEEN[arm] for arm in ("baseline", "seen labels, λ = 1", "reverse-KD, λ = 1")}
 
 
-_SNIPPETS = {
+_SNIPPETS: dict[str, Any] = {
     **{
         "lines": 421,
         "snippet_lines": [1262],
@@ -125,7 +127,14 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
         "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]},
     }
     return Experiment(
-        name, description, {"full": full, "ci": quick}, runs.units, runs.run, runs.table, gpu
+        name,
+        description,
+        {"full": full, "ci": quick},
+        runs.units,
+        runs.run,
+        runs.table,
+        gpu,
+        check=runs.check,
     )
 
 
@@ -141,7 +150,7 @@ EXPERIMENTS = [
         {
             "corpus": "ptb",
             "held_out": None,
-            "settings": _PAPER,
+            "settings": PAPER,
             "sizes": [[runs.LINES, 2]],
             "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
         },
@@ -247,6 +256,7 @@ EXPERIMENTS = [
         units=snippets.units,
         run=snippets.run,
         table=snippets.table,
+        check=snippets.check,
     ),
     Experiment(
         name="language-fidelity",
@@ -262,5 +272,6 @@ EXPERIMENTS = [
         ],
         run=runs.fidelity_run,
         table=runs.fidelity_table,
+        check=runs.check_fidelity,
     ),
 ]

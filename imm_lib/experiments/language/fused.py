@@ -2,6 +2,8 @@
 block.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -21,12 +23,20 @@ class _Some(FusedIMM):
     has a weight of its own, relative to λ.
     """
 
-    def __init__(self, *sizes, only: Tensor, tail: float, **rest):
+    weight = 1.0
+
+    def __init__(self, *sizes: Any, only: Tensor, tail: float, **rest: Any):
         super().__init__(*sizes, labels="seen", **rest)
         self.register_buffer("only", torch.cat([only, only[:1]]), persistent=False)
         self.weight = checks.number("tail", tail, 0)
-        for value in (self.pair_tail, self.gamma, self.unseen):
-            value.mul_(tail)
+        self._register_pairs()
+
+    @override
+    def _register_pairs(self) -> None:
+        super()._register_pairs()
+        for name in ("pair_tail", "gamma", "unseen"):
+            value = self.weight * getattr(self, name)
+            self.register_buffer(name, value, persistent=False)
 
     @override
     def corrected(self, place: Tensor | slice, w: Tensor) -> Tensor:

@@ -5,17 +5,19 @@ tables.
 import functools
 import math
 import tempfile
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import fidelity, fused, measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream, part, topics
-from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
+from imm_lib.experiments.language.training import HOW, Diverged, Settings, Trained, train
 from imm_lib.targets import KneserNeyBigram
 
 LINES = 42_068
@@ -63,7 +65,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         )
         return terms.Several(halves)
 
-    known = {
+    known: dict[str, Callable[..., terms.Term]] = {
         "none": terms.Term,
         "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
         "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
@@ -96,20 +98,13 @@ def _settings(spec: dict, seed: int) -> Settings:
 
 
 def _read_off(
-    trained: Trained,
-    corpus: data.Corpus,
-    settings: Settings,
-    device: torch.device,
-    induced: bool = True,
+    trained: Trained, corpus: data.Corpus, settings: Settings, induced: bool = True
 ) -> dict:
     """Everything that is reported of the weights of the best epoch; of the induced bigram, a table
     of V x V, where it is asked for.
     """
-    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)).to(device)
-    streams = {
-        s: Stream(getattr(corpus, s).to(device), settings.batch, settings.unroll)
-        for s in data.SPLITS
-    }
+    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
     log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
     log_p = {s: bigram.log_prob(streams[s].words, streams[s].labels) for s in ("valid", "test")}
 
@@ -132,7 +127,7 @@ def _read_off(
             "valid": mixed("valid", weight),
             "test": mixed("test", weight),
         },
-        "bigram": {s: bigram.perplexity(getattr(corpus, s).to(device)) for s in data.SPLITS},
+        "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
         "vocabulary": len(corpus.vocab),
         "words": len(corpus.train),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -144,8 +139,8 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
     words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(
         descending=True, stable=True
     )[:FREQUENT]
-    target = bigram(words.to(table.device)).double()
-    kl = (target * (target.log() - table[words.to(table.device)].double())).sum(1)
+    target = bigram(words).double()
+    kl = (target * (target.log() - table[words].double())).sum(1)
     return {
         corpus.vocab[w]: round(value, 4)
         for w, value in zip(words.tolist(), kl.tolist(), strict=True)
@@ -158,17 +153,50 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     settings = _settings(spec, unit["seed"])
     least = config.get("least", 2)
     corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"], least)
+    corpus = corpus.to(device)
     term = build(spec, corpus, settings, unit["seed"])
     try:
-        trained = train(corpus, term, settings, device, resume.checkpoint("run"))
+        trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
-    numbers = _read_off(trained, corpus, settings, device, config.get("induced", True))
+    numbers = _read_off(trained, corpus, settings, config.get("induced", True))
+    if device.type == "cuda":
+        numbers["how"] = asdict(HOW.get())
     numbers["epochs"] = [
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
     ]
     return numbers
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown corpus, or an arm that cannot be built: each is, on a toy
+    text.
+    """
+    options.one_of("corpus", config["corpus"], (*data.SOURCES, "topics"))
+    options.rows("sizes", config["sizes"], 2)
+    if config["corpus"] == "ptb":
+        options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
+    options.filled("arms", config["arms"])
+    known = {f.name for f in fields(Settings)}
+    options.each("settings", config["settings"], known)
+    for name, arm in config["arms"].items():
+        try:
+            settings = _settings({**config["settings"], **arm}, 0)
+            tokens = torch.arange(2 * settings.batch + 2) % 4
+            toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
+            build(arm, toy, settings, 0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arms/{name} cannot be: {error}") from error
+
+
+def check_fidelity(config: dict) -> None:
+    """The same for the texts on which gradients are compared."""
+    options.filled("texts", config["texts"])
+    for name, case in config["texts"].items():
+        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
+        options.each(f"texts/{name}/settings", case["settings"], [f.name for f in fields(Settings)])
+        _settings(case["settings"], 0)
 
 
 def units(config: dict, seed: int) -> list[dict]:
@@ -215,23 +243,20 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
         case["steps"],
         case["passes"],
     )
-    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"])
+    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"]).to(device)
     size = len(corpus.vocab)
-    bigram = KneserNeyBigram.fit(corpus.train, size).to(device)
-    stream = Stream(corpus.train.to(device), settings.batch, settings.unroll)
+    bigram = KneserNeyBigram.fit(corpus.train, size)
+    stream = Stream(corpus.train, settings.batch, settings.unroll)
     average = terms.MovingAverage(bigram, 1.0)
     cached = {m: Histories(stream, size, m) for m in steps}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.pt"
-        before = train(corpus, average, settings, device, file).last
+        before = train(corpus, average, settings, file).last
         for histories in cached.values():
             histories.refresh(before)
-        model = train(
-            corpus, average, replace(settings, epochs=settings.epochs + 1), device, file
-        ).last
-    far = Stream(
-        corpus.train.to(device), settings.batch, 10 * settings.unroll
-    )  # the same columns, read further back
+        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), file).last
+    # the same columns, read further back
+    far = Stream(corpus.train, settings.batch, 10 * settings.unroll)
     exact = fidelity.exact_gradient(model, far, bigram)
     found = {}
 
@@ -242,7 +267,8 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
             gradient = fidelity.mean_gradient(model, stream, term.eval().to(device), passes)
         found[name] = fidelity.compare(gradient, exact)
 
-    fresh, whole = terms.MovingAverage(bigram, 1.0, max_ratio=1e6), {"words": 0}
+    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
+    whole: dict[str, Any] = {"words": 0}
     fresh.begin_epoch(model, stream, True)
     measure("exact table", fresh)
     measure("exact table, dropout", fresh, passes, dropout=True)
@@ -272,13 +298,13 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
     return {
         "estimators": found,
         "exact_norm": exact.norm().item(),
-        "valid": _valid(model, corpus, settings, device),
+        "valid": _valid(model, corpus, settings),
     }
 
 
-def _valid(model, corpus: data.Corpus, settings: Settings, device: torch.device) -> float:
+def _valid(model, corpus: data.Corpus, settings: Settings) -> float:
     """Validation perplexity of a model."""
-    stream = Stream(corpus.valid.to(device), settings.batch, settings.unroll)
+    stream = Stream(corpus.valid, settings.batch, settings.unroll)
     return measures.perplexity(measures.label_log_probs(model, stream))
 
 

@@ -8,8 +8,8 @@ word: what stands before other occurrences of that word in the text, with the c 
 That is π(e|s) with all of s but its first word forgotten.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from imm_lib import checks, data, results
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
-from imm_lib.experiments import resume
+from imm_lib.experiments import options, resume
 from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
@@ -38,7 +38,7 @@ class Reader(nn.Module):
 
     def __init__(self, model: LanguageModel):
         super().__init__()
-        self.model, self.size = model.eval(), model.window + 1
+        self.model, self.size = model.eval(), checks.count("window", model.window) + 1
 
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
@@ -114,6 +114,8 @@ class SampledSnippets(terms._Random):
         """
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
+            if self.histories.states is None:
+                raise RuntimeError("the cache is empty: call begin_epoch first")
             before = self.histories.states[extended].to(model.begin(1).dtype)
             return model.log_probs(model.hidden(short, before)[0][:, -1])
 
@@ -140,9 +142,11 @@ class UncorrectedSnippets(terms._OnePass):
         lam: λ.
     """
 
+    words: Tensor  # from the beginning of an epoch
+
     def __init__(self, target: Reader, lam: float):
         super().__init__(lam, own_pass=False)
-        self.imm, self.size, self.words = ReverseKD(target), target.size, None
+        self.imm, self.size = ReverseKD(target), target.size
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
@@ -173,17 +177,17 @@ def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, dat
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """The target's training, and every arm's on the same text; perplexities of the best epochs."""
     seed, lines = unit["seed"], unit["snippet_lines"]
-    long, many = texts(config, seed, lines)
+    long, many = (text.to(device) for text in texts(config, seed, lines))
     settings = Settings(**config["settings"], seed=seed)
     # one word a step, behind a window: what is read is a snippet, whatever the text
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
-    reader = Reader(train(many, None, short, device, resume.checkpoint("target")).model)
-    stream, size = Stream(long.train.to(device), settings.batch, settings.unroll), len(long.vocab)
-    bigram = KneserNeyBigram.fit(many.train, size).to(device)
+    reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
+    stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
+    bigram = KneserNeyBigram.fit(many.train, size)
 
     def term(arm: dict) -> terms.Term:
         options = {key: value for key, value in arm.items() if key != "term"}
-        known = {
+        known: dict[str, Callable[..., terms.Term]] = {
             "none": terms.Term,
             "IMM": lambda lam: SampledSnippets(
                 reader, lam, stream, size, config["k"], config["places"], seed
@@ -194,13 +198,10 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         return known[arm["term"]](**options)
 
     found = {}
-    held = {
-        s: Stream(getattr(long, s).to(device), settings.batch, settings.unroll)
-        for s in ("valid", "test")
-    }
+    held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, device, resume.checkpoint(name))
+        trained = train(long, term(arm), settings, resume.checkpoint(name))
         log_q = {
             split: measures.label_log_probs(trained.model, words) for split, words in held.items()
         }
@@ -238,6 +239,19 @@ def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
     return found
 
 
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown term, or settings that no training has."""
+    options.filled("arms", config["arms"])
+    for name, arm in config["arms"].items():
+        options.one_of(
+            f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")
+        )
+        options.each(f"arms/{name}", arm, ("term", "lam"))
+    checks.count("parts", config["parts"])
+    options.each("settings", config["settings"], [f.name for f in fields(Settings)])
+    Settings(**config["settings"])
+
+
 def units(config: dict, seed: int) -> list[dict]:
     """One per amount of side text and seed."""
     return [
@@ -251,7 +265,7 @@ def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
     """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm
     "target" has "test".
     """
-    found = {}
+    found: dict[int, dict[str, dict[str, list[float]]]] = {}
     for entry in result["units"]:
         runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
         runs.setdefault("target", {"test": []})["test"].append(numbers["target"]["test"])

@@ -24,11 +24,12 @@ class _Bench:
         self.settings = Settings(
             width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1
         )
-        self.bigram = KneserNeyBigram.fit(words, self.size).to(device)
+        words = words.to(device)
+        self.bigram = KneserNeyBigram.fit(words, self.size)
         few = words[: config["batch"] * config["unroll"] * config["blocks"] + 1]
         vocab = [str(word) for word in range(self.size)]
-        self.texts, self.device = data.Corpus("bench", few, few, few, vocab), device
-        self.stream = Stream(few.to(device), config["batch"], config["unroll"])
+        self.texts = data.Corpus("bench", few, few, few, vocab)
+        self.stream = Stream(few, config["batch"], config["unroll"])
         self.blocks = list(self.stream)
 
     def sampled(
@@ -38,11 +39,19 @@ class _Bench:
             self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words
         )
 
+    def run(self, term: terms.Term) -> Run:
+        """A training run that has begun."""
+        torch.manual_seed(0)
+        run = Run(self.texts, term, self.settings)
+        term.begin_epoch(run.model, run.train, True)
+        return run
+
     def step(self, term: terms.Term) -> Callable[[], None]:
         """A function that takes the next block's training step."""
-        torch.manual_seed(0)
-        run = Run(self.texts, term, self.settings, self.device)
-        term.begin_epoch(run.model, run.train, True)
+        return self.next_step(self.run(term))
+
+    def next_step(self, run: Run) -> Callable[[], None]:
+        """The same of a run."""
         optimiser = torch.optim.SGD(run.model.parameters(), 0.1)
         begin, turn = run.model.train().begin(self.settings.batch), [0]
 
@@ -52,7 +61,6 @@ class _Bench:
             optimiser.step()
             turn[0] += 1
 
-        work.run = run
         return work
 
 
@@ -61,8 +69,9 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
     epoch, in seconds.
     """
     bench = _Bench(config, device)
+    run = bench.run(terms.Term())
     steps = {
-        "plain": bench.step(terms.Term()),
+        "plain": bench.next_step(run),
         "reverse-KD": bench.step(terms.Uncorrected(bench.bigram, 0.2)),
         "moving average": bench.step(terms.MovingAverage(bench.bigram, 0.2)),
         "moving average, own pass": bench.step(
@@ -73,7 +82,7 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
         "cached, m = 5": bench.step(bench.sampled(5)),
         "re-run, m = 35": bench.step(bench.sampled(config["unroll"], cache=False)),
     }
-    model, histories = steps["plain"].run.model, Histories(bench.stream, bench.size)
+    model, histories = run.model, Histories(bench.stream, bench.size)
     one = Stream(bench.stream.words[: bench.settings.batch + 1], bench.settings.batch)
     sweeps = {
         "states": lambda: histories.refresh(model),

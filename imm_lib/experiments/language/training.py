@@ -11,6 +11,8 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imm_lib import checks, data
+from imm_lib.clipping import add_clipped
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import MODELS, LanguageModel
 from imm_lib.experiments.language.terms import Term
@@ -31,6 +34,23 @@ class Diverged(RuntimeError):
     epoch is kept.
     """
 
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """In what a run computes. It changes rounding and time, and nothing of what is computed.
+
+    Attributes:
+        half: bfloat16 autocast, on CUDA.
+        compiled: a mode of torch.compile for the model's forward pass; "" for none.
+    """
+
+    half: bool = True
+    compiled: str = ""
+
+
+USUAL = How()
+HOW: ContextVar[How] = ContextVar("in what training computes", default=USUAL)
+"""Of the trainings that begin; set by what has measured it (:mod:`profile`)."""
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -147,20 +167,14 @@ def _add_gradients(
             (lam * part).backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip)
         return
-    loss.backward(retain_graph=shared is not None)
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    primary = [p.grad for p in parameters]
-    model.zero_grad(set_to_none=True)
-    for part in parts if shared is None else [shared]:
-        part.backward()
-    nn.utils.clip_grad_norm_(parameters, settings.clip)
-    for parameter, grad in zip(parameters, primary, strict=True):
-        if parameter.grad is None:
-            parameter.grad = grad
-        else:
-            parameter.grad.mul_(lam)
-            if grad is not None:
-                parameter.grad.add_(grad)
+
+    def term():
+        for part in parts if shared is None else [shared]:
+            part.backward()
+
+    primary = partial(loss.backward, retain_graph=shared is not None)
+    add_clipped(primary, parameters, settings.clip)
+    add_clipped(term, parameters, settings.clip, lam)
 
 
 def _digest(tokens: Tensor) -> int:
@@ -184,17 +198,20 @@ def _description(term: Term) -> str:
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
-    def __init__(self, texts: data.Corpus, term: Term, settings: Settings, device: torch.device):
-        self.settings, self.device = settings, device
+    def __init__(self, texts: data.Corpus, term: Term, settings: Settings):
+        self.settings, self.device, self.how = settings, texts.train.device, HOW.get()
         for split in ("train", "valid"):
             checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
-        self.train = Stream(texts.train.to(device), settings.batch, settings.unroll)
-        self.valid = Stream(texts.valid.to(device), settings.batch, settings.unroll)
-        self.model = settings.build(len(texts.vocab)).to(device)
+        self.train = Stream(texts.train, settings.batch, settings.unroll)
+        self.valid = Stream(texts.valid, settings.batch, settings.unroll)
+        self.model = settings.build(len(texts.vocab)).to(self.device)
+        if self.how.compiled:
+            self.model.compile(mode=self.how.compiled)
         self.best = copy.deepcopy(self.model.state_dict())
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
-        self.term = term.to(device)
-        self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
+        self.term = term.to(self.device)
+        self.lr, self.acted = settings.lr, 0  # blocks in which the term has acted
+        self.history: list[dict] = []
         self.key = {
             **dataclasses.asdict(settings),
             "vocabulary": len(texts.vocab),
@@ -257,21 +274,24 @@ class Run:
         settings, length = self.settings, block.words.shape[1]
         labels = self.term.labels(block) if late else block.labels
         acts = late and number % settings.every == 0
+        half = self.how.half and self.device.type == "cuda"
         lam = self.term.lam * settings.every
         if settings.warmup:
             lam *= min(1.0, self.acted / settings.warmup)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             features, state = self.model.hidden(block.words, state)
             joint = self.term.joint(self.model, features, block, lam) if acts else None
             if joint is not None:
                 loss, entropy = joint
-                value, shared, parts = entropy.item(), None, ()
+                value = entropy.item()
             else:
                 log_q = self.model.log_probs(features)
                 loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
                 value = loss.item()
             if not math.isfinite(value):
                 return value, state
+            shared: Tensor | None = None
+            parts: Iterable[Tensor] = ()
             if joint is None:
                 shared = self.term.shared(log_q, block) if acts else None
                 shared = shared if shared is None else length * shared
@@ -329,16 +349,15 @@ def train(
     texts: data.Corpus,
     term: Term | None = None,
     settings: Settings | None = None,
-    device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
 ) -> Trained:
     """Train a language model on ``texts.train``; the learning rate follows ``texts.valid``.
 
     Args:
-        texts: token streams and their vocabulary.
+        texts: token streams and their vocabulary; where they are, the model is trained, on CUDA in
+            bfloat16 autocast.
         term: what is added to the cross-entropy; nothing by default. It is changed by the training.
         settings: of the model and its training.
-        device: where to train; on CUDA in bfloat16 autocast.
         checkpoint: file to write after every epoch, and to go on from if it is there: bit by bit
             what an uninterrupted run would have done, on the same machine.
 
@@ -350,10 +369,10 @@ def train(
             one batch, or a checkpoint of another run.
         Diverged: the loss became NaN or infinite.
     """
-    settings, device = settings or Settings(), torch.device(device)
+    settings, device = settings or Settings(), texts.train.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        run = Run(texts, term or Term(), settings, device)
+        run = Run(texts, term or Term(), settings)
         if checkpoint is not None and checkpoint.is_file():
             run.restore(load(checkpoint), checkpoint.name)
         with bar(

@@ -124,7 +124,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     data = plane.draw(
         config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]), torch.float64
     )
-    data = Data(*(x.to(device) for x in data))
+    data = data.to(device)
     point = Point(data, train(data, "IMM exact", schedule(unit["n"]), steps=unit["steps"]))
     estimators = {
         "serialized": point.serialized,
@@ -132,11 +132,18 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
         **{f"moving average, momentum {m:g}": point.moving_average(m) for m in config["momenta"]},
         "noising": point.noising,
     }
-    generator = torch.Generator(device).manual_seed(unit["seed"])
+    generator = torch.Generator().manual_seed(unit["seed"])
     exact = point.exact()
     return {
         name: _numbers(of(config["draws"], generator), exact) for name, of in estimators.items()
     }
+
+
+def _check(config: dict) -> None:
+    if len(config["normal"]) != 3 or not any(config["normal"]):
+        raise ValueError(f"normal must be three numbers, not all 0, got {config['normal']}")
+    if 0 in config["momenta"]:
+        raise ValueError(f"momenta must be above 0, got {config['momenta']}")
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -179,5 +186,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

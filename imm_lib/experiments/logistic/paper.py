@@ -1,5 +1,6 @@
 """What the paper prints about logistic regression, and the planes that were tried to reproduce it."""
 
+import math
 from itertools import product
 from math import gcd
 from typing import NamedTuple
@@ -86,6 +87,47 @@ def search_planes() -> list[list[int]]:
     # swapping x2 and x3, or turning a coordinate around, changes nothing but names
     kept = {(a, *sorted((b, c))) for a, b, c in triples if b or c}
     return [list(t) for t in sorted(kept) if gcd(*t) == 1]
+
+
+class Fit(NamedTuple):
+    """How one setting of the search compares with Table 4."""
+
+    normal: list[int]
+    labels: str  # of noising: "soft", or "hard" and redrawn at every step
+    steps: int
+    chi2: float  # over the printed means of all three columns, in the standard errors of both
+    near: int  # means within 2 standard errors or 0.7 points
+    rise: float  # of noising from n = 20 to the largest size, in points
+
+
+def fits(result: dict) -> list[Fit]:
+    """The settings of a result of ``logistic-search``, the nearest to Table 4 first."""
+    found = []
+    sizes = result["config"]["sizes"]
+    for entry in result["units"]:
+        columns = entry["numbers"]["columns"]
+        for steps in result["config"]["steps"]:
+            for labels in ("soft", "hard"):
+                noising = columns[f"noising, {labels} labels, {steps} steps"]
+                trained = {
+                    "baseline": columns[f"baseline, {steps} steps"],
+                    "noising": noising,
+                    "IMM exact": columns[f"IMM exact, {steps} steps"],
+                }
+                errors, near = [], 0
+                for method, row in trained.items():
+                    for n, ours in zip(sizes, row, strict=True):
+                        printed = TABLE_4[n][method]
+                        apart = ours["mean"] - printed.mean
+                        both = (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
+                        errors.append(apart / both)
+                        near += abs(apart) <= max(2 * both, 0.7)
+                by_size = {n: row["mean"] for n, row in zip(sizes, noising, strict=True)}
+                rise = by_size[max(by_size)] - by_size[20] if 20 in by_size else math.nan
+                chi2 = sum(error**2 for error in errors)
+                normal = entry["unit"]["normal"]
+                found.append(Fit(normal, labels, steps, chi2, near, rise))
+    return sorted(found, key=lambda fit: fit.chi2)
 
 
 def against(result: dict) -> list[dict]:

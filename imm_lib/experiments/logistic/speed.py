@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
 from imm_lib.experiments.logistic.training import schedule, train
@@ -63,10 +63,6 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     """CPU seconds of all runs and steps: measured for the batched program, measured per step for
     the loop.
     """
-    if device.type != "cpu":
-        raise ValueError(
-            f"device must be cpu for an experiment that counts CPU seconds, got {str(device)!r}"
-        )
     plane, n = Plane(), unit["n"]
     data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(0)).first(n)
     batched, loop = {}, {}
@@ -89,10 +85,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def totals(result: dict) -> tuple[float, float]:
     """CPU seconds of the whole sweep: the batched program, and the loop over runs."""
-    parts = ("batched_cpu_s", "loop_cpu_s")
-    return tuple(
-        sum(sum(entry["numbers"][part].values()) for entry in result["units"]) for part in parts
+    batched, loop = (
+        sum(sum(entry["numbers"][part].values()) for entry in result["units"])
+        for part in ("batched_cpu_s", "loop_cpu_s")
     )
+    return batched, loop
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -118,5 +115,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"n": n} for n in config["sizes"]],
         run=_run,
         table=_table,
+        check=lambda config: options.at_most("sizes", config["sizes"], LARGEST),
+        devices=("cpu",),  # it counts CPU seconds
     )
 ]

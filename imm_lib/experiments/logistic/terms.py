@@ -73,6 +73,26 @@ def noising(data: Data, bandwidth: float = 1.0) -> Term:
     return term
 
 
+def noising_redrawn(
+    data: Data, generator: torch.Generator | None = None, bandwidth: float = 1.0
+) -> Term:
+    """Noising with hard labels: each step draws one label per short context from the target, for
+    every extended context alike. :func:`noising` is its mean over the draws.
+    """
+    weight, n = kernel(data, bandwidth), len(data.short)
+    generator = checks.generator(generator)
+    grid = _Grid(weight)
+
+    def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.rand(data.target.shape, generator=generator).to(weight.device)
+        label = (drawn < data.target).to(weight.dtype)
+        share, _ = grid.shares(short, extended)
+        expected = torch.einsum("ter,tr->er", weight, label)
+        return (share.sum(1) - label) / n, (share.sum(0) - expected) / n
+
+    return term
+
+
 def reverse_kd(data: Data) -> Term:
     """Reverse distillation: the target against the model at its own data points (eq. 1)."""
     n = len(data.short)
@@ -98,12 +118,12 @@ def exact(data: Data, bandwidth: float = 1.0) -> Term:
 
 
 def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callable[[], Tensor]:
-    """Draws (n, k, R) extended contexts from the kernel, with replacement."""
+    """Draws (n, k, R) extended contexts from the kernel, with replacement, by numbers of the CPU."""
     n, _, runs = weight.shape
     cumulative = weight.double().cumsum(1).transpose(1, 2).contiguous()
 
     def draw() -> Tensor:
-        u = torch.rand(n, runs, k, dtype=torch.float64, generator=generator, device=weight.device)
+        u = torch.rand(n, runs, k, dtype=torch.float64, generator=generator).to(weight.device)
         # rounding may leave the last sum below 1, and a draw behind it
         return torch.searchsorted(cumulative, u, right=True).clamp_(max=n - 1).transpose(1, 2)
 
@@ -134,9 +154,8 @@ def sampled(
     def contexts() -> tuple[Tensor, Tensor | float]:
         if replacement:
             return draw(), 1 / k
-        place = (
-            torch.rand(n, n, runs, generator=generator, device=weight.device).topk(k, dim=1).indices
-        )
+        draws = torch.rand(n, n, runs, generator=generator).to(weight.device)
+        place = draws.topk(k, dim=1).indices
         share = weight.gather(1, place)
         return place, share / share.sum(1, keepdim=True)
 
@@ -192,13 +211,14 @@ def stale_table(
         checks.count("period", period),
     )
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-    table = None
+    table: Tensor | None = None
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
         nonlocal table
-        if step % period == 0:
-            induced = grid.induced(short, extended)
-            table = induced if table is None else torch.lerp(table, induced, momentum)
+        if table is None:
+            table = grid.induced(short, extended)
+        elif step % period == 0:
+            table = torch.lerp(table, grid.induced(short, extended), momentum)
         q = torch.sigmoid(short + extended)
         slope = _slope(data.target, table) * q * (1 - q) / n
         return slope, slope

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks, data, results
-from imm_lib.experiments import Experiment, resume
+from imm_lib.experiments import Experiment, options, resume
 from imm_lib.experiments.masked import readings, tasks, training
 from imm_lib.experiments.masked.encoder import DEFAULT, Head, MaskedLM, load, tiny
 from imm_lib.experiments.masked.measures import premise
@@ -31,7 +31,8 @@ def stream(model: MaskedLM, pieces: int) -> Tensor:
     """The first ``pieces`` of WikiText-2's training text, as the model's tokenizer cuts it."""
     corpus = data.load("wikitext2")
     unknown = model.tokenizer.unk_token
-    lines, words = [], []
+    lines: list[str] = []
+    words: list[str] = []
     for word in (corpus.vocab[i] for i in corpus.train[:pieces].tolist()):
         if word == "<eos>":
             lines.append(" ".join(words))
@@ -205,7 +206,7 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
         "history": history,
         "weight": None if mixture is None else mixture.weight,
     }
-    if reading:
+    if reading and mixture is not None:
         prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
         found["premise"] = premise(
             tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading
@@ -275,8 +276,26 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
         units=_arms,
         run=_task,
         table=readings.table,
+        check=_check,
         gpu=gpu,
     )
+
+
+def _check(config: dict) -> None:
+    """Raise ValueError for an unknown task or arm, or settings that no fine-tuning has."""
+    for task in config["tasks"]:
+        options.one_of("tasks", task, tasks.TASKS)
+        options.one_of("examples", task, config.get("examples", {task: None}))
+    _settings(config, {})
+    options.each("judged", config.get("judged", ARMS), ARMS)
+    if "grid" in config:
+        options.each("grid", config["grid"], ("mlm", "lam"))
+        for name in ("mlm", "lam"):
+            options.filled(f"grid/{name}", config["grid"].get(name))
+    if "held_out" in config and not (
+        len(config["held_out"]) == 2 and config["held_out"][0] < config["held_out"][1]
+    ):
+        raise ValueError(f"held_out must be two places in order, got {config['held_out']}")
 
 
 def _choices(config: dict, seed: int) -> list[dict]:
@@ -316,6 +335,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
         table=readings.pretrain_table,
+        check=_check,
     ),
     Experiment(
         name="masked-premise",
@@ -331,6 +351,7 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"task": task, "seed": seed} for task in config["tasks"]],
         run=_premise,
         table=readings.premise_table,
+        check=_check,
     ),
     Experiment(
         name="masked-choice",
@@ -347,6 +368,7 @@ EXPERIMENTS = [
         units=_choices,
         run=_task,
         table=readings.choice_table,
+        check=_check,
     ),
     Experiment(
         name="masked-choice-mrpc",
@@ -363,6 +385,7 @@ EXPERIMENTS = [
         units=_choices,
         run=_task,
         table=readings.choice_table,
+        check=_check,
     ),
     *(
         _experiment(
@@ -371,6 +394,15 @@ EXPERIMENTS = [
             {**_TUNED, **_OWN.get(name, {}), "tasks": [name], "examples": {name: limits}},
         )
         for name, limits in _TRAINED.items()
+    ),
+    *(
+        _experiment(
+            f"masked-{name.lower()}-all",
+            f"the same on all examples of {name}, by the default encoder (Table 2); for a GPU",
+            {**_TUNED, **_OWN[name], "tasks": [name], "examples": {name: _ALL[name]}},
+            gpu=True,
+        )
+        for name in ("CoLA", "MRPC", "RTE")
     ),
     _experiment(
         "masked-paper",

@@ -46,8 +46,10 @@ def right_number(model: MaskedLM, prefixes: Prefixes) -> float:
         prefixes: of acceptable sentences of :func:`agreement`.
     """
     ids = model.tokenizer.convert_tokens_to_ids
-    singular, plural = torch.tensor(ids(VERBS)), torch.tensor(ids([verb[:-1] for verb in VERBS]))
-    at = torch.isin(prefixes.short, torch.tensor(ids(ADVERBS))).nonzero().flatten()
+    words = (VERBS, [verb[:-1] for verb in VERBS], ADVERBS)
+    where = prefixes.short.device
+    singular, plural, adverbs = (torch.tensor(ids(kind), device=where) for kind in words)
+    at = torch.isin(prefixes.short, adverbs).nonzero().flatten()
     q = prefixes.log_q(model.eval(), at).exp()
     mass = torch.stack([q[:, singular].sum(1), q[:, plural].sum(1)])
     right = torch.where(torch.isin(prefixes.label[at], singular), mass[0], mass[1])

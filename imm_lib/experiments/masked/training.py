@@ -5,15 +5,18 @@ import hashlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imm_lib import checks
+from imm_lib.clipping import add_clipped
 from imm_lib.experiments.masked import tasks
 from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.target import Restricted
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.resume import load, save
@@ -65,38 +68,6 @@ def digest(examples: list[Example]) -> str:
     return hashlib.sha256(repr([tuple(example) for example in examples]).encode()).hexdigest()[:16]
 
 
-def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[list[Tensor | None], float]:
-    """The gradient of a loss by the parameters, and its norm."""
-    found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    return found, norm(found)
-
-
-def norm(grads: list[Tensor | None]) -> float:
-    """The norm of gradients, where None is zero."""
-    return nn.utils.get_total_norm([g for g in grads if g is not None]).item()
-
-
-def add(
-    total: list[Tensor | None], part: list[Tensor | None], weight: float
-) -> list[Tensor | None]:
-    """total + weight · part, where None is zero; in place, since a copy of the embedding's gradient
-    costs a tenth of a step.
-    """
-    for i, g in enumerate(part):
-        if g is not None:
-            total[i] = g.mul_(weight) if total[i] is None else total[i].add_(g, alpha=weight)
-    return total
-
-
-def clipped(grads: list[Tensor | None], size: float, limit: float) -> list[Tensor | None]:
-    """Gradients of norm ``size``, scaled down in place so that it is at most ``limit``."""
-    if size > limit:
-        for g in grads:
-            if g is not None:
-                g.mul_(limit / size)
-    return grads
-
-
 class Run:
     """One fine-tuning run: all that a checkpoint holds.
 
@@ -113,7 +84,7 @@ class Run:
         model: MaskedLM,
         name: str,
         train: list[Example],
-        target: nn.Module | None,
+        target: Restricted | None,
         settings: Settings,
     ):
         self.name, self.settings = name, settings
@@ -131,6 +102,8 @@ class Run:
         self.order, self.masks, self.draws = (torch.Generator().manual_seed(seed) for seed in seeds)
         self.causal = None
         if settings.arm not in ("base", "MLM"):
+            if target is None:
+                raise ValueError(f"target must be given for the arm {settings.arm!r}, got None")
             device = next(self.model.parameters()).device
             prefixes = Prefixes(self.sequences, self.model).to(device)
             self.causal = Causal(
@@ -145,12 +118,13 @@ class Run:
             self.optimiser,
             lambda s: min((s + 1) / warm, (self.steps - s) / max(1, self.steps - warm)),
         )
-        self.history = []
+        self.history: list[dict] = []
 
     def epoch(self) -> None:
         """One pass over the training examples."""
         self.model.train()
-        start, cpu, sums, count = time.perf_counter(), time.process_time(), {}, 0
+        start, cpu, count = time.perf_counter(), time.process_time(), 0
+        sums: dict[str, float] = {}
         for batch in self._batches():
             for key, value in self.step(batch).items():
                 sums[key] = sums.get(key, 0.0) + value
@@ -190,23 +164,24 @@ class Run:
         }
         if settings.arm != "base":
             losses["MLM"] = lambda: masked_words(self.model, batch, self.masks)
-        weights, total, found = {"task": 1.0, "MLM": settings.mlm}, [None] * len(parameters), {}
-        for key, loss in losses.items():
-            value = loss()
-            part, found[f"norm {key}"] = gradient(value, parameters)
-            total, found[key] = add(total, part, weights[key]), value.item()
-        total = clipped(total, norm(total), settings.clip)
+        weights, found = {"task": 1.0, "MLM": settings.mlm}, {}
+
+        def supervised():
+            for key, loss in losses.items():
+                value = loss()
+                size = add_clipped(value.backward, parameters, weight=weights[key])
+                found[f"norm {key}"], found[key] = size.item(), value.item()
+
+        self.optimiser.zero_grad()
+        add_clipped(supervised, parameters, settings.clip)
         if self.causal is not None:
             value = self.causal(self.model, numbers)
-            part, size = gradient(value, parameters)
-            total = add(total, clipped(part, size, settings.clip), settings.lam)
-            found |= {"norm causal": size, "causal": value.item()}
+            size = add_clipped(value.backward, parameters, settings.clip, settings.lam)
+            found |= {"norm causal": size.item(), "causal": value.item()}
         if not all(math.isfinite(value) for value in found.values()):
             raise FloatingPointError(
                 f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam"
             )
-        for parameter, grad in zip(parameters, total, strict=True):
-            parameter.grad = grad
         self.optimiser.step()
         self.schedule.step()
         return found
@@ -263,7 +238,7 @@ def fine_tune(
     name: str,
     train: list[Example],
     dev: list[Example],
-    target: nn.Module | None = None,
+    target: Restricted | None = None,
     settings: Settings | None = None,
     checkpoint: Path | None = None,
 ) -> dict:
@@ -359,6 +334,7 @@ def pretrain(
             schedule.step()
             losses.append(loss.item())
             if checkpoint is not None and len(losses) % every == 0:
+                kept: dict[str, Any]  # what they share is a method, and no class
                 kept = {"model": model, "optimiser": optimiser, "schedule": schedule}
                 random = [torch.get_rng_state(), generator.get_state()]
                 state = {name: part.state_dict() for name, part in kept.items()}

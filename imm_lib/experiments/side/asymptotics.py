@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.worth import Worth
 
@@ -59,7 +59,7 @@ def summary(excess: Tensor, found: Tensor) -> dict:
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     n, runs, ratio = unit["n"], config["runs"], float(unit["ratio"])
     worth, cells = Worth.of(*world.informations(world.views["s"])), {}
     counts, term = data(world, n, ratio, unit["known"], runs, 0.0, generator)
@@ -94,7 +94,7 @@ def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
 
 
 def _noising(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     counts, cells = world.sample(unit["n"], config["runs"], generator), {}
     for lam in config["lam"]:
         exact, linear = noising_floor(world, lam)
@@ -114,6 +114,14 @@ def _units(config: dict, seed: int) -> list[dict]:
         {"seed": 1000 * seed + i, "n": n, "ratio": ratio, "known": known}
         for i, (n, ratio, known) in enumerate(cells)
     ]
+
+
+def _check(config: dict) -> None:
+    options.filled("lam", config["lam"])
+    options.filled("ratio", config.get("ratio", [1]))
+    for ratio in config.get("ratio", ()):
+        if (not isinstance(ratio, int | float) and ratio != INFINITE) or ratio == 0:
+            raise ValueError(f"ratio must be numbers above 0 or {INFINITE!r}, got {ratio!r}")
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -161,6 +169,7 @@ EXPERIMENTS = [
         units=_units,
         run=_run,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="worth-noising",
@@ -169,5 +178,6 @@ EXPERIMENTS = [
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_noising,
         table=_table_noising,
+        check=_check,
     ),
 ]

@@ -1,13 +1,14 @@
 """The choice of divergence: what it changes for a logistic regression on a finite world."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imm_lib import divergences
 from imm_lib.divergences import Divergence
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.descent import minimise
 from imm_lib.experiments.side.finite import LogitWorld, by_view, share
 
@@ -58,7 +59,7 @@ def objective(
 
 
 def fit(
-    world: LogitWorld, counts: Tensor, *rest: object, start: Tensor | None = None, **options: object
+    world: LogitWorld, counts: Tensor, *rest: Any, start: Tensor | None = None, **options: Any
 ) -> Tensor:
     """(R, d) parameters that minimise :func:`objective`, R fits at once, from ``start`` or zero."""
     begin = counts.new_zeros(len(counts), world.features.shape[1]) if start is None else start
@@ -84,7 +85,7 @@ def calibration_error(world: LogitWorld, theta: Tensor) -> Tensor:
     """(R,) mean |P - Q| of label 1 over ten bins of equal width in Q, exactly."""
     q, p = world.probability(theta), world.probability(world.theta)
     bins = (q * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(len(theta), BINS, dtype=q.dtype).scatter_add_(1, bins, world.pi * (p - q))
+    gaps = q.new_zeros(len(theta), BINS).scatter_add_(1, bins, world.pi * (p - q))
     return gaps.abs().sum(1)
 
 
@@ -102,7 +103,7 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     unit's.
     """
     world, half, generator = (
-        LogitWorld.grid(),
+        LogitWorld.grid().to(device),
         config["runs"] // 2,
         torch.Generator().manual_seed(unit["seed"]),
     )
@@ -124,7 +125,7 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     )
     runs = {}
     for lam in config["lam"]:
-        theta = None
+        theta = counts.new_zeros(config["runs"], world.features.shape[1])
         for divergence in stages:
             theta = fit(world, counts, view, target, divergence, lam, unit["matching"], start=theta)
         reads = {
@@ -150,9 +151,19 @@ def _units(config: dict, seed: int) -> list[dict]:
         {"seed": seed, "m": m, "divergence": name, "matching": matching}
         for m in config["m"]
         for matching in ("induced", "full")
-        for name in divergences.NAMED
-        if name != "forward KL"  # the cross-entropy's gradient is the same
+        for name in config["divergences"]
     ]
+
+
+def _check(config: dict) -> None:
+    options.each("divergences", config["divergences"], divergences.NAMED)
+    options.filled("lam", config["lam"])
+    options.filled("m", config["m"])
+    for m in config["m"]:
+        if m != "inf" and (not isinstance(m, int) or m < 1):
+            raise ValueError(f'm must be whole numbers of at least 1 or "inf", got {m!r}')
+    if config["runs"] < 4:  # half of them choose, and either half needs a spread
+        raise ValueError(f"runs must be at least 4, got {config['runs']}")
 
 
 def best(result: dict) -> dict[tuple[str, str, str], dict]:
@@ -163,12 +174,9 @@ def best(result: dict) -> dict[tuple[str, str, str], dict]:
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
         by_lam = {float(lam): read for lam, read in numbers["by_lam"].items()}
-        rest = {
-            "lam": float(numbers["best"]),
-            "runs": torch.tensor(numbers["runs"]),
-            "by_lam": by_lam,
-        }
-        found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[rest["lam"]] | rest
+        lam = float(numbers["best"])
+        rest = {"lam": lam, "runs": torch.tensor(numbers["runs"]), "by_lam": by_lam}
+        found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[lam] | rest
     return found
 
 
@@ -182,19 +190,28 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
+COMPARED = (
+    *("cross-entropy", "reverse KL", "Jensen-Shannon", "alpha 0.5", "total variation"),
+    *("squared Hellinger", "Cauchy-Schwarz", "balanced", "Plackett-Luce"),
+)
+"""Without the forward divergence of Kullback and Leibler, whose gradient is the cross-entropy's."""
+
+_COMMON = {"n": 100, "m": ["inf", 200], "divergences": list(COMPARED)}
+
 EXPERIMENTS = [
     Experiment(
         name="side-divergences",
         description="divergences on induced models and on the model itself: excess risk, accuracy and calibration",
         scales={
             "full": {
-                **{"runs": 200, "n": 100, "m": ["inf", 200]},
+                **{"runs": 200, **_COMMON},
                 "lam": [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
             },
-            "ci": {"runs": 20, "n": 100, "m": ["inf", 200], "lam": [0.0, 1.0]},
+            "ci": {"runs": 20, **_COMMON, "lam": [0.0, 1.0]},
         },
         units=_units,
         run=_logistic,
         table=_table,
+        check=_check,
     ),
 ]

@@ -110,6 +110,12 @@ class LogitWorld:
         }
         return cls(features, pi / pi.sum(), theta, views)
 
+    def to(self, device: torch.device) -> "LogitWorld":
+        """The same world on another device."""
+        features, pi, theta = (x.to(device) for x in (self.features, self.pi, self.theta))
+        views = {name: view.to(device) for name, view in self.views.items()}
+        return LogitWorld(features, pi, theta, views)
+
     def probability(self, theta: Tensor) -> Tensor:
         """(..., d) -> (..., Z) Q(1 | cell)."""
         return torch.sigmoid(theta @ self.features.T)
@@ -125,13 +131,13 @@ class LogitWorld:
         return joint / joint.sum(1, keepdim=True)
 
     def sample(self, n: int, runs: int, generator: torch.Generator) -> Tensor:
-        """(R, Z, 2) shares of the n points of each of R data sets."""
+        """(R, Z, 2) shares of the n points of each of R data sets; drawn where the generator is."""
         joint = self.joint().flatten()
-        drawn = torch.multinomial(
-            joint, checks.count("runs", runs) * checks.count("n", n), True, generator=generator
-        )
-        counts = torch.zeros(runs, len(joint), dtype=torch.float64)
-        counts.scatter_add_(1, drawn.view(runs, n), torch.ones(runs, n, dtype=torch.float64))
+        size = checks.count("runs", runs) * checks.count("n", n)
+        law = joint.to(generator.device)
+        drawn = torch.multinomial(law, size, True, generator=generator).view(runs, n)
+        counts = joint.new_zeros(runs, len(joint))
+        counts.scatter_add_(1, drawn.to(joint.device), joint.new_ones(runs, n))
         return counts.view(runs, -1, 2) / n
 
     def excess(self, theta: Tensor) -> Tensor:
@@ -151,8 +157,8 @@ class LogitWorld:
             logit = self.features[cell] @ theta
             return torch.stack([torch.zeros_like(logit), logit], 1).log_softmax(1)
 
-        cells = torch.arange(len(self.pi))
-        belief = torch.zeros(int(view.max()) + 1, len(cells), dtype=torch.float64)
+        cells = torch.arange(len(self.pi), device=view.device)
+        belief = self.pi.new_zeros(int(view.max()) + 1, len(cells))
         belief[view, cells] = share(self.pi, view)
         return informations(query, [theta], BeliefContexts(belief), view, cells, self.pi)
 
@@ -271,10 +277,10 @@ def fit(
         # far out the data are separable: the minimum lies at infinity
         if (done | (theta.abs().amax(1) > FAR)).all():
             break
-        ridge = 1e-12 * torch.eye(theta.shape[1], dtype=theta.dtype)
+        ridge = 1e-12 * torch.eye(theta.shape[1], dtype=theta.dtype, device=theta.device)
         step = torch.linalg.solve(information + ridge, gradient)
         before = value(features, counts, restrictions, theta)
-        size = torch.ones(len(theta), dtype=theta.dtype)
+        size = theta.new_ones(len(theta))
         for _ in range(30):
             tried = value(features, counts, restrictions, theta - size.unsqueeze(1) * step)
             worse = ~(tried <= before + 1e-14)

@@ -3,6 +3,7 @@
 What the data are is in :mod:`imm_lib.experiments.side.sources`.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from imm_lib import checks
 from imm_lib.baselines import Interpolation, ReverseKD
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
-from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.sources import Problem, draw, source
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.sources import Problem, check_sizes, draw, source
 from imm_lib.premise import lead, surprise
 from imm_lib.results import mean_interval
 
@@ -31,6 +32,9 @@ class Network(nn.Module):
     Raises:
         ValueError: an unknown kind.
     """
+
+    body: nn.Module
+    place: Tensor
 
     def __init__(self, kind: str, problem: Problem, hidden: int = 32):
         super().__init__()
@@ -62,6 +66,11 @@ class Network(nn.Module):
     def forward(self, short: Tensor, rest: Tensor) -> Tensor:
         """Log-probabilities of the labels."""
         return self.body(torch.cat([short, rest], 1)[:, self.place]).log_softmax(-1)
+
+
+def _at(log_q: Tensor, short: Tensor, extended: Tensor) -> Tensor:
+    """A query whose answers are known for each point."""
+    return log_q[extended]
 
 
 METHODS = ("baseline", "reverse-KD", "IMM")
@@ -105,8 +114,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     induced = SampledIMM(problem.target, KernelContexts(part.short, scale), k, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(kind, problem)
+        torch.manual_seed(seed)  # drawn on the CPU, so that a seed means the same everywhere
+        network = Network(kind, problem).to(part.label.device)
     weights = [p for p in network.parameters() if p.dim() > 1]
     optimiser = torch.optim.Adam(network.parameters(), 0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, checks.count("steps", steps))
@@ -154,7 +163,7 @@ def left_out(
         raise ValueError(
             f"folds must be in [2, {len(part.label) // 2}], two pairs each, got {folds}"
         )
-    fold = torch.arange(len(part.label)) % folds
+    fold = torch.arange(len(part.label), device=part.label.device) % folds
     for i in range(folds):
         others = type(part)(*(values[fold != i] for values in part))
         network = train(problem._replace(train=others), kind, steps=steps, seed=seed)
@@ -162,7 +171,7 @@ def left_out(
             log_q = network(others.short, others.rest)
         contexts = KernelContexts(others.short, bandwidth * part.short.shape[1])
         pairs = part.short[fold == i], part.label[fold == i]
-        found = lead(lambda _, point, log_q=log_q: log_q[point], contexts, problem.target, *pairs)
+        found = lead(partial(_at, log_q), contexts, problem.target, *pairs)
         share = len(pairs[1]) / len(fold)
         ahead, errors = ahead + share * found.ahead, errors + (share * found.error) ** 2
     return ahead / errors**0.5
@@ -182,7 +191,7 @@ def _compare(unit: dict, config: dict, device: torch.device) -> dict:
     """
     problem = draw(
         unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"], unit.get("shift", 0.0)
-    )
+    ).to(device)
 
     def fit(method: str, lam: float = 0.0, bandwidth: float = 1.0) -> Network:
         return train(
@@ -221,11 +230,30 @@ def _units(config: dict, seed: int) -> list[dict]:
     ]
 
 
+def _check(config: dict) -> None:
+    options.rows("cases", config["cases"], 3)
+    for data, kind, sizes in config["cases"]:
+        options.one_of("cases", kind, ("logistic", "network", "convolutions"))
+        if (kind == "convolutions") != (data == "digits"):
+            raise ValueError(
+                f"cases must have convolutions for digits and for nothing else, got {data}"
+            )
+        check_sizes(data, sizes, config["m"])
+        if config.get("folds", 2) > min(sizes) // 2:
+            raise ValueError(
+                f"folds must be of two examples each, got {config['folds']} of {sizes}"
+            )
+    options.filled("lam", config["lam"])
+    options.rows("imm", config["imm"], 2)
+    options.filled("shift", config.get("shift", [0]))
+    options.at_most("shift", config.get("shift"), 1)
+
+
 def cases(result: dict) -> dict[tuple, list[dict]]:
     """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of
     the splits.
     """
-    found = {}
+    found: dict[tuple, list[dict]] = {}
     for entry in result["units"]:
         key = tuple(value for name, value in entry["unit"].items() if name != "seed")
         found.setdefault(key, []).append(entry["numbers"])
@@ -299,7 +327,7 @@ class Shifted(NamedTuple):
 
 def by_shift(result: dict) -> dict[str, Shifted]:
     """The runs of a result with shifts, by data set."""
-    found = {}
+    found: dict[str, list[tuple[Tensor, ...]]] = {}
     for (data, _, _, share), runs in cases(result).items():
         z, ahead = (
             torch.tensor([run[k] for run in runs], dtype=torch.float64)
@@ -384,6 +412,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-digits",
@@ -406,6 +435,7 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
     Experiment(
         name="side-shift",
@@ -424,5 +454,6 @@ EXPERIMENTS = [
         units=_units,
         run=_compare,
         table=_table,
+        check=_check,
     ),
 ]

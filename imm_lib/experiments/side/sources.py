@@ -23,6 +23,10 @@ class Part(NamedTuple):
     rest: Tensor  # (N, f) the rest, the extended context
     label: Tensor  # (N,)
 
+    def to(self, device: torch.device) -> "Part":
+        """The same examples on another device."""
+        return Part(*(values.to(device) for values in self))
+
 
 class Problem(NamedTuple):
     """One split of a data set."""
@@ -30,8 +34,13 @@ class Problem(NamedTuple):
     name: str
     train: Part
     test: Part
-    target: Callable[[Tensor], Tensor]  # (B, c) short contexts -> (B, Y) probabilities
+    # (B, c) short contexts -> (B, Y) probabilities, on the device of the contexts
+    target: Callable[[Tensor], Tensor]
     labels: int
+
+    def to(self, device: torch.device) -> "Problem":
+        """The same split on another device."""
+        return self._replace(train=self.train.to(device), test=self.test.to(device))
 
 
 @functools.cache
@@ -60,6 +69,21 @@ def source(name: str) -> tuple[Tensor, Tensor, list[int]]:
     load, seen = known[name]
     data = load()
     return torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target), seen
+
+
+def check_sizes(name: str, sizes: list[int], side: dict[str, int]) -> None:
+    """Raise ValueError unless a source is known, and has a tenth left for testing beside every
+    size and its number of side examples.
+    """
+    total = len(source(name)[1])
+    if name not in side:
+        raise ValueError(f"m must name the side examples of {name}, got {', '.join(side)}")
+    for n in sizes:
+        if n < 2 or n + side[name] > 0.9 * total:
+            raise ValueError(
+                f"cases must have at least 2 examples, and with m at most {int(0.9 * total)} for "
+                f"{name}, got {n} and {side[name]}"
+            )
 
 
 def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
@@ -121,8 +145,8 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     def target(short: Tensor) -> Tensor:
         rows = torch.zeros(len(short), labels)
         rows[:, torch.as_tensor(fitted.classes_)] = torch.as_tensor(
-            fitted.predict_proba(short.numpy())
+            fitted.predict_proba(short.cpu().numpy())
         ).float()
-        return (m * rows + prior) / (m + 1)
+        return ((m * rows + prior) / (m + 1)).to(short.device)
 
     return Problem(name, part(train), part(test), target, labels)

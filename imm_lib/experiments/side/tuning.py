@@ -2,6 +2,7 @@
 clinic's data.
 """
 
+import copy
 import math
 
 import torch
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 from imm_lib import checks
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
-from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.sources import Part, draw
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.sources import Part, check_sizes, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
 from imm_lib.results import mean_interval
 from imm_lib.worth import suggest_lambda
@@ -48,9 +49,16 @@ class Clinic:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         self.folds = [order[fold::FOLDS] for fold in range(FOLDS)]
 
+    def to(self, device: torch.device) -> "Clinic":
+        """The same clinic on another device."""
+        moved = copy.copy(self)
+        moved.train, moved.test = self.train.to(device), self.test.to(device)
+        moved.folds = [fold.to(device) for fold in self.folds]
+        return moved
+
     def log_q(self, theta: Tensor, short: Tensor, rest: Tensor) -> Tensor:
         """(N, c), (N, f) -> (N, Y) log-probabilities."""
-        inputs = torch.cat([torch.ones(len(short), 1), short, rest], 1).double()
+        inputs = torch.cat([short.new_ones(len(short), 1), short, rest], 1).double()
         return (inputs @ theta.view(-1, self.labels)).log_softmax(1)
 
     def fold(self, index: int) -> Part:
@@ -89,9 +97,8 @@ class Clinic:
     def fit(self, lam: float, held_out: int | None = None) -> Tensor:
         """The parameters at λ, to convergence."""
         part = self.without(held_out)
-        theta = torch.zeros(
-            (1 + part.short.shape[1] + part.rest.shape[1]) * self.labels, dtype=torch.float64
-        )
+        size = (1 + part.short.shape[1] + part.rest.shape[1]) * self.labels
+        theta = torch.zeros(size, dtype=torch.float64, device=part.short.device)
         theta.requires_grad_()
         optimiser = torch.optim.LBFGS(
             [theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe"
@@ -110,7 +117,8 @@ class Clinic:
 def plug_in(clinic: Clinic) -> float:
     """:func:`imm_lib.worth.suggest_lambda` at the fit with λ = 1."""
     theta, part = clinic.fit(1.0).requires_grad_(), clinic.train
-    sample = clinic.contexts(part), part.short, torch.arange(clinic.n)
+    points = torch.arange(clinic.n, device=part.short.device)
+    sample = clinic.contexts(part), part.short, points
     return suggest_lambda(clinic.query(theta, part), [theta], *sample, clinic.m, largest=LARGEST)
 
 
@@ -163,7 +171,7 @@ RULES = {
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    clinic = Clinic(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"])
+    clinic = Clinic(unit["data"], unit["n"], config["m"][unit["data"]], unit["seed"]).to(device)
 
     def loss(lam: float) -> float:
         return clinic.cross_entropy(clinic.fit(lam), clinic.test).item()
@@ -173,11 +181,19 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     return {"rules": rules, "by_lam": {str(lam): loss(lam) for lam in GRID}}
 
 
+def _check(config: dict) -> None:
+    options.rows("cases", config["cases"], 2)
+    for data, n in config["cases"]:
+        check_sizes(data, [n], config["m"])
+        if n < FOLDS:
+            raise ValueError(f"cases must have at least {FOLDS} full examples, got {n}")
+
+
 def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
     """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on
     average.
     """
-    cases = {}
+    cases: dict[tuple[str, int], list[dict]] = {}
     for entry in result["units"]:
         cases.setdefault((entry["unit"]["data"], entry["unit"]["n"]), []).append(entry["numbers"])
     found = {}
@@ -185,7 +201,8 @@ def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
         by_lam = {
             lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]
         }
-        best = min(by_lam, key=lambda lam, by_lam=by_lam: by_lam[lam].mean().item())
+        means = {lam: losses.mean().item() for lam, losses in by_lam.items()}
+        best = min(means, key=means.__getitem__)
         losses = {
             name: torch.tensor([run["rules"][name]["loss"] for run in runs])
             for name in runs[0]["rules"]
@@ -228,5 +245,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

@@ -1,9 +1,11 @@
 """λ without a search: the rules that choose it, on many data sets of a finite world."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import (
     LogitWorld,
     Restriction,
@@ -37,7 +39,7 @@ class Data:
     ):
         self.world, self.n, self.view = world, n, world.views["s"]
         self.folds = [world.sample(n // FOLDS, runs, generator) for _ in range(FOLDS)]
-        if m == INFINITE:
+        if isinstance(m, str):  # INFINITE
             self.target = world.target(self.view).expand(runs, -1, -1)
         else:
             pairs = m * by_view(world.sample(m, runs, generator).mT, self.view).mT
@@ -46,13 +48,13 @@ class Data:
 
     def counts(self, folds: list[int]) -> Tensor:
         """(R, Z, 2) shares of the points of some folds."""
-        return sum(self.folds[i] for i in folds) / len(folds)
+        return reduce(torch.add, [self.folds[i] for i in folds]) / len(folds)
 
     def term(self, counts: Tensor, lam: float | Tensor) -> Restriction:
         """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
         cells = counts.sum(-1)
         short = by_view(cells, self.view)
-        scale = torch.as_tensor(lam, dtype=torch.float64).reshape(-1, 1, 1)
+        scale = torch.as_tensor(lam, dtype=torch.float64, device=counts.device).reshape(-1, 1, 1)
         return Restriction(
             self.view, scale * short.unsqueeze(-1) * self.target, share(cells, self.view), 1.0
         )
@@ -86,12 +88,13 @@ def cross_validated(data: Data) -> Tensor:
     """The weight of GRID with the least loss on held-out folds."""
     losses = []
     for lam in GRID:
-        held_out = 0
+        held_out = []
         for fold in range(FOLDS):
             theta = data.fit(data.counts([i for i in range(FOLDS) if i != fold]), lam)
-            held_out = held_out + value(data.world.features, data.folds[fold], (), theta)
-        losses.append(held_out)
-    return torch.tensor(GRID)[torch.stack(losses).argmin(0)]
+            held_out.append(value(data.world.features, data.folds[fold], (), theta))
+        losses.append(reduce(torch.add, held_out))
+    best = torch.stack(losses).argmin(0)
+    return torch.tensor(GRID, device=best.device)[best]
 
 
 def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tensor:
@@ -99,7 +102,7 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
     of the fit.
     """
     counts, features = data.counts(list(range(1, FOLDS))), data.world.features
-    log_lam = torch.zeros(len(counts), dtype=torch.float64, requires_grad=True)
+    log_lam = counts.new_zeros(len(counts)).requires_grad_()
     optimiser = torch.optim.Adam([log_lam], rate)
     for _ in range(steps):
         lam = log_lam.detach().exp()
@@ -111,7 +114,7 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
         held_out, _ = derivatives(features, data.folds[0], (), theta)
         log_lam.grad = -(held_out * torch.linalg.solve(curvature, by_term)).sum(1)
         optimiser.step()
-        log_lam.data.clamp_(max=torch.tensor(LARGEST).log())
+        log_lam.data.clamp_(max=torch.tensor(LARGEST).log().item())
     return log_lam.detach().exp()
 
 
@@ -132,15 +135,15 @@ RULES = {
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
-    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    world, generator = LogitWorld.draw().to(device), torch.Generator().manual_seed(unit["seed"])
     data = Data(world, unit["n"], unit["m"], config["runs"], generator)
     counts, rules = data.counts(list(range(FOLDS))), {}
     by_lam = torch.stack([world.excess(data.fit(counts, lam)) for lam in GRID])
     oracle = by_lam[by_lam.mean(1).argmin()]
     for name, rule in RULES.items():
-        lam = rule(data).double()
+        lam = rule(data).to(counts)
         excess = world.excess(data.fit(counts, lam))
-        quantiles = torch.quantile(lam, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        quantiles = torch.quantile(lam, lam.new_tensor([0.1, 0.5, 0.9])).tolist()
         loss = (excess - oracle).double()
         rules[name] = {
             "excess": excess.mean().item(),
@@ -153,6 +156,14 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
         "rules": rules,
         "oracle": {"lam": GRID[int(by_lam.mean(1).argmin())], "excess": oracle.mean().item()},
     }
+
+
+def _check(config: dict) -> None:
+    for name, least in (("n", FOLDS), ("m", 1)):
+        options.filled(name, config[name])
+        for size in config[name]:
+            if size != INFINITE and (not isinstance(size, int) or size < least):
+                raise ValueError(f"{name} must be whole numbers of at least {least}, got {size!r}")
 
 
 def _table(result: dict) -> list[list[str]]:
@@ -192,5 +203,6 @@ EXPERIMENTS = [
         ],
         run=_run,
         table=_table,
+        check=_check,
     )
 ]

@@ -1,0 +1,208 @@
+"""Other kinds of knowledge, simulated beside theory: real-valued targets, contexts without labels,
+and restricted models of coarser labels.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from imm_lib.coarse import coarsen
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.side.descent import minimise
+from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.means import linear_worth
+from imm_lib.worth import Worth
+
+
+def summary(excess: Tensor) -> dict[str, float]:
+    """Mean and standard error of (R,) excess risks."""
+    return {"mean": excess.mean().item(), "se": (excess.std() / len(excess) ** 0.5).item()}
+
+
+THETA = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
+"""Of the twin: a bias, the restricted feature, and a hidden one that depends on it."""
+
+LEVELS = torch.linspace(-1, 1, 4, dtype=torch.float64)
+"""Values of the restricted feature."""
+
+NOISE = 1.5
+"""Standard deviation of y about its mean."""
+
+TIED = 0.5
+"""How much of the hidden feature's mean is the restricted one."""
+
+
+def twin(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., 3) inputs, (..., 3) their means given the restricted feature, and (...) its level."""
+    level = torch.randint(len(LEVELS), shape, generator=generator)
+    s, one = LEVELS[level], torch.ones(shape, dtype=torch.float64)
+    hidden = TIED * s + torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.stack([one, s, hidden], -1), torch.stack([one, s, TIED * s], -1), level
+
+
+def _means(unit: dict, config: dict, device: torch.device) -> dict:
+    """Least squares with λ · ½ (m - induced mean)², or (m - f)² for reverse distillation."""
+    generator = torch.Generator().manual_seed(unit["seed"])
+    inputs, averaged, _ = twin((200_000,), generator)
+    worth, gram = linear_worth(inputs, averaged, THETA, NOISE), inputs.T @ inputs / len(inputs)
+    n, runs = unit["n"], config["runs"]
+    x, averaged, level = twin((runs, n), generator)
+    y = x @ THETA + NOISE * torch.randn(runs, n, generator=generator, dtype=torch.float64)
+    m = averaged @ THETA
+    same = (level.unsqueeze(2) == level.unsqueeze(1)).double()
+    induced = same / same.sum(2, keepdim=True) @ x
+    found = {}
+    for lam in config["lam"]:
+        row: dict = {"theory": worth.excess_risk(lam, n)}
+        for name, rows in (("IMM", induced), ("reverse distillation", x)):
+            left = x.mT @ x + lam * rows.mT @ rows
+            right = x.mT @ y.unsqueeze(2) + lam * rows.mT @ m.unsqueeze(2)
+            error = torch.linalg.solve(left, right).squeeze(2) - THETA
+            row[name] = summary(torch.einsum("ri,ij,rj->r", error, gram, error) / (2 * NOISE**2))
+        found[str(lam)] = row
+    return {"by_lam": found}
+
+
+def _unlabelled(unit: dict, config: dict, device: torch.device) -> dict:
+    """IMM with π counted from the n points and u · n without labels."""
+    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    view, n, runs = world.views["s"], config["n"], config["runs"]
+    worth = Worth.of(*world.informations(view))
+    counts, more = world.sample(n, runs, generator), round(unit["ratio"] * n)
+    cells = n * counts.sum(-1)
+    if more:
+        cells = cells + more * world.sample(more, runs, generator).sum(-1)
+    short = by_view(counts.sum(-1), view).unsqueeze(2)
+    found = {}
+    for lam in config["lam"]:
+        pairs = short * world.target(view)
+        term = Restriction(view, pairs, share(cells / cells.sum(1, keepdim=True), view), lam)
+        theta, done = fit(world.features, counts, [term])
+        theory = worth.excess_risk(lam, n, unlabelled=more)
+        found[str(lam)] = {"theory": theory, **summary(world.excess(theta[done]))}
+    return {"by_lam": found}
+
+
+CLASSES, MERGED = 5, (0, 0, 0, 1, 2)
+"""The full model's labels, and the restricted model's: three of five are one to it."""
+
+
+def _coarse(unit: dict, config: dict, device: torch.device) -> dict:
+    """A softmax model of five classes, beside a target that knows all of them or three merged."""
+    world, generator = LogitWorld.draw(), torch.Generator().manual_seed(unit["seed"])
+    features, pi, view = world.features, world.pi, world.views["s"]
+    true = torch.randn(features.shape[1], CLASSES, generator=torch.Generator().manual_seed(1))
+    log_p = (features @ true.double()).log_softmax(1)
+    belief, weight = share(pi, view), by_view(pi, view)
+    n, runs, labels = unit["n"], config["runs"], torch.tensor(MERGED)
+    joint = (pi.unsqueeze(1) * log_p.exp()).flatten()
+    drawn = torch.multinomial(joint, runs * n, True, generator=generator).view(runs, n)
+    counts = torch.zeros(runs, len(joint), dtype=torch.float64)
+    counts = counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / n
+    counts = counts.view(runs, len(pi), CLASSES)
+    fine = by_view(belief * log_p.exp().T, view).T  # (G, Y)
+    # every label's own class, or the merged ones
+    kinds = {"five classes": torch.arange(CLASSES), "three merged": labels}
+
+    def trained(lam: float, mapping: Tensor) -> dict[str, float]:
+        target = coarsen(fine.log(), mapping).exp()
+
+        def loss(theta: Tensor) -> Tensor:
+            log_q = (features @ theta.view(runs, -1, CLASSES)).log_softmax(-1)
+            induced = by_view(belief * log_q.mT.exp(), view).mT
+            risk = -(target * coarsen(induced.clamp(max=1).log(), mapping)).sum(-1)
+            penalty = config["decay"] / n * theta.square().sum(1)
+            return -(counts * log_q).sum((1, 2)) + lam * (weight * risk).sum(1) + penalty
+
+        theta = minimise(loss, torch.zeros(runs, features.shape[1] * CLASSES).double(), steps=150)
+        log_q = (features @ theta.view(runs, -1, CLASSES)).log_softmax(-1)
+        kl = (pi.unsqueeze(1) * log_p.exp() * (log_p - log_q)).sum((1, 2))
+        return summary(kl)
+
+    found = {"plain": trained(0.0, labels)}
+    for lam, (name, mapping) in itertools.product(config["lam"], kinds.items()):
+        found[f"{name}, λ = {lam:g}"] = trained(lam, mapping)
+    return {"methods": found}
+
+
+def _check(config: dict) -> None:
+    options.filled("lam", config["lam"])
+    options.filled("ratio", config.get("ratio", [0.0]))
+
+
+def _table_lam(result: dict) -> list[list[str]]:
+    first = next(iter(result["units"][0]["numbers"]["by_lam"].values()))
+    inner = [name for name in first if isinstance(first[name], dict)]
+    names = inner or ["simulated"]
+    key = "n" if "n" in result["units"][0]["unit"] else "ratio"
+    rows = [[key, "λ", "theory", *names]]
+    for entry in result["units"]:
+        for lam, row in entry["numbers"]["by_lam"].items():
+            cells = [row[name] for name in inner] or [row]
+            shown = [f"{cell['mean']:.5f} ± {cell['se']:.5f}" for cell in cells]
+            rows.append([str(entry["unit"][key]), lam, f"{row['theory']:.5f}", *shown])
+    return rows
+
+
+def _table_coarse(result: dict) -> list[list[str]]:
+    rows = [["n", "method", "excess risk, nats"]]
+    for entry in result["units"]:
+        for name, cell in entry["numbers"]["methods"].items():
+            rows.append([str(entry["unit"]["n"]), name, f"{cell['mean']:.4f} ± {cell['se']:.4f}"])
+    return rows
+
+
+_LAM = [0.0, 0.3, 1.0, 3.0, 10.0]
+
+EXPERIMENTS = [
+    Experiment(
+        name="knowledge-means",
+        description="a restricted regressor on a linear twin: induced means, reverse distillation and theory",
+        scales={
+            "full": {"n": [25, 50, 100, 200, 400], "lam": _LAM, "runs": 500},
+            "ci": {"n": [50], "lam": [0.0, 1.0], "runs": 50},
+        },
+        units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
+        run=_means,
+        table=_table_lam,
+        check=_check,
+        devices=("cpu",),
+    ),
+    Experiment(
+        name="knowledge-unlabelled",
+        description="extended contexts without labels beside n = 100: the price of a counted law, and theory",
+        scales={
+            "full": {
+                "n": 100,
+                "ratio": [0.0, 0.5, 1.0, 2.0, 5.0, 10.0],
+                "lam": [1.0, 3.0, 10.0],
+                "runs": 2000,
+            },
+            "ci": {"n": 100, "ratio": [0.0, 2.0], "lam": [1.0], "runs": 50},
+        },
+        units=lambda config, seed: [{"seed": seed, "ratio": r} for r in config["ratio"]],
+        run=_unlabelled,
+        table=_table_lam,
+        check=_check,
+        devices=("cpu",),
+    ),
+    Experiment(
+        name="knowledge-coarse",
+        description="a restricted model to which three of five classes are one, beside one that tells them apart",
+        scales={
+            "full": {
+                "n": [50, 100, 200, 400],
+                "lam": [1.0, 3.0],
+                "runs": 60,
+                "decay": 0.1,
+            },
+            "ci": {"n": [50], "lam": [1.0], "runs": 4, "decay": 0.1},
+        },
+        units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
+        run=_coarse,
+        table=_table_coarse,
+        check=_check,
+        devices=("cpu",),
+    ),
+]

@@ -1,0 +1,290 @@
+"""Real-valued targets: a restricted regressor m(s), matched by the induced mean E_e f(s, e).
+
+The squared error between the two is consistent for the same reason as the IMM risk: at the true f
+the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the mean
+and the second moment. Risks are half the squared error, the negative log-likelihood of a normal law
+of variance 1 up to a constant; so λ weighs as it does for labels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from imm_lib import checks
+from imm_lib.contexts import Contexts
+from imm_lib.estimators import checked_contexts
+from imm_lib.worth import Worth
+
+Regressor = Callable[[Tensor], Tensor]
+"""(B,) or (B, c) short contexts -> (B, D) means."""
+
+MeanQuery = Callable[[Tensor, Tensor], Tensor]
+"""(N,) or (N, c) short contexts, (N,) extended contexts -> (N, D) values of the full model."""
+
+
+def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean over extended contexts: (..., k, D) values -> (..., D).
+
+    Args:
+        values: of the full model in k extended contexts.
+        weight: (..., k) probabilities π(e|s); uniform by default.
+
+    Raises:
+        TypeError, ValueError: values that are no floating-point tensor or not finite, or weights
+            that do not fit.
+
+    >>> induced_mean(torch.tensor([[1.0], [3.0]]), torch.tensor([0.75, 0.25]))
+    tensor([1.5000])
+    """
+    _values("values", values, 2)
+    if weight is None:
+        return values.mean(-2)
+    if checks.probabilities("weight", weight).shape[-1] != values.shape[-2]:
+        raise ValueError(
+            f"weight must end in k = {values.shape[-2]}, got {checks.describe(weight)}"
+        )
+    return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)
+
+
+def _values(name: str, value: Tensor, least: int) -> Tensor:
+    if checks.floating(name, value).dim() < least:
+        raise ValueError(
+            f"{name} must have at least {least} dimensions, got {checks.describe(value)}"
+        )
+    if checks.visible(value) and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
+    return value
+
+
+class _MeanTarget(nn.Module):
+    """A restricted regressor, its answers looked at."""
+
+    def __init__(self, function: Regressor | Tensor):
+        super().__init__()
+        if not callable(function):
+            _values("target", function, 2)
+        self.held = (function,)
+
+    @torch.no_grad()
+    def forward(self, short: Tensor) -> Tensor:
+        """(B, D) means."""
+        function = self.held[0]
+        if isinstance(function, Tensor):
+            return function[checks.ids("short", short, len(function))]
+        rows = _values("target(short)", function(short), 2)
+        if len(rows) != len(short):
+            raise ValueError(
+                f"target(short) must be ({len(short)}, D), got {checks.describe(rows)}"
+            )
+        return rows
+
+
+def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
+    found = _values("query(short, extended)", query(short, extended), 2)
+    if found.shape != (len(extended), width):
+        raise ValueError(
+            f"query(short, extended) must be {(len(extended), width)}, with the target's D outputs, "
+            f"got {checks.describe(found)}"
+        )
+    return found
+
+
+def _batch(short: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct short contexts of a batch, and their shares."""
+    if checks.tensor("short", short).dim() < 1 or len(short) == 0:
+        raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
+    dim = None if short.dim() == 1 else 0
+    distinct, count = torch.unique(short, dim=dim, return_counts=True)
+    return distinct, count / len(short)
+
+
+class ExactMean(nn.Module):
+    """mean_s ½ |m(s) - Σ_e π(e|s) f(s, e)|², by running the full model in every extended context.
+
+    Args:
+        target: (S, D) table, or callable short -> (B, D), of the restricted regressor's means.
+        contexts: one of the context classes.
+
+    A call ``(query, short)`` returns one scalar to differentiate; ``.risk`` holds it detached.
+
+    Raises:
+        TypeError, ValueError: a bad target, contexts, batch or answer of ``query``.
+
+    >>> from imm_lib import BeliefContexts
+    >>> values = torch.tensor([[1.0], [3.0]])
+    >>> exact = ExactMean(torch.tensor([[2.5]]), BeliefContexts(torch.tensor([[0.5, 0.5]])))
+    >>> exact(lambda short, extended: values[extended], torch.tensor([0]))
+    tensor(0.1250)
+    """
+
+    risk: Tensor | None
+
+    def __init__(self, target: Regressor | Tensor, contexts: Contexts):
+        super().__init__()
+        self.target, self.contexts, self.risk = (
+            _MeanTarget(target),
+            checked_contexts(contexts),
+            None,
+        )
+
+    def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
+        """Mean risk over a batch of (B,) or (B, c) short contexts."""
+        distinct, share = _batch(short)
+        rows = self.target(distinct)
+        row, extended, log_w = self.contexts.support(distinct)
+        values = _answer(query, distinct[row], extended, rows.shape[1])
+        weighted = values * log_w.exp().to(values.dtype).unsqueeze(1)
+        induced = values.new_zeros(rows.shape).index_add(0, row, weighted)
+        mean = (share * (rows.to(induced) - induced).square().sum(1)).sum() / 2
+        self.risk = mean.detach()
+        return mean
+
+
+class SampledMean(nn.Module):
+    """The same from k extended contexts per short one, without bias: the square of a mean of k is
+    too large by their variance over k, which is taken off. A single call may be negative.
+
+    Args:
+        target, contexts: as of :class:`ExactMean`.
+        k: extended contexts drawn per distinct short context, at least 2.
+        generator: source of the samples; torch's default generator by default.
+
+    Raises:
+        TypeError, ValueError: a bad target, contexts, k, batch or answer of ``query``.
+    """
+
+    risk: Tensor | None
+
+    def __init__(
+        self,
+        target: Regressor | Tensor,
+        contexts: Contexts,
+        k: int = 10,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if checks.count("k", k) < 2:
+            raise ValueError(f"k must be at least 2, as a variance is estimated, got {k}")
+        self.target, self.contexts, self.risk = (
+            _MeanTarget(target),
+            checked_contexts(contexts),
+            None,
+        )
+        self.k, self.generator = k, checks.generator(generator)
+
+    def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
+        """Mean risk over a batch of (B,) or (B, c) short contexts."""
+        distinct, share = _batch(short)
+        rows = self.target(distinct)
+        extended = self.contexts.sample(distinct, self.k, self.generator)
+        asked = distinct.repeat_interleave(self.k, dim=0)
+        values = _answer(query, asked, extended.flatten(), rows.shape[1]).unflatten(0, (-1, self.k))
+        square = (rows.to(values) - values.mean(1)).square() - values.var(1) / self.k
+        mean = (share * square.sum(1)).sum() / 2
+        self.risk = mean.detach()
+        return mean
+
+
+class MovingAverageMean(nn.Module):
+    """A surrogate whose gradient is the risk's, against a running table of the induced means.
+
+    In train mode a call first moves the rows of the batch's short contexts by ``momentum`` towards
+    the batch's own means, a first visit setting them. In eval mode the table stands still.
+
+    Args:
+        target: as of :class:`ExactMean`.
+        num_short: number S of short contexts.
+        outputs: D.
+        momentum: weight of the new value, in (0, 1].
+
+    Buffers, in ``state_dict``: ``table`` (S, D) and ``visited`` (S,).
+
+    Raises:
+        TypeError, ValueError: a bad target, size, momentum, batch, or a short context never visited
+            in train mode.
+
+    >>> average = MovingAverageMean(torch.tensor([[2.5]]), num_short=1, outputs=1)
+    >>> values = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    >>> average(values, torch.tensor([0, 0])).backward()
+    >>> values.grad.squeeze(1)                      # (2 - 2.5) / 2 each
+    tensor([-0.2500, -0.2500])
+    """
+
+    table: Tensor
+    visited: Tensor
+    risk: Tensor | None
+
+    def __init__(
+        self, target: Regressor | Tensor, num_short: int, outputs: int = 1, momentum: float = 0.1
+    ):
+        super().__init__()
+        self.target, self.risk = _MeanTarget(target), None
+        self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
+        shape = checks.count("num_short", num_short), checks.count("outputs", outputs)
+        self.register_buffer("table", torch.zeros(shape))
+        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+
+    def forward(self, values: Tensor, short: Tensor) -> Tensor:
+        """(B, D) values of the full model at data points with the (B,) short contexts -> scalar."""
+        short = checks.ids("short", short, len(self.table))
+        if _values("values", values, 2).shape != (len(short), self.table.shape[1]):
+            raise ValueError(
+                f"values must be {(len(short), self.table.shape[1])}, got {checks.describe(values)}"
+            )
+        rows = self.target(short).to(values)
+        if rows.shape != values.shape:
+            raise ValueError(
+                f"target must have the values' {values.shape[1]} outputs, got {rows.shape[1]}"
+            )
+        if self.training:
+            self._move(values.detach().to(self.table.dtype), short)
+        elif checks.visible(short) and not self.visited[short].all():
+            unseen = short[~self.visited[short]][0].item()
+            raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
+        error = self.table[short].to(values) - rows
+        self.risk = error.square().sum(1).mean() / 2
+        return (error * values).sum(1).mean()
+
+    @torch.no_grad()
+    def _move(self, values: Tensor, short: Tensor) -> None:
+        distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
+        total = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
+        fresh = total / count.unsqueeze(1)
+        step = torch.where(self.visited[distinct], self.momentum, 1.0).unsqueeze(1)
+        self.table[distinct] = torch.lerp(self.table[distinct], fresh, step.to(fresh))
+        self.visited[distinct] = True
+
+
+def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) -> Worth:
+    """What matching E[y | s] is worth to a linear regression, in closed form; see
+    :mod:`imm_lib.worth`.
+
+    I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s]. Excess
+    risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside ½ (y - θᵀx)².
+
+    Args:
+        inputs: (N, d) x of a sample of the population.
+        averaged: (N, d) x̄ at its short contexts.
+        theta: (d,) the true coefficients.
+        noise: σ, of y about θᵀx, above 0.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, or a noise of 0 or less.
+    """
+    variance = checks.number("noise", noise, 0, open_low=True) ** 2
+    if _values("inputs", inputs, 2).shape != _values("averaged", averaged, 2).shape:
+        raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
+    if _values("theta", theta, 1).shape != inputs.shape[1:]:
+        raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
+    inputs, averaged, theta = inputs.double(), averaged.double(), theta.double()
+    hidden = (inputs - averaged) @ theta
+
+    def moment(rows: Tensor) -> Tensor:
+        return rows.T @ rows / len(rows)
+
+    return Worth.of(
+        moment(inputs) / variance,
+        moment(averaged) / variance,
+        moment(averaged * hidden.unsqueeze(1)) / variance**2,
+    )

@@ -1,0 +1,310 @@
+"""The benchmark: its batched trainings against the library, its protocol, and its errors."""
+
+import pytest
+import torch
+
+import imm_lib as imm
+from imm_lib import experiments
+from imm_lib.experiments.clinic import (
+    kinds,
+    methods,
+    protocol,
+    runs,
+    sources,
+    suggested,
+    training,
+    walks,
+)
+from imm_lib.experiments.clinic.training import Cases, Model, Settings
+from imm_lib.experiments.grid.torus import Torus
+
+
+def problem(seeds=(0, 1), n=20, classes=2, mixed=False):
+    """Random cases of R splits, float32."""
+    generator = torch.Generator().manual_seed(5)
+    runs_, outputs = len(seeds), classes or 1
+    short = torch.randn(runs_, n, 1 if mixed else 2, generator=generator)
+    rest = torch.randn(runs_, n, 2, generator=generator)
+    label = (short[..., 0] + rest[..., 0] > 0).long()
+    target = torch.rand(runs_, n, outputs, generator=generator).softmax(-1)
+    if not classes:
+        label, target = label.float(), target - 0.5
+    return Cases(short, rest, label, target)
+
+
+def settings(runs_, decay=0.0, lam=0.0, share=0.0):
+    return Settings(*(torch.full((runs_, 1), float(v)) for v in (decay, lam, share)))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_batched_imm_term_is_the_librarys_risk(mixed):
+    cases = problem(mixed=mixed)
+    model = Model.of("linear", 2, 0.7, 1, mixed)
+    keep = torch.ones(2, 1, 20, dtype=torch.bool)
+    keep[:, :, 15:] = False
+    near = training.Kernel(cases.short, keep, model.bandwidth).draw(torch.Generator())[1]
+    weights = [
+        w.detach() for w in training._start(model, cases.inputs().shape[-1], [0, 1], 1, "cpu")
+    ]
+    weights = [
+        w + 0.3 * torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) for w in weights
+    ]
+    answer = model.kind.answer(training.outputs(weights, cases.inputs()).unsqueeze(2))
+    if mixed:
+        induced = training._mixed(weights, cases, torch.zeros(2, 1, 1, 20, 2), near, 1)
+    else:
+        induced = model.kind.average(near, answer)
+    found = model.kind.match(cases.target.view(2, 1, 1, 20, 2), induced)[..., :15].mean(-1)
+    for run in range(2):
+        short, rest = cases.short[run, :15], cases.rest[run, :15]
+        own = [w[run, 0] for w in weights]
+
+        def query(asked, extended, short=short, rest=rest, own=own):
+            first = asked if mixed else short[extended]
+            return (torch.cat([first, rest[extended]], 1) @ own[0] + own[1]).log_softmax(1)
+
+        # the estimator asks for the target of distinct rows: a look-up by value
+        rows = {tuple(s.tolist()): t for s, t in zip(short, cases.target[run], strict=False)}
+
+        def target(asked, rows=rows):
+            return torch.stack([rows[tuple(s.tolist())] for s in asked])
+
+        contexts = imm.KernelContexts(short, 0.7 * short.shape[1])
+        torch.testing.assert_close(
+            found[run].squeeze(), imm.ExactIMM(target, contexts)(query, short), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_an_induced_mean_is_the_weighted_mean():
+    weight = torch.rand(2, 3, 4, 5)
+    value = torch.randn(2, 6, 3, 5, 1)
+    found = kinds.Values.average(weight, value)
+    assert found.shape == (2, 6, 3, 4, 1)
+    torch.testing.assert_close(found[1, 2, 0, 3, 0], (weight[1, 0, 3] * value[1, 2, 0, :, 0]).sum())
+
+
+@pytest.mark.parametrize("classes", [2, 0])
+@pytest.mark.parametrize("term", ["match", "IMM"])
+def test_a_term_of_weight_zero_changes_nothing(term, classes):
+    cases = problem(classes=classes)
+    model = Model.of("network", classes, 1.0, 20)
+    fit = methods.fitter(model, cases, cases, [0, 1])
+    plain = fit("none", settings(2, decay=1.0))
+    torch.testing.assert_close(plain.test, fit(term, settings(2, decay=1.0)).test)
+
+
+def test_a_fold_is_answered_by_a_training_that_has_not_seen_it():
+    cases = problem()
+    model = Model.of("linear", 2, 1.0, 30)
+    whole = methods.fitter(model, cases, cases, [0, 1])("none", settings(2, decay=1.0))
+    out = ~protocol.folds(20, torch.Generator().manual_seed(0))[2]
+    label = cases.label.clone()
+    label[0, out] = 1 - label[0, out]
+    other = cases._replace(label=label)
+    moved = methods.fitter(model, other, cases, [0, 1])("none", settings(2, decay=1.0))
+    torch.testing.assert_close(whole.held_out[0, :, out], moved.held_out[0, :, out])
+    assert (whole.held_out[0] - moved.held_out[0]).abs().max() > 1e-3
+
+
+def test_folds_hold_every_case_once():
+    keep = protocol.folds(23, torch.Generator().manual_seed(3))
+    assert keep.shape == (6, 23) and keep[-1].all()
+    assert ((~keep[:-1]).sum(0) == 1).all() and (~keep[:-1]).sum(1).min() >= 4
+
+
+def test_every_knob_holds_zero_and_all_have_six_values():
+    for knob in (protocol.DECAYS, protocol.SHARES, protocol.OFFSETS, protocol.WEIGHTS):
+        assert knob[0] == 0 and len(knob) == 6 and list(knob) == sorted(knob)
+    assert 1.0 in protocol.WEIGHTS and protocol.cost("IMM") == protocol.cost("offset")
+
+
+def test_a_mixture_holds_its_share_of_the_target():
+    target, answer = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.6, 0.4]]).log()
+    mixed = kinds.Classes.mix(answer, target, torch.tensor([0.25]))
+    torch.testing.assert_close(mixed.exp(), torch.tensor([[0.5, 0.5]]))
+    torch.testing.assert_close(kinds.Classes.mix(answer, target, torch.tensor([0.0])), answer)
+
+
+def test_the_restricted_regression_is_the_least_squares_line():
+    short = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    label = short @ torch.tensor([1.0, -2.0]) + 0.5
+    means = sources._restricted(short, label, 0)(short)
+    assert means.shape == (200, 1) and (means.squeeze(1) - label).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "dice, linear, n = 20"}, "task must name a table"),
+        ({"task": "wine, forest, n = 20"}, "task must name a model"),
+        ({"task": "wine, linear, n = 4"}, "n must be at least 10"),
+        ({"task": "wine, linear, n = 150"}, r"n \+ m must be at most"),
+    ],
+)
+def test_a_task_that_is_none_is_refused(change, message):
+    config = experiments.find("map-tables").scales["ci"]
+    with pytest.raises(ValueError, match=message):
+        runs._tables({"task": "wine, linear, n = 20", "seed": 0, **change}, config, "cpu")
+    with pytest.raises(ValueError, match="task must name a target"):
+        walks.restricted(Torus(), "best")
+
+
+@pytest.mark.parametrize("name", ["map-cube", "map-grid", "map-tables"])
+def test_a_quick_run_holds_every_method(name, tmp_path):
+    experiment = experiments.find(name)
+    file = experiments.run(experiment, "ci", where=tmp_path)
+    result = imm.results.load(file.stem, tmp_path)
+    assert experiment.table(result)[0][0] == "task"
+    for entry in result["units"]:
+        assert entry["unit"]["task"]
+        numbers = entry["numbers"]
+        for cell in numbers.get("budgets", {"": numbers.get("methods")}).values():
+            known = {*protocol.METHODS, "target"}
+            missing = {"IMM, suggested λ"} if name != "map-cube" else set()
+            assert known - missing <= set(cell) <= known
+            assert len({len(values["loss"]) for values in cell.values()}) == 1
+
+
+def test_a_walker_without_a_term_is_the_grids_own():
+    from imm_lib.experiments.grid import learning
+
+    torus = Torus(5)
+    rows = torch.full((5, 4), 0.25, dtype=torch.float64)
+    none = {key: torch.zeros(3) for key in ("decay", "lam", "share")}
+    ours = walks.learn(torus, rows, "none", none, [1, 4], 7)
+    theirs = learning.learn(torus, 3, torch.Generator().manual_seed(7))
+    expected = [next(theirs) for _ in range(4)]
+    torch.testing.assert_close(ours[0], expected[0].exp())
+    torch.testing.assert_close(ours[1], expected[3].exp())
+    lam = {**none, "lam": torch.ones(3)}
+    matched = walks.learn(torus, rows, "IMM", lam, [4], 7)[0]
+    theirs = learning.learn(torus, 3, torch.Generator().manual_seed(7), rows, 1.0)
+    torch.testing.assert_close(matched, [next(theirs) for _ in range(4)][3].exp())
+
+
+def test_the_suggested_weight_is_that_of_worth():
+    cases = problem(seeds=(0,), n=12)
+    model = Model.of("linear", 2, 1.0, 1)
+    weights = [torch.randn(1, 4, 2), torch.randn(1, 1, 2)]
+    lam = suggested.suggester(model, cases, 50)(weights)
+    assert lam.shape == (1,) and 0 <= lam.item() <= suggested.LARGEST
+    last, query, contexts = suggested.last_layer(model, cases, weights, 0, 12)
+    again = imm.worth.suggest_lambda(
+        query, last, contexts, cases.short[0].double(), torch.arange(12), 50
+    )
+    assert lam.item() == pytest.approx(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("map-tables", {"cases": [["dice", "linear", [20]]]}, "cases' table must be one of"),
+        ("map-tables", {"cases": [["wine", "forest", [20]]]}, "cases' model must be one of"),
+        ("map-tables", {"cases": [["wine", "linear", [5]]]}, "cases' sizes must be at least 10"),
+        ("map-tables", {"repetitions": 3}, "repetitions must be a multiple of block"),
+        ("map-cube", {"normals": [[0, 0, 0]]}, "plane must leave points"),
+        ("map-cube", {"sizes": [2]}, "sizes must be at least 10"),
+        ("map-grid", {"targets": ["best"]}, "targets must be one of"),
+        ("map-grid", {"budgets": [3, 2]}, "budgets must increase"),
+        ("map-text", {"tasks": [["LSTM, all", 100, 1]]}, "tasks must be one of"),
+        ("map-decay", {"block": 1}, "block must be at least 2"),
+        ("map-frontier", {"k": [0]}, "k must be"),
+        ("knowledge-means", {"lam": []}, "lam must have at least one entry"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_work(name, change, message, tmp_path):
+    from dataclasses import replace
+
+    experiment = experiments.find(name)
+    scales = {"ci": {**experiment.scales["ci"], **change}}
+    with pytest.raises(ValueError, match=message):
+        experiments.run(replace(experiment, scales=scales), "ci", where=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "map-judged",
+        "map-decay",
+        "map-frontier",
+        "knowledge-means",
+        "knowledge-unlabelled",
+        "knowledge-coarse",
+    ],
+)
+def test_the_smaller_experiments_run_and_print(name, tmp_path):
+    experiment = experiments.find(name)
+    file = experiments.run(experiment, "ci", where=tmp_path)
+    table = experiment.table(imm.results.load(file.stem, tmp_path))
+    assert len({len(row) for row in table}) == 1 and len(table) > 1
+
+
+def test_a_term_on_every_other_step_is_as_strong_in_the_mean():
+    from imm_lib.experiments.clinic.beside import _every, descend
+    from imm_lib.experiments.logistic import terms
+    from imm_lib.experiments.logistic import training as plain
+    from imm_lib.experiments.logistic.problem import Plane
+
+    data = Plane().draw(3, 8, torch.Generator().manual_seed(0), torch.float64)
+    exact = terms.exact(data)
+    torch.testing.assert_close(
+        descend(data, exact, 0.4, 7), plain.train(data, "IMM exact", 0.4, steps=7)
+    )
+    third, (short, extended) = _every(exact, 3), plain._logits(data, torch.ones(4, 3).double())
+    total = sum(third(short, extended, step)[0] for step in range(6))
+    torch.testing.assert_close(total, 6 * exact(short, extended, 0)[0])
+
+
+def test_every_setting_of_weight_and_decay_is_a_training():
+    from imm_lib.experiments.clinic.beside import every_setting
+
+    cases = problem()
+    model = Model.of("linear", 2, 1.0, 15)
+    loss = every_setting(model, cases, cases, [0, 1])
+    assert loss.shape == (2, 6, 6)
+    one = settings(2, decay=protocol.DECAYS[2], lam=protocol.WEIGHTS[3])
+    alone = methods.fitter(model, cases, cases, [0, 1])("IMM", one)
+    expected = model.kind.loss(alone.test[:, 0], cases.label).double().mean(-1)
+    torch.testing.assert_close(loss[:, 2, 3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
+    from imm_lib.experiments.clinic import text
+
+    config = experiments.find("map-text").scales["full"]
+    unit = {"task": "LSTM, 1 % of PTB", "lines": 421, "seed": 0}
+    stored = text.stored(unit, config, "baseline")
+    assert stored is not None and stored["test"] > 1
+    assert text.stored({**unit, "seed": 99}, config, "baseline") is None
+    other = {**config, "settings": {**config["settings"], "dropout": 0.1}}
+    assert text.stored(unit, other, "baseline") is None
+    trained = []
+
+    def train(key, config, device):
+        trained.append(key["arm"])
+        return {"diverged": "here"} if "moving" in key["arm"] else stored
+
+    monkeypatch.setattr(text.language, "run", train)
+    found = text.run(unit, {**config, "reuse": False}, "cpu")
+    assert trained == config["by_task"][unit["task"]] and found["read"] == []
+    assert found["diverged"] == ["moving average, λ = 1"]
+    assert "IMM, λ = 1" not in found["methods"] and "plain" in found["methods"]
+    with pytest.raises(ValueError, match="task must be one of"):
+        text.run({**unit, "task": "novel"}, config, "cpu")
+
+
+def test_the_verdict_counts_wins_harm_and_regret():
+    from imm_lib.experiments.clinic import reading
+
+    runs_ = torch.arange(4.0, dtype=torch.float64) * 1e-3
+    cell = dict.fromkeys(protocol.METHODS, 1 + runs_)
+    cell["IMM"] = 0.9 + runs_.flip(0)
+    cell["offset"] = 1.2 + runs_.flip(0)
+    cell["interpolation"] = 1.0 + runs_.flip(0)
+    found = {v.method: v for v in reading.verdicts({"a": cell, "b": cell})}
+    assert (found["IMM"].wins, found["IMM"].losses, found["IMM"].harmed) == (2, 0, 0)
+    assert (found["offset"].wins, found["offset"].losses, found["offset"].harmed) == (0, 2, 2)
+    assert found["interpolation"].ties == 2 and found["plain"].ties == 2
+    assert found["IMM"].regret == 0 and found["IMM"].rank == 1
+    assert found["offset"].worst == pytest.approx(30, rel=0.01)

@@ -1,0 +1,86 @@
+"""Faults that were once put into the code by hand and that no test found."""
+
+import math
+
+import pytest
+import torch
+
+import imm_lib as imm
+from imm_lib import worth
+from imm_lib.induced import dot
+from imm_lib.premise import surprise
+
+
+def test_a_kernel_of_two_columns_is_that_of_the_sum_of_distances():
+    values = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]], dtype=torch.float64)
+    contexts = imm.KernelContexts(values, bandwidth=2.0)
+    asked = torch.tensor([[0.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
+    distance = (asked.unsqueeze(1) - values).abs().sum(-1)  # 7 and not 5 from the second point
+    weights = (-distance / 2).exp()
+    expected = (weights / weights.sum(1, keepdim=True)).log()
+    torch.testing.assert_close(contexts.log_weights(asked), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [1e6, 1e20, 1e30])
+def test_a_kernel_is_relative_to_the_nearest_point(dtype, far):
+    """Far from all data, rounding of the distances themselves must not decide, nor overflow."""
+    values = torch.tensor([0.0, 1.0], dtype=dtype)
+    bandwidth = torch.finfo(dtype).tiny * 4
+    contexts = imm.KernelContexts(values, bandwidth=bandwidth)
+    weights = contexts.log_weights(torch.tensor([0.0, 1.0], dtype=dtype)).exp()
+    assert weights.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    found = contexts.log_weights(torch.tensor([far], dtype=dtype)).exp()
+    assert found.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_times_minus_infinity_is_zero(dtype):
+    weight = torch.tensor([[0.0, 0.5], [1.0, 0.0]], dtype=dtype)
+    log_p = torch.tensor([[-math.inf, -2.0], [-3.0, -math.inf]], dtype=dtype)
+    assert dot(weight, log_p).item() == -4.0
+    assert dot(torch.ones(2, dtype=dtype), log_p[0]).item() < -1e30  # where the weight is not 0
+
+
+def test_the_ratio_to_a_row_that_excludes_a_label_is_finite():
+    """The model has come to allow a label to which the table of the last refresh gives nothing."""
+    frozen = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).log()
+    target = torch.tensor([[0.5, 0.5]])
+    term = imm.SerializedIMM(target, 1, 2)
+    short = torch.tensor([0])
+    term.refresh([(frozen[:1], short)])
+    log_q = torch.tensor([[0.3, 0.7]]).log().requires_grad_()
+    term(log_q, short, log_q_frozen=frozen[1:]).backward()
+    assert log_q.grad.isfinite().all()
+    assert log_q.grad[0, 1] < -1e30
+
+
+def test_the_z_of_surprise():
+    """One certain-looking row, by hand: mean, variance and square root."""
+    rows = torch.tensor([[0.8, 0.2], [0.5, 0.5], [0.3, 0.7]], dtype=torch.float64)
+    label = torch.tensor([1, 0, 0])
+    loss = [-math.log(0.2), -math.log(0.5), -math.log(0.3)]
+    entropy = [-sum(p * math.log(p) for p in row) for row in rows.tolist()]
+    variance = [
+        sum(p * (-math.log(p) - h) ** 2 for p in row)
+        for row, h in zip(rows.tolist(), entropy, strict=True)
+    ]
+    found = surprise(rows, label)
+    assert found.loss == pytest.approx(sum(loss) / 3, rel=1e-12)
+    assert found.expected == pytest.approx(sum(entropy) / 3, rel=1e-12)
+    expected = (sum(loss) - sum(entropy)) / math.sqrt(sum(variance))
+    assert found.z == pytest.approx(expected, rel=1e-12)
+
+
+def test_damping_is_in_units_of_the_information():
+    """Scaling I, J and K together scales the worth's matrices and changes no answer."""
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 3, generator=g, dtype=torch.float64)
+    information = root @ root.T + torch.eye(3, dtype=torch.float64)
+    induced = 0.3 * information + 0.1 * torch.eye(3, dtype=torch.float64)
+    size = information.diagonal().mean().item()
+    damped = information + 0.2 * size * torch.eye(3, dtype=torch.float64)
+    expected = torch.linalg.eigvals(torch.linalg.solve(damped, induced)).real.sort(descending=True)
+    for scale in (1.0, 1e-3, 1e6):
+        found = worth.Worth.of(scale * information, scale * induced, damping=0.2)
+        torch.testing.assert_close(found.gain, expected.values)

@@ -1,0 +1,149 @@
+"""Mutation tests of the core: how many small faults, put into the code one at a time, do the tests find?
+
+``make mutate`` runs mutmut on a copy under ``_build/mutation``, goes on where it was stopped, prints
+the score of every module and the survivors, and writes them to ``tests/mutation/score.json``. Reasons
+for survivors that no test can or should find are in ``tests/mutation/reasons.toml``.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WHERE = ROOT / "_build" / "mutation"
+STORE = ROOT / "tests" / "mutation"
+CORE = (
+    *("baselines", "checks", "clipping", "contexts", "divergences", "estimators", "induced"),
+    *("mixed", "precision", "premise", "segments", "sequential", "surrogates", "tabular"),
+    *("transport", "worth", "targets/fast_informed_bound", "targets/kneser_ney", "targets/table"),
+)
+TESTS = (
+    *("accepted", "bad_input", "baselines", "class_weights", "clipping", "contexts", "divergences"),
+    *("estimators", "grid", "induced", "kneser_ney", "mutants", "segments", "stopping", "tabular"),
+    *("weights", "worth", "zeros"),
+)
+# several processes, compiled graphs (which refuse mutmut's switches), or minutes
+SLOW = " and ".join(
+    f"not {word}"
+    for word in (
+        *("processes", "beyond_two_to_the_24", "every_experiment", "papers_numbers"),
+        *("one_graph", "compile"),
+    )
+)
+# a line of a message: what a sentence says is for people, and tests name its words
+MESSAGES = [r'^\s*f?"', r"^\s*raise \w+\(f?\"", r"warnings\.warn", r"^\s*assert "]
+KILLED, OPEN = ("killed", "timeout", "segfault", "suspicious"), ("survived", "no tests")
+
+
+def copied(modules: list[str]) -> None:
+    """The sources and tests to mutate, with a configuration of their own."""
+    WHERE.mkdir(parents=True, exist_ok=True)
+    for name in ("imm_lib", "tests"):
+        shutil.copytree(ROOT / name, WHERE / name, dirs_exist_ok=True)
+    options = {
+        "source_paths": ["imm_lib"],
+        "only_mutate": [f"imm_lib/{module}.py" for module in modules],
+        "do_not_mutate_patterns": MESSAGES,
+        "also_copy": ["imm_lib"],
+        "process_isolation": "fork",
+        "timeout_constant": 60.0,
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-k", SLOW, "-o", "addopts=", "-x"],
+        "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in TESTS],
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in options.items()]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = "\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
+    (WHERE / "pyproject.toml").write_text(text + section, encoding="utf-8")
+
+
+def mutmut(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """mutmut in the copy, where its own imm_lib is the one to import."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    here = {"PYTHONPATH": f"{WHERE / 'mutants'}:{WHERE / 'mutants' / 'tests' / 'tools'}"}
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    return subprocess.run(
+        command, cwd=WHERE, env={**os.environ, **threads, **here}, text=True, **options
+    )
+
+
+def outcomes() -> dict[str, str]:
+    """What became of every mutant, by its name."""
+    told = mutmut("results", "--all", "true", capture_output=True).stdout
+    return dict(re.findall(r"^\s*(\S+): ([\w ]+?)\s*$", told, re.MULTILINE))
+
+
+def change(name: str) -> list[str]:
+    """The lines that a mutant takes out and puts in."""
+    told = mutmut("show", name, capture_output=True).stdout
+    return [line for line in told.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
+
+
+def module(name: str) -> str:
+    """The module of a mutant: ``imm_lib.targets.table.x_as_target__mutmut_3``."""
+    return name.split(".x", 1)[0].removeprefix("imm_lib.").rsplit(".xǁ", 1)[0].replace(".", "/")
+
+
+def reason(name: str, lines: list[str], reasons: list[dict]) -> str | None:
+    """Why a survivor is none to find, if a reason's module and words fit."""
+    text = " ".join(" ".join(lines).split())
+    for entry in reasons:
+        if entry["module"] == module(name) and entry["change"] in text:
+            return entry.get("reason", [])
+    return None
+
+
+def main() -> int:
+    """Run, print, store; the exit status says whether the goal is reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", default=list(CORE), help="such as targets/table")
+    parser.add_argument("--children", default="1", help="mutants tried at the same time")
+    parser.add_argument("--report", action="store_true", help="of what has been tried, run nothing")
+    options = parser.parse_args()
+    if not options.report:
+        copied(options.modules)
+        print(f"mutmut's own account: {WHERE / 'run.log'}", flush=True)
+        with (WHERE / "run.log").open("w", encoding="utf-8") as log:
+            mutmut("run", "--max-children", options.children, stdout=log, stderr=log)
+    found = outcomes()
+    reasons_file = STORE / "reasons.toml"
+    reasons = tomllib.loads(reasons_file.read_text(encoding="utf-8")).get("reason", [])
+    survivors = []
+    for name in sorted(key for key, value in found.items() if value in OPEN):
+        lines = change(name)
+        survivors.append({"mutant": name, "change": lines, "reason": reason(name, lines, reasons)})
+    excused = Counter(module(s["mutant"]) for s in survivors if s["reason"])
+    table = {}
+    for one in sorted({module(name) for name in found}):
+        counts = Counter(value for name, value in found.items() if module(name) == one)
+        killed = sum(counts[kind] for kind in KILLED)
+        table[one] = {
+            "killed": killed,
+            "survived": sum(counts[kind] for kind in OPEN),
+            "with a reason": excused[one],
+            "not tried": counts["not checked"],
+        }
+        tried = killed + table[one]["survived"]
+        print(f"{one:32} {killed:5} of {tried:5} killed, {excused[one]} excused")
+    killed = sum(row["killed"] for row in table.values())
+    tried = killed + sum(row["survived"] for row in table.values())
+    share = killed / tried if tried else 0.0
+    print(f"\n{killed} of {tried} mutants killed: {100 * share:.1f} %")
+    for survivor in survivors:
+        if not survivor["reason"]:
+            print(f"\n{survivor['mutant']}", *survivor["change"], sep="\n  ")
+    stored = {"score": share, "killed": killed, "tried": tried, "modules": table}
+    stored["survivors"] = survivors
+    text = json.dumps(stored, indent=1, ensure_ascii=False) + "\n"
+    (STORE / "score.json").write_text(text, encoding="utf-8")
+    return 0 if share >= 0.9 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
