@@ -65,6 +65,8 @@ def distinct(
         weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
         counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
         total = weights.sum()
+        # what counts for nothing is not run: its risk may be infinite
+        values, counts = values[counts > 0], counts[counts > 0]
     own, count = distributed.dealt(values, counts, group)
     return own, count, total / distributed.ranks(group)
 

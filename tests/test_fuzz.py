@@ -492,6 +492,8 @@ ELSEWHERE = {"data", "divergences", "means", "plotting", "premise", "results", "
     "device",
     "from_sklearn",
 }
+# log-probabilities, of which -inf is one like the others
+ROWS = {"induce", "Interpolation", "undo_class_weights"}
 ESTIMATORS = {"ExactIMM": "exact", "SampledIMM": "sampled", "SampledNoising": "noising"}
 
 
@@ -527,10 +529,10 @@ def test_anything_is_answered_or_refused(name, world, data):
     for value in tensors(found):
         assert not value.isnan().any()
         finite = value.isfinite()
-        if value.requires_grad and finite.any():
-            (gradient,) = torch.autograd.grad(value[finite].sum(), world.parameter)
-            assert not gradient.isnan().any()
-            assert gradient.isfinite().all() or not finite.all()
+        if value.requires_grad and (finite.all() or name in ROWS):
+            total = value[finite].sum()
+            (gradient,) = torch.autograd.grad(total, world.parameter, retain_graph=True)
+            assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))
