@@ -92,6 +92,22 @@ def number(
     return found
 
 
+def limit(name: str, value: Any, low: float, open_low: bool = False) -> float:
+    """As :func:`number`; infinite is no limit."""
+    if isinstance(value, Real) and value == math.inf:
+        return math.inf
+    return number(name, value, low, open_low=open_low)
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got {describe(value)}")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
+    return value
+
+
 def generator(value: object) -> torch.Generator | None:
     """``value``, if it is a torch.Generator or None; raises TypeError."""
     if value is not None and not isinstance(value, torch.Generator):
@@ -106,7 +122,10 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
     TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
         value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
@@ -155,11 +174,7 @@ def probabilities(name: str, value: Any) -> Tensor:
         raise ValueError(
             f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}"
         )
-    if value.is_meta:
-        raise ValueError(f"{name} must hold values, got {describe(value)}")
-    if not torch.isfinite(value).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
-    if value.min() < 0:
+    if finite(name, value).min() < 0:
         raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
     error = (value.detach().sum(-1, dtype=wide(value.device)) - 1).abs().max().item()
     if error > tolerance(value.dtype):
@@ -177,7 +192,7 @@ LOOK = 2**18
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0, and its rows are the logarithms of probabilities that sum to 1.
+    nothing above 0. Its rows may be of some labels only.
 
     Raises TypeError or ValueError.
     """
@@ -192,6 +207,17 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
+    return value
+
+
+def log_distributions(name: str, value: Any, dim: int) -> Tensor:
+    """``value``, if it is as :func:`log_probabilities` has it and (CPU only) its rows are the
+    logarithms of probabilities that sum to 1.
+
+    Raises TypeError or ValueError.
+    """
+    log_probabilities(name, value, dim)
+    if visible(value):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since

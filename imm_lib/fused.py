@@ -75,7 +75,7 @@ class FusedIMM(KeepsPrecision):
             A step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
-        ``visited`` (S,), the short contexts met so far.
+    ``visited`` (S,), the short contexts met so far.
 
     Raises:
         TypeError, ValueError: when built, for numbers out of range, sizes that do not fit the

@@ -192,6 +192,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "every use of a restricted model on six tables, linear models and networks, all "
             "tuned alike"
         ),
+        "map-large": "the same on the largest table, with 500 and 2,000 training cases",
         "map-text": (
             "every use of a bigram that the language experiments train, chosen on validation text"
         ),

@@ -142,7 +142,7 @@ class Kit:
             found.append((item, answer))
         self.seconds = queue.seconds
         if queue.items:
-            self.say(f"no time left for {len(queue.items)} units of {len(items)}")
+            self.say(f"not begun: {len(queue.items)} units of {len(items)}")
         return found
 
     def profile(self, folder: Path) -> None:

@@ -177,5 +177,6 @@ EXPERIMENTS = [
         run=_judged,
         table=_table,
         check=settings.check_tables,
+        devices=("cpu",),
     )
 ]

@@ -53,6 +53,7 @@ def table_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[i
 
 def _tables(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = table_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     m = config["m"][unit["task"].rsplit(", ", 2)[0]]
     suggest = suggester(model, train, m) if model.outputs > 1 else None
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
@@ -81,6 +82,7 @@ def cube_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[in
 
 def _cube(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = cube_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     suggest = suggester(model, train, math.inf)
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
 
@@ -92,6 +94,7 @@ def _grid(unit: dict, config: dict, device: torch.device) -> dict:
         config["choosing"],
         config["reporting"],
         unit["seed"],
+        device,
     )
     return {"budgets": {str(budget): by_method for budget, by_method in found.items()}}
 
@@ -132,6 +135,14 @@ def _table(result: dict) -> list[list[str]]:
         rows.append([task, str(len(by_method["plain"])), *cells])
     return rows
 
+
+QUICK = {
+    "steps": 5,
+    "repetitions": 2,
+    "block": 2,
+    "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
+}
+"""A quick look at tables."""
 
 EXPERIMENTS = [
     Experiment(
@@ -182,14 +193,17 @@ EXPERIMENTS = [
         description="every use of a restricted model on six tables, linear models and networks, all tuned alike",
         scales={
             "full": settings.TABLES,
-            "ci": {
-                **settings.TABLES,
-                "steps": 5,
-                "repetitions": 2,
-                "block": 2,
-                "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
-            },
+            "ci": {**settings.TABLES, **QUICK},
         },
+        units=table_units,
+        run=_tables,
+        table=_table,
+        check=settings.check_tables,
+    ),
+    Experiment(
+        name="map-large",
+        description="the same on the largest table, with 500 and 2,000 training cases",
+        scales={"full": settings.LARGE, "ci": {**settings.LARGE, **QUICK}},
         units=table_units,
         run=_tables,
         table=_table,

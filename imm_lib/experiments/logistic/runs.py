@@ -115,7 +115,7 @@ def _search(unit: dict, config: dict, device: torch.device) -> dict:
         hard = method == "noising, hard labels"
         options: dict[str, Any] = {}
         if hard:
-            options["generator"] = torch.Generator(device).manual_seed(unit["seed"])
+            options["generator"] = torch.Generator().manual_seed(unit["seed"])
         for n in config["sizes"]:
             path, done = descend(data.first(n), method, rho, **options), 0
             for steps in config["steps"]:

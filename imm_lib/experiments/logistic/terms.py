@@ -84,7 +84,7 @@ def noising_redrawn(
     grid = _Grid(weight)
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        drawn = torch.rand(data.target.shape, generator=generator, device=weight.device)
+        drawn = torch.rand(data.target.shape, generator=generator).to(weight.device)
         label = (drawn < data.target).to(weight.dtype)
         share, _ = grid.shares(short, extended)
         expected = torch.einsum("ter,tr->er", weight, label)
