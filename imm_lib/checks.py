@@ -122,7 +122,10 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
     TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
         value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
