@@ -122,7 +122,10 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
     TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
         value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
@@ -189,9 +192,9 @@ LOOK = 2**18
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0.
+    nothing above 0. Its rows may be of some labels only.
 
-    For what works label by label. Raises TypeError or ValueError.
+    Raises TypeError or ValueError.
     """
     if floating(name, value).dim() < dim or value.numel() == 0:
         raise ValueError(
@@ -208,12 +211,13 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
 
 
 def log_distributions(name: str, value: Any, dim: int) -> Tensor:
-    """:func:`log_probabilities` that (CPU only) sum to 1 over the last dimension: scores that are
-    nowhere above 0 are none.
+    """``value``, if it is as :func:`log_probabilities` has it and (CPU only) its rows are the
+    logarithms of probabilities that sum to 1.
 
     Raises TypeError or ValueError.
     """
-    if visible(log_probabilities(name, value, dim)):
+    log_probabilities(name, value, dim)
+    if visible(value):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since

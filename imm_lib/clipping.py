@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.distributed import is_shard
 from imm_lib.sequential import leaves_of
 
 
@@ -34,8 +35,11 @@ def _checked(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 def _average(parameters: list[Tensor], group: "dist.ProcessGroup | None") -> None:
     """Replace gradients by their means over the processes of a group; None is 0 where others have
-    one.
+    one. Those of FSDP2's shards are means already.
     """
+    parameters = [p for p in parameters if not is_shard(p)]
+    if not parameters:
+        return
     size = dist.get_world_size(group)
     there = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device)
     there = there.int()
@@ -154,8 +158,8 @@ def clipped_backward(
         The two gradient norms before clipping, detached scalars.
 
     Raises:
-        TypeError, ValueError: a loss is not a scalar tensor, there are no parameters, λ is negative
-            or a norm is not positive; no gradient has then been touched.
+        TypeError, ValueError: a loss is not a scalar tensor, there are no parameters or shards of
+            FSDP2, λ is negative or a norm is not positive; no gradient has then been touched.
 
     >>> import torch
     >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
@@ -181,6 +185,11 @@ def clipped_backward(
             f"scaler must be a torch.amp.GradScaler or None, got {checks.describe(scaler)}"
         )
     parameters = _checked(parameters)
+    if any(is_shard(p) for p in parameters):
+        raise ValueError(
+            "parameters must be whole, got shards of FSDP2, which reduces one backward pass after a "
+            "forward pass: use add_clipped twice, each time with a forward pass of its own"
+        )
     scale = None
     if scaler is not None:
         scale = scaler.scale(torch.ones((), device=loss.device))

@@ -102,6 +102,11 @@ def dealt(distinct: Tensor, count: Tensor, group: Group) -> tuple[Tensor, Tensor
     return distinct[rank :: ranks(group)], count[rank :: ranks(group)]
 
 
+def is_shard(value: object) -> bool:
+    """Whether a tensor is this rank's part of a larger one, as FSDP2's parameters are."""
+    return type(value).__name__ == "DTensor"
+
+
 WRAPPERS = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
 """Classes of torch whose modules talk to other ranks in every forward and backward pass."""
 

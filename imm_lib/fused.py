@@ -75,7 +75,7 @@ class FusedIMM(KeepsPrecision):
             A step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
-        ``visited`` (S,), the short contexts met so far.
+    ``visited`` (S,), the short contexts met so far.
 
     Raises:
         TypeError, ValueError: when built, for numbers out of range, sizes that do not fit the
@@ -167,6 +167,11 @@ class FusedIMM(KeepsPrecision):
                 eval mode a short context never visited. Nothing has changed then.
         """
         lam = checks.number("lam", lam, 0)
+        if checks.transformed(hidden) or checks.transformed(weight):
+            raise ValueError(
+                "FusedIMM does not work under torch.func, as its gradient is formed in the forward "
+                "pass: use cross-entropy plus SampledIMM"
+            )
         head = Head(hidden, weight, bias, self.table.dtype)
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.distributed import Group, ranks, summed
+from imm_lib.distributed import Group, is_shard, ranks, summed
 from imm_lib.induced import accumulator
 
 
@@ -48,7 +48,8 @@ class _Formed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor a single time
+        inputs, gradients = saved[:3], saved[3:]
         return None, *_Once.apply(upstream, 3, *gradients, *inputs), None, None, None
 
 
@@ -209,7 +210,7 @@ class Batch(NamedTuple):
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise TypeError or ValueError unless the three make a linear layer with finite logits."""
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if type(value).__name__ == "DTensor":
+        if is_shard(value):
             raise ValueError(
                 f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the forward "
                 "of the sharded module that the last layer belongs to"

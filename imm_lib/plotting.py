@@ -157,7 +157,8 @@ class Slider:
     cell.
 
     Every frame is drawn beforehand and stored in the page, so that nothing has to run for the
-    reader: no kernel, no server, no script from elsewhere. Where scripts are off the frame at
+    reader: no kernel, no server, no script from elsewhere. A button plays the frames in order, the
+    arrow keys step. Where scripts are off the frame at
     ``start`` stands alone.
 
     Args:
@@ -214,7 +215,8 @@ class Slider:
         return (
             f'<figure class="imm-slider">{pictures}<div><input type="range" min="0" max="{len(self.labels) - 1}" '
             f'value="{self.start}" aria-label="{html.escape(self.caption)}" aria-valuetext="{shown}" '
-            f'oninput="{_MOVE}"> <output>{shown}</output></div>'
+            f'oninput="{_MOVE}"> <output>{shown}</output> '
+            f'<button type="button" onclick="{_PLAY}">Play</button></div>'
             f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
         )
 
@@ -223,6 +225,16 @@ _MOVE = (
     "const figure = this.closest('figure'), frames = figure.querySelectorAll('img'), chosen = frames[this.value]; "
     "frames.forEach(frame => frame.hidden = frame !== chosen); "
     "this.ariaValueText = figure.querySelector('output').value = chosen.dataset.label"
+)
+_PLAY = (
+    "const button = this, figure = button.closest('figure'), input = figure.querySelector('input'); "
+    "const stop = () => { clearInterval(figure.timer); figure.timer = 0; button.textContent = 'Play' }; "
+    "if (figure.timer) { stop(); return } "
+    "if (input.value === input.max) { input.value = 0; input.dispatchEvent(new Event('input')) } "
+    "button.textContent = 'Stop'; "
+    "const step = () => { input.stepUp(); input.dispatchEvent(new Event('input')); "
+    "if (input.value === input.max) stop() }; "
+    "figure.timer = setInterval(step, 700)"
 )
 
 

@@ -170,7 +170,7 @@ class SerializedIMM(_TableIMM):
         group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
-        the last refresh.
+    the last refresh.
 
     Raises:
         TypeError, ValueError: when built, for sizes that do not fit the target; when called, for
@@ -269,7 +269,7 @@ class MovingAverageIMM(_TableIMM):
         group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
-        so far.
+    so far.
 
     Raises:
         TypeError, ValueError: when built, for momentum or max_ratio out of range, or sizes that do

@@ -223,6 +223,7 @@ def compare(
     pairs: tuple[Tensor, Tensor],
     decay: float | Tensor = 0.0,
     damping: float = 1e-3,
+    n: int | None = None,
 ) -> Comparison:
     """What five uses of a restricted model promise, from a model that was trained plainly.
 
@@ -239,10 +240,11 @@ def compare(
         decay: of the penalty decay / (2n) · |θ|² of the plain training: a number, or one for each
             parameter.
         damping: added to I's diagonal, as a share of its mean.
+        n: training points, where the sample is a part of them.
 
     Raises:
-        TypeError, ValueError: as of :func:`imm_lib.worth.informations`; a bad target, pairs
-            or decay.
+        TypeError, ValueError: as of :func:`imm_lib.worth.informations`; a bad target, pairs, decay
+            or n.
 
     >>> from imm_lib import GroupedContexts
     >>> theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)  # a logit per extended context
@@ -259,7 +261,7 @@ def compare(
     parameters = list(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
-    n, width = len(short), len(matrices[0])
+    n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])
     decay = torch.as_tensor(decay, dtype=torch.float64)
     if decay.shape not in ((), (width,)) or not (decay.isfinite() & (decay >= 0)).all():
         raise ValueError(
@@ -281,7 +283,7 @@ def compare(
     values = torch.cat([p.detach().reshape(-1).double() for p in parameters])
     pulled = torch.einsum("ny,nyi->ni", rows, score)
     log_p = rows.clamp(min=1e-12).log()
-    towards = torch.linalg.solve(full, torch.einsum("ny,nyi,ny->i", q, score, log_p) / n)
+    towards = torch.linalg.solve(full, torch.einsum("ny,nyi,ny->i", q, score, log_p) / len(q))
     left = log_p - score @ towards
     left = left - (q * left).sum(1, keepdim=True)
     return Comparison(

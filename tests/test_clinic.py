@@ -43,7 +43,9 @@ def test_the_batched_imm_term_is_the_librarys_risk(mixed):
     keep = torch.ones(2, 1, 20, dtype=torch.bool)
     keep[:, :, 15:] = False
     near = training.Kernel(cases.short, keep, model.bandwidth).draw(torch.Generator())[1]
-    weights = [w.detach() for w in training._start(model, cases.inputs().shape[-1], [0, 1], 1)]
+    weights = [
+        w.detach() for w in training._start(model, cases.inputs().shape[-1], [0, 1], 1, "cpu")
+    ]
     weights = [
         w + 0.3 * torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) for w in weights
     ]
@@ -222,7 +224,14 @@ def test_a_configuration_that_cannot_work_is_refused_before_work(name, change, m
 
 @pytest.mark.parametrize(
     "name",
-    ["map-decay", "map-frontier", "knowledge-means", "knowledge-unlabelled", "knowledge-coarse"],
+    [
+        "map-judged",
+        "map-decay",
+        "map-frontier",
+        "knowledge-means",
+        "knowledge-unlabelled",
+        "knowledge-coarse",
+    ],
 )
 def test_the_smaller_experiments_run_and_print(name, tmp_path):
     experiment = experiments.find(name)

@@ -17,6 +17,7 @@ from loopback import serving
 
 import imm_lib as imm
 from imm_lib import data, files
+from imm_lib.experiments.language.text import Stream, respell
 
 TEXT = {"train": "a b <unk>\nb c\n", "valid": "c a\n", "test": "a\n\nb"}
 
@@ -168,7 +169,9 @@ def test_a_corpus_of_any_integers_is_one_of_int64(convert):
 @pytest.mark.parametrize(
     ("stream", "error", "words"),
     [
-        (np.array([0.0, 1.0]), TypeError, "valid must be a torch.Tensor"),
+        (np.array([0.0, 1.0]), TypeError, r"valid must be an integer .* got a float64 array"),
+        (np.array([True]), TypeError, r"valid must be an integer .* got a bool array"),
+        (np.array(["a"]), TypeError, r"valid must be an integer .* got a <U1 array"),
         (torch.tensor([0.0]), TypeError, "valid must be an integer tensor of ids"),
         (np.array([-1, 0], "i2"), ValueError, r"valid must hold ids in \[0, 3\), got -1..0"),
         (np.array([3], "u2"), ValueError, r"valid must hold ids in \[0, 3\), got 3..3"),
@@ -218,6 +221,35 @@ def test_without_a_checksum_words_are_counted_and_known(tiny):
     write(tiny / "data" / "tiny", valid="c z\n")
     with pytest.raises(data.DataError, match="word outside its training split: 'z'"):
         data.load("tiny")
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        *(lambda x, kind=kind: x.numpy().astype(kind) for kind in ("u1", "u2", ">u2", "i2", "u4")),
+        *(lambda x, kind=kind: x.to(kind) for kind in (torch.uint16, torch.uint32, torch.uint64)),
+    ],
+)
+def test_tokens_of_any_integer_dtype_are_read_alike(convert):
+    tokens = torch.tensor([0, 1, 2, 0, 1, 0, 2, 2, 1, 0, 1, 1])
+    other = convert(tokens)
+    fitted, again = (imm.KneserNeyBigram.fit(t, vocab_size=3) for t in (tokens, other))
+    assert torch.equal(fitted.dense(), again.dense())
+    assert fitted.perplexity(tokens) == fitted.perplexity(other)
+    assert torch.equal(fitted(tokens), fitted(other))
+    blocks = [[b.words.tolist() for b in Stream(t, 2, 3)] for t in (tokens, other)]
+    assert blocks[0] == blocks[1]
+    spelt = respell(other, ["a", "b", "c"], ["<unk>", "b"])
+    assert spelt.tolist() == [1 if token == 1 else 0 for token in tokens]
+    contexts = imm.GroupedContexts(other)
+    assert torch.equal(contexts.counts, imm.GroupedContexts(tokens).counts)
+
+
+@pytest.mark.parametrize("tokens", [np.array([0, -1, 1], "i2"), np.array([0.0, 1.0]), [0, 1]])
+def test_tokens_that_are_no_ids_are_refused(tokens):
+    for call in (lambda t: imm.KneserNeyBigram.fit(t, 3), Stream, imm.GroupedContexts):
+        with pytest.raises((TypeError, ValueError), match=r"(tokens|short) must"):
+            call(tokens)
 
 
 def test_unknown_names():

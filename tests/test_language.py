@@ -694,7 +694,7 @@ def test_gradients_are_clipped_together_if_told_so(texts, bigram):
 
 def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):
     settings = dataclasses.replace(SMALL, dropout=0.0, clip=1e9, every=2, warmup=4)
-    run = Run(texts, Uncorrected(bigram, 0.3), settings, torch.device("cpu"))
+    run = Run(texts, Uncorrected(bigram, 0.3), settings)
     block = next(iter(run.train))
 
     def gradient(number):

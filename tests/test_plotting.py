@@ -114,6 +114,7 @@ def test_a_slider_holds_every_frame_and_shows_one():
         and images[0]["alt"] == 'A line with "quotes", λ < 0.5'
     )
     assert base64.b64decode(images[0]["src"].partition(",")[2]).startswith(b"\x89PNG")
+    assert page.button.text == "Play"
     assert page.output.text == "λ < 1" and page.input["value"] == "1" and page.input["max"] == "2"
     assert "http" not in slider._repr_html_()
     assert (

@@ -11,6 +11,7 @@ imm_lib bench``).
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,10 @@ class LSTMLanguageModel(nn.Module):
         return self.head(self.lstm(self.embedding(words))[0]).flatten(0, 1).log_softmax(-1)
 
 
-def _pair_model(extended: int, width: int, labels: int, generator: torch.Generator) -> nn.Module:
-    """A network of two hidden layers on random features of the extended context."""
+def _pair_model(
+    extended: int, width: int, labels: int, generator: torch.Generator
+) -> tuple[nn.Module, Tensor]:
+    """A network of two hidden layers, and random features of the extended contexts."""
     features = torch.randn(extended, width, generator=generator)
     layers = [
         nn.Linear(width, width),
@@ -65,9 +68,7 @@ def _pair_model(extended: int, width: int, labels: int, generator: torch.Generat
         nn.Tanh(),
         nn.Linear(width, labels),
     ]
-    network = nn.Sequential(*layers, nn.LogSoftmax(-1))
-    network.register_buffer("features", features)
-    return network
+    return nn.Sequential(*layers, nn.LogSoftmax(-1)), features
 
 
 def _step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -83,9 +84,10 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
     their ratios.
     """
     generator = torch.Generator().manual_seed(0)
-    network = _pair_model(config["extended"], config["width"], config["labels"], generator).to(
-        device
+    network, features = _pair_model(
+        config["extended"], config["width"], config["labels"], generator
     )
+    network, features = network.to(device), features.to(device)
     short = torch.randint(config["short"], (config["extended"],), generator=generator).to(device)
     contexts = GroupedContexts(short)
     target = torch.rand(config["short"], config["labels"], generator=generator)
@@ -94,9 +96,7 @@ def sampling(config: dict, device: torch.device, repeats: int) -> dict:
     def step(k: int, sequential: bool) -> Callable[[], None]:
         draws = torch.Generator().manual_seed(1)
         term = SampledIMM(target, contexts, k, sequential, draws)
-        return _step(
-            network, lambda: term(lambda _, extended: network(network.features[extended]), batch)
-        )
+        return _step(network, lambda: term(lambda _, extended: network(features[extended]), batch))
 
     table = {}
     for k in config["k"]:
@@ -181,7 +181,7 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
         primary = nn.functional.nll_loss(log_q, y.flatten())
         return primary if name == "plain" else primary + 0.2 * term(log_q, x.flatten())
 
-    steps = {name: _step(network, lambda name=name: loss(name)) for name in turn}
+    steps = {name: _step(network, partial(loss, name)) for name in turn}
     seconds = compare(steps, repeats, device)
     memory = {name: peak_bytes(work, device) for name, work in steps.items()}
     return {

@@ -192,8 +192,13 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "every use of a restricted model on six tables, linear models and networks, all "
             "tuned alike"
         ),
+        "map-large": "the same on the largest table, with 500 and 2,000 training cases",
         "map-text": (
             "every use of a bigram that the language experiments train, chosen on validation text"
+        ),
+        "map-judged": (
+            "the first choice of worth.compare and the decision of premise.lead on the splits "
+            "of map-tables"
         ),
         "map-decay": "IMM beside weight decay: every λ at every decay, on tables and the cube",
         "map-frontier": (

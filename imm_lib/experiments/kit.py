@@ -142,7 +142,7 @@ class Kit:
             found.append((item, answer))
         self.seconds = queue.seconds
         if queue.items:
-            self.say(f"no time left for {len(queue.items)} units of {len(items)}")
+            self.say(f"not begun: {len(queue.items)} units of {len(items)}")
         return found
 
     def profile(self, folder: Path) -> None:
@@ -152,7 +152,7 @@ class Kit:
         self.held["language-profile"] = None  # of this machine and this number at a time
         items = self.items("language-profile", folder)
         ways = self.work_off([item for item in items if "way" in item.task.unit], 1)
-        self.way = profile.best([entry for _, entry in ways])
+        self.way = profile.best([entry for _, entry in ways], self.loss(items[0]))
         self.say(f"the fastest way that holds the CPU's loss: {self.way}")
         arms = [dataclasses.replace(i, how=self.way) for i in items if "arm" in i.task.unit]
         more = [arms[i % len(arms)] for i in range(max(self.jobs, len(arms)))]
@@ -165,6 +165,16 @@ class Kit:
             if f"epochs, {arm}" in self.seconds:
                 known = self.seconds[f"epochs, {arm}"]
                 self.say(f"{epochs} epochs of {arm}, {self.jobs} at a time: about {known:.0f} s")
+
+    def loss(self, item: Item) -> float:
+        """The first losses on the CPU, of a profiled way's unit; NaN if they cannot be had."""
+        config = {**item.task.config, "warm": 1, "seconds": 0.0}
+        task = item.task._replace(unit={"way": "float32"}, config=config, device="cpu")
+        for _, answer in workers.answers(attempt, [Item("cpu", task)], 1, self.end):
+            if isinstance(answer, dict) and "loss" in answer["numbers"]:
+                return answer["numbers"]["loss"]
+            self.say(f"no loss of the CPU: {answer}")
+        return math.nan
 
     def table1(self, folder: Path) -> list[Item]:
         """The language models of Tables 1 and 5, all first seeds before the second ones."""

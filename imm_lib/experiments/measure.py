@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def compare(
-    works: dict[str, Callable[[], object]], repeats: int = 9, device: str | torch.device = "cpu"
+    works: Mapping[str, Callable[[], object]], repeats: int = 9, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
     """Median seconds of each piece of work, run in turns so that a change of the machine's mood
     meets all alike.
@@ -59,7 +59,7 @@ def compare(
     device = torch.device(device)
     for work in works.values():
         work()
-    seconds = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             seconds[name].append(_seconds(work, device))

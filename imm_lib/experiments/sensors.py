@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ class Task:
 
     def to(self, device: torch.device) -> Task:
         """The same partition on another device."""
+        tensors: dict[str, Any]  # of fields that mypy cannot tell apart here
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
 
@@ -210,29 +212,37 @@ def candidates(
     """
     x, y, s = t.x[rows], t.y[rows], t.s[rows]
     baseline, _ = fit(x, y, decay)
-    plain = {"0": lambda cases: baseline(t.x[cases])}
+
+    def alone(model: Model, cases: Tensor) -> Tensor:
+        return model(t.x[cases])
+
+    def mixed(mix: imm.Interpolation, cases: Tensor) -> Tensor:
+        return mix(baseline(t.x[cases]), t.s[cases])
+
+    def shifted(logits: Model, cases: Tensor) -> Tensor:
+        return (logits(t.x[cases]) + t.target(t.s[cases]).log()).log_softmax(-1)
+
+    def weighted(lam: float, extra: Callable[[Model], Tensor], model: Model) -> Tensor:
+        return lam * extra(model)
+
+    plain: dict[str, Model] = {"0": partial(alone, baseline)}
     kd, penalties = imm.ReverseKD(t.target), imm_penalties(t, rows, config)
     extras = {"reverse-KD": lambda model: kd(model(x), s), **penalties}
-    found = {"baseline": plain}
+    found: dict[str, dict[str, Model]] = {"baseline": plain}
     for name in methods:
         if name == "interpolation":
             mixes = {f"{w:g}": imm.Interpolation(t.target, w) for w in config["weights"]}
-            found[name] = plain | {
-                key: lambda cases, mix=mix: mix(baseline(t.x[cases]), t.s[cases])
-                for key, mix in mixes.items()
-            }
+            found[name] = plain | {key: partial(mixed, mix) for key, mix in mixes.items()}
         elif name == "offset":
             found[name] = {}
             for other in config["decays"]:
                 _, logits = fit(x, y, other, offset=t.target(s).log())
-                found[name][f"{other:g}"] = lambda cases, logits=logits: (
-                    logits(t.x[cases]) + t.target(t.s[cases]).log()
-                ).log_softmax(-1)
+                found[name][f"{other:g}"] = partial(shifted, logits)
         else:
             found[name] = dict(plain)
             for lam in config["lambdas"]:
-                model, _ = fit(x, y, decay, lambda m, name=name, lam=lam: lam * extras[name](m))
-                found[name][f"{lam:g}"] = lambda cases, model=model: model(t.x[cases])
+                model, _ = fit(x, y, decay, partial(weighted, lam, extras[name]))
+                found[name][f"{lam:g}"] = partial(alone, model)
     return found
 
 
@@ -270,10 +280,12 @@ def _choose(t: Task, splits: list[tuple[Tensor, Tensor]], config: dict, methods:
         _losses(final if rows is t.new else candidates(t, rows, decay, config, methods), cases, t.y)
         for rows, cases in splits
     ]
-    curves = {m: final[m] for m in ("reverse-KD", "IMM") if m in final}
-    chosen = {
-        m: min(final[m], key=lambda k, m=m: sum(losses[m][k] for losses in held)) for m in final
-    }
+
+    def loss_of(method: str, key: str) -> float:
+        return sum(losses[method][key] for losses in held)
+
+    curves = {m: models for m, models in final.items() if m in ("reverse-KD", "IMM")}
+    chosen = {m: min(final[m], key=partial(loss_of, m)) for m in final}
     return {
         "decay": decay,
         "chosen": chosen,
@@ -441,8 +453,8 @@ def draw_curves(result: dict) -> Figure:
     for ax, n in zip(axes, (sizes[0], sizes[-1]), strict=True):
         for style, method in (("reverse-KD", "reverse-KD"), ("IMM exact", "IMM")):
             pairs = curve(result, sensor, n, method)
-            bounds = ([m + sign * half for m, half in pairs] for sign in (-1, 0, 1))
-            imm.plotting.band(ax, result["config"]["lambdas"], *bounds, style)
+            low, mid, high = ([m + sign * half for m, half in pairs] for sign in (-1, 0, 1))
+            imm.plotting.band(ax, result["config"]["lambdas"], low, mid, high, style)
         ax.axhline(0, color="black", linewidth=1)
         ax.set(xscale="log", ylabel="change (nats)", title=f"n = {n}")
     axes[0].legend()

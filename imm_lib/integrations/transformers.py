@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from imm_lib import checks
 from imm_lib.estimators import ExactIMM, SampledIMM
+from imm_lib.fused import FusedIMM
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 
 IGNORED = -100
@@ -61,6 +62,11 @@ class IMMTrainer(Trainer):
     ):
         if not isinstance(term, nn.Module):
             raise TypeError(f"term must be an estimator, got {checks.describe(term)}")
+        if isinstance(term, FusedIMM):
+            raise TypeError(
+                "term must not be FusedIMM, which takes the place of the model's last layer: let the "
+                "model's forward return its scalar as the loss, and use transformers.Trainer"
+            )
         if isinstance(term, SerializedIMM):
             raise TypeError(
                 "term must not be SerializedIMM, which needs a second model and sweeps over the "

@@ -65,6 +65,7 @@ def axe():
 def page(browser):
     """A fresh page that notes what goes wrong in it, as ``page.problems``."""
     page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(180_000)  # a busy machine is slow, not wrong
     page.problems = []
     page.on(
         "console",
@@ -271,6 +272,20 @@ def test_the_see_saw_is_a_picture_on_paper_and_without_a_script(page, browser, a
     assert plain.is_visible("figure.imm-see-saw img")
     context.close()
     assert len((HTML / "_static" / "see-saw.js").read_bytes()) <= 40_000
+
+
+def test_a_slider_plays_to_its_end_and_stops(page, address):
+    page.goto(f"{address}/book/03-noising-counterexample.html")
+    settle(page)
+    slider = page.locator(".imm-slider").first
+    last = int(slider.locator("input").get_attribute("max"))
+    slider.locator("input").evaluate(f"e => {{ e.value = {last - 2} }}")
+    slider.get_by_role("button").click()
+    assert slider.get_by_role("button").inner_text() == "Stop"
+    page.wait_for_timeout(2500)
+    assert slider.get_by_role("button").inner_text() == "Play"
+    assert int(slider.locator("input").input_value()) == last
+    assert page.problems == []
 
 
 def test_a_desk_has_room_for_80_columns_of_code(page, address):

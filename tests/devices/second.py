@@ -8,6 +8,7 @@ numpy and matplotlib, and a generator of the CPU draws on the CPU only. Numbers 
 import contextlib
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
 from torch.optim import optimizer
@@ -210,6 +211,10 @@ def second_device():
     """Both modes, and no gradient on the CPU; gives the :class:`SecondDevice`."""
     fused = optimizer._get_fused_kernels_supported_devices
     optimizer._get_fused_kernels_supported_devices = lambda: [*fused(), KIND]
+    # torch.maia: its draws are those of the CPU's default generator
+    state = {"get_rng_state": lambda *_: torch.get_rng_state()}
+    state["set_rng_state"] = lambda value, *_: torch.set_rng_state(value)
+    setattr(torch, KIND, SimpleNamespace(**state))
     try:
         with (
             SecondDevice() as mode,
@@ -222,6 +227,7 @@ def second_device():
             yield mode
     finally:
         optimizer._get_fused_kernels_supported_devices = fused
+        delattr(torch, KIND)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import imm_lib as imm
 from imm_lib import distributed
+from imm_lib.clipping import add_clipped
 from imm_lib.fused import FusedIMM
 
 S, Y, N, STEPS, BATCH = 5, 4, 60, 12, 11
@@ -108,9 +109,8 @@ def run(name, wrap, group=None):
         loss.backward()
         optimiser.step()
         risks.append(term.risk.clone())
-    found = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
     table = term.table if hasattr(term, "table") else torch.zeros(0)
-    return torch.cat([p.detach().flatten() for p in found]), torch.stack(risks), table
+    return flat(model.parameters()), torch.stack(risks), table
 
 
 def rows_asked(group):
@@ -126,6 +126,88 @@ def rows_asked(group):
     term(query, SHORT[own])
     term(query, SHORT[own][:1] * 0)  # one short context in all: the others run it for nothing
     return seen
+
+
+def clipped(wrap, group):
+    """Norms and gradients of a separate clip of cross-entropy and term; what is refused."""
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    own, joint = shard(torch.arange(BATCH), rank, ranks), None if ranks == 1 else group
+    model, term = wrap(Model()), estimator("moving average", joint)
+    parameters = list(model.parameters())
+
+    def loss():
+        mean = nll_loss(model(X[own]), LABEL[own])
+        return mean * distributed.share(len(own), X, joint)
+
+    if hasattr(model, "unshard"):  # FSDP2: every backward pass has a forward pass of its own
+        scalar = sum(p.sum() for p in Model().parameters())  # any: refused before it is looked at
+        refused = message(lambda: imm.clipped_backward(scalar, scalar, parameters))
+        norms = (
+            add_clipped(lambda: loss().backward(), parameters, 0.01),
+            add_clipped(lambda: term(model(X[own]), SHORT[own]).backward(), parameters, 0.02, 0.7),
+        )
+    else:
+        refused, log_q = "", model(X[own])
+        primary = nll_loss(log_q, LABEL[own]) * distributed.share(len(own), X, joint)
+        imm_loss = term(log_q, SHORT[own])
+        norms = imm.clipped_backward(primary, imm_loss, parameters, 0.7, 0.01, 0.02, group=group)
+    return refused, torch.stack([whole(n) for n in norms]), flat(p.grad for p in parameters)
+
+
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def flat(tensors):
+    return torch.cat([whole(t).detach().flatten() for t in tensors])
+
+
+def message(call):
+    """What an error says."""
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "no error"
+
+
+def sequential(wrap, group):
+    """A sequential term beside the cross-entropy: through the wrapper, and through the module."""
+    rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    own = shard(torch.arange(BATCH), rank, ranks)
+    model = wrap(Model())
+    term = imm.SampledIMM(TARGET, Fixed(SHORT, S), 3, sequential=True, group=group).double()
+    refused = message(lambda: term(lambda short, extended: model(X[extended]), SHORT[own]))
+    inner = getattr(model, "module", model)
+    loss = nll_loss(model(X[own]), LABEL[own]) * distributed.share(len(own), X, group)
+    (loss + term(lambda short, extended: inner(X[extended]), SHORT[own])).backward()
+    return refused, flat(p.grad for p in model.parameters())
+
+
+def refused_shards(wrap, group):
+    model = wrap(Model())
+    term = imm.SampledIMM(TARGET, Fixed(SHORT, S), 3, sequential=True, group=group).double()
+    return message(lambda: term(lambda short, extended: model(X[extended]), SHORT[:5]))
+
+
+class Inside(nn.Module):
+    """A module that holds its term, whose contexts are of this rank's own data points."""
+
+    def __init__(self, short):
+        super().__init__()
+        self.model, self.term = Model(), imm.ExactIMM(TARGET, imm.GroupedContexts(short, S))
+
+    def forward(self, x, short):
+        return self.term(lambda _, extended: self.model(x[extended]), short)
+
+
+def inside(rank):
+    """Whether wrapping, and a step, leave each rank's data what they were."""
+    own = SHORT[rank * 20 : rank * 20 + 20]
+    kept, wrapped = own.clone(), DistributedDataParallel(Inside(own))
+    wrapped(X[rank * 20 : rank * 20 + 20], own[:4]).backward()
+    contexts = wrapped.module.term.contexts
+    return torch.equal(own, kept) and torch.equal(contexts.short, kept)
 
 
 def worker(rank, ranks, file, out):
@@ -144,7 +226,13 @@ def worker(rank, ranks, file, out):
     found = {
         (engine, name): run(name, wraps[engine], group) for engine in ENGINES for name in ESTIMATORS
     }
+    alone = [dist.new_group([r]) for r in range(ranks)][rank]
     found["rows"] = rows_asked(group)
+    found["clipped"] = {name: clipped(wrap, group) for name, wrap in wraps.items()}
+    found["clipped alone"] = clipped(lambda model: model, alone)
+    found["sequential"] = sequential(DistributedDataParallel, group)
+    found["sequential, shards"] = refused_shards(sharded, group)
+    found["inside"] = inside(rank)
     torch.save(found, f"{out}.{rank}")
     dist.destroy_process_group()
 

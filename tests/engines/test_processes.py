@@ -1,39 +1,14 @@
 """Several processes on the loopback train as one process does on the joint batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import cells
 import pytest
 import ranks
 import torch
 
-HERE = Path(__file__).parent
-
-
-def started(folder, count):
-    """Start ``count`` processes and return what each ends with."""
-    out = folder / "found"
-    command = [sys.executable, str(HERE / "ranks.py")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(count), str(folder / "meet"), str(out)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    told = [process.communicate(timeout=240)[1] for process in started]
-    assert not any(process.returncode for process in started), told
-    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(count)]
-
 
 @pytest.fixture(scope="module", params=[2, 3])
-def processes(request, tmp_path_factory):
-    return started(tmp_path_factory.mktemp("ranks"), request.param)
+def processes(request):
+    return cells.started(request.param)
 
 
 @pytest.mark.parametrize("engine", ranks.ENGINES)
@@ -55,3 +30,26 @@ def test_ranks_deal_the_rows_out(processes):
     assert sum(first) == 3 * len(ranks.SHORT[:20].unique())
     assert max(first) - min(first) <= 3
     assert second == (3,) * len(processes)
+
+
+def test_the_separate_clip_is_that_of_one_process(processes):
+    for found in processes:
+        _, norms, grads = found["clipped alone"]
+        for engine in ranks.ENGINES:
+            refused, joint_norms, joint_grads = found["clipped"][engine]
+            torch.testing.assert_close(joint_norms, norms, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(joint_grads, grads, rtol=1e-12, atol=1e-12)
+            assert ("add_clipped twice" in refused) == (engine == "fsdp2")
+
+
+def test_a_sequential_term_does_not_run_the_wrapper(processes):
+    _, alone = ranks.sequential(lambda model: model, None)
+    for found in processes:
+        refused, grads = found["sequential"]
+        assert "DistributedDataParallel" in refused and ".module" in refused
+        torch.testing.assert_close(grads, alone, rtol=1e-12, atol=1e-12)
+        assert "FSDPModule" in found["sequential, shards"]
+
+
+def test_contexts_of_each_rank_stay_its_own(processes):
+    assert all(found["inside"] for found in processes)

@@ -13,6 +13,7 @@ import imm_lib as imm
 
 transformers = pytest.importorskip("transformers")
 
+from imm_lib.fused import FusedIMM  # noqa: E402
 from imm_lib.integrations.transformers import IMMTrainer  # noqa: E402
 
 V = 11
@@ -296,6 +297,7 @@ def test_the_samples_go_on_where_they_were(tmp_path):
     [
         ({"term": rows()}, TypeError, "term must be an estimator"),
         ({"term": imm.SerializedIMM(rows(), V, V)}, TypeError, "take MovingAverageIMM"),
+        ({"term": FusedIMM(rows(), V, V)}, TypeError, "the model's last layer"),
         ({"term": sampled()}, ValueError, "needs query"),
         ({"term": imm.ReverseKD(rows()), "query": lent}, ValueError, "and no query"),
         ({"term": imm.ReverseKD(rows()), "lam": -1.0}, ValueError, "lam must be"),

@@ -58,6 +58,34 @@ def _reversed(interval: Interval) -> Interval:
     return -interval[0], interval[1]
 
 
+def _logistic() -> Iterator[Line]:
+    """The paper's first example; each method at the best weight of its sweep, where 0 is one."""
+    if (result := stored("logistic-lambda")) is None:
+        return
+    swept = {e["unit"]["n"]: e["numbers"] for e in result["units"] if e["unit"]["lr"] == 1}
+    best = {
+        n: {m: max(numbers[m]["accuracy"], key=lambda found: found["mean"]) for m in METHODS}
+        | {"none": numbers["IMM exact"]["accuracy"][0]}
+        for n, numbers in swept.items()
+    }
+    few, many = (best[n] for n in (10, 50))
+
+    def shown(found: dict) -> str:
+        ours, rival, none = (found[m]["mean"] for m in (*METHODS, "none"))
+        return f"IMM {ours:.2f}, noising {rival:.2f}, no target {none:.2f}"
+
+    yield Line(
+        f"Logistic regression on 10 points, accuracy in per cent, {result['config']['runs']} runs, "
+        f"each method at the best of its weights: {shown(few)}. On 50 points: {shown(many)}.",
+        "07-lambda-and-table-4",
+        _reversed(_apart(few["IMM exact"], few["none"])),
+        _reversed(_apart(few["IMM exact"], few["noising"])),
+    )
+
+
+METHODS = ("IMM exact", "noising")
+
+
 def _grid() -> Iterator[Line]:
     """The exact return after the last epoch; every method at the best of its settings."""
     if (result := stored("grid-beyond")) is None:
@@ -194,7 +222,7 @@ def _shown(interval: Interval) -> str:
     return f"{interval[0]:.1f} ± {interval[1]:.1f}"
 
 
-COMPARISONS = (_grid, _diagnoses, _language, _digits, _snippets, _fine_tuning)
+COMPARISONS = (_logistic, _grid, _diagnoses, _language, _digits, _snippets, _fine_tuning)
 
 
 MAP = ("map-tables", "map-cube", "map-grid", "map-text")

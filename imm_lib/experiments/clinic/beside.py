@@ -18,11 +18,11 @@ from imm_lib.experiments.logistic.training import gradient, ratio
 
 def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> Tensor:
     """(R, decays, weights) test losses of IMM on all training cases."""
-    count = len(seeds)
-    pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)))
+    count, place = len(seeds), train.label.device
+    pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)), device=place)
     decay, lam = (column.expand(count, -1) for column in pairs.T)
     asked = Settings(decay, lam, torch.zeros_like(lam))
-    keep = torch.ones(count, 1, train.label.shape[1], dtype=torch.bool)
+    keep = torch.ones(count, 1, train.label.shape[1], dtype=torch.bool, device=place)
     weights = training.train(model, train, keep, asked, "IMM", seeds)
     raw = training.outputs([w[:, :, 0] for w in weights], test.inputs())
     loss = model.kind.loss(model.kind.answer(raw), test.label.unsqueeze(1))
@@ -31,7 +31,8 @@ def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> 
 
 def _decay(unit: dict, config: dict, device: torch.device) -> dict:
     problem = runs.cube_problem if unit["task"].startswith("cube") else runs.table_problem
-    loss = every_setting(*problem(unit, config))
+    model, train, test, seeds = problem(unit, config)
+    loss = every_setting(model, train.to(device), test.to(device), seeds)
     return {
         "decay": list(DECAYS),
         "lam": list(WEIGHTS),
@@ -67,7 +68,8 @@ def descend(data: Data, term: terms.Term, rho: float, steps: int) -> Tensor:
 
 def _frontier(unit: dict, config: dict, device: torch.device) -> dict:
     plane = Plane.through_centre(*config["normal"])
-    data = plane.draw(config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]))
+    drawn = plane.draw(config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]))
+    data = Data(*(value.to(device) for value in drawn))
     rho, steps = ratio(config["lam"]), config["steps"]
 
     def accuracy(term: terms.Term, share: float = rho) -> Tensor:

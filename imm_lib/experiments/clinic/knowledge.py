@@ -167,6 +167,7 @@ EXPERIMENTS = [
         run=_means,
         table=_table_lam,
         check=_check,
+        devices=("cpu",),
     ),
     Experiment(
         name="knowledge-unlabelled",
@@ -184,6 +185,7 @@ EXPERIMENTS = [
         run=_unlabelled,
         table=_table_lam,
         check=_check,
+        devices=("cpu",),
     ),
     Experiment(
         name="knowledge-coarse",
@@ -201,5 +203,6 @@ EXPERIMENTS = [
         run=_coarse,
         table=_table_coarse,
         check=_check,
+        devices=("cpu",),
     ),
 ]

@@ -35,7 +35,8 @@ Fit = Callable[[str, Settings], Fitted]
 def fitter(model: Model, train_cases: Cases, test_cases: Cases, seeds: list[int]) -> Fit:
     """A function that trains by a term at some settings, on folds that are the same each time."""
     n = train_cases.label.shape[1]
-    keep = torch.stack([folds(n, torch.Generator().manual_seed(seed)) for seed in seeds])
+    parts = [folds(n, torch.Generator().manual_seed(seed)) for seed in seeds]
+    keep = torch.stack(parts).to(train_cases.label.device)
 
     def answers(weights: Weights, cases: Cases, settings: Settings) -> Tensor:
         flat = [w.flatten(1, 2) for w in weights]
@@ -66,14 +67,14 @@ class Choice(NamedTuple):
 def choose(kind: Kind, fitted: Fitted, settings: Settings, label: Tensor) -> Choice:
     """The setting of the least loss on the cases left out, for each split."""
     index = kind.loss(fitted.held_out, label.unsqueeze(1)).mean(-1).argmin(1)
-    rows = torch.arange(len(index))
+    rows = torch.arange(len(index), device=index.device)
     picked = Settings(*(value[rows, index].unsqueeze(1) for value in settings))
     return Choice(fitted.held_out[rows, index], fitted.test[rows, index], picked)
 
 
 def mixed_in(kind: Kind, choice: Choice, train_cases: Cases, test_cases: Cases) -> Choice:
     """A trained method's answers mixed with the target, at the best of SHARES."""
-    share = torch.tensor(SHARES).view(1, -1, 1, 1)
+    share = torch.tensor(SHARES, device=choice.test.device).view(1, -1, 1, 1)
 
     def mixed(answer: Tensor, cases: Cases) -> Tensor:
         return kind.mix(answer.unsqueeze(1), cases.target.unsqueeze(1), share)
@@ -106,10 +107,10 @@ def compare(
     kind, label, runs = model.kind, train_cases.label, len(seeds)
     fit = fitter(model, train_cases, test_cases, seeds)
     found: dict[str, dict[str, list[float]]] = {}
-    none = torch.zeros(runs, 1)
+    none = torch.zeros(runs, 1, device=label.device)
 
     def each(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values).expand(runs, -1)
+        return torch.tensor(values, device=label.device).expand(runs, -1)
 
     def record(name: str, answer: Tensor, settings: Settings) -> None:
         values = {
@@ -144,12 +145,13 @@ def compare(
     imm = tune("IMM", "IMM", plain.settings, "lam", WEIGHTS)
     tune("IMM + offset", "IMM", offset.settings, "lam", WEIGHTS)
     mix("IMM + interpolation", imm)
-    fixed = plain.settings._replace(lam=torch.ones(runs, 1))
+    fixed = plain.settings._replace(lam=none + 1)
     untuned = fit("IMM", fixed)
     record("IMM, λ = 1", untuned.test[:, 0], fixed)
     if suggest is not None:
-        fixed = fixed._replace(lam=suggest([w[:, 0] for w in untuned.weights]).unsqueeze(1))
+        lam = suggest([w[:, 0] for w in untuned.weights]).to(label.device)
+        fixed = fixed._replace(lam=lam.unsqueeze(1))
         record("IMM, suggested λ", fit("IMM", fixed).test[:, 0], fixed)
     alone = test_cases.target.log() if kind is Classes else test_cases.target
-    record("target", alone, Settings(none, none, torch.ones(runs, 1)))
+    record("target", alone, Settings(none, none, none + 1))
     return found

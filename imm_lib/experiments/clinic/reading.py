@@ -121,3 +121,23 @@ def _order(by_method: dict[str, Tensor]) -> list[str]:
 
 def _whole(by_method: dict[str, Tensor]) -> bool:
     return all(name in by_method for name in RANKED)
+
+
+def changes(cells: dict[str, dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """By task and method of METHODS: the change against plain, and how it stands.
+
+    Returns:
+        (T, M) per cent of the size of plain's loss, NaN where a method is missing; (T, M) -1 where
+        the 95 % interval is below 0 (a win), 1 where it is above, else 0.
+    """
+    percent = torch.full((len(cells), len(METHODS)), math.nan)
+    sign = torch.zeros(len(cells), len(METHODS))
+    for i, by_method in enumerate(cells.values()):
+        scale = by_method["plain"].mean().abs().item() / 100
+        for j, method in enumerate(METHODS):
+            if method not in by_method:
+                continue
+            apart = against(by_method, method)
+            percent[i, j] = apart.mean / scale
+            sign[i, j] = float(apart.mean - apart.half > 0) - float(apart.mean + apart.half < 0)
+    return percent, sign

@@ -19,8 +19,23 @@ SPREAD = 12**-0.5
 """Standard deviation of a uniform feature: the cube's features are standardised."""
 
 
-def _stacked(parts: list[tuple]) -> Cases:
+def stacked(parts: list[tuple]) -> Cases:
+    """The cases of several splits, one after another."""
     return Cases(*(torch.stack(values) for values in zip(*parts, strict=True)))
+
+
+def drawn(unit: dict, config: dict) -> tuple[str, list[sources.Problem], list[int]]:
+    """The kind of model, the splits and their seeds of a unit of map-tables.
+
+    Raises:
+        ValueError: an unknown table.
+    """
+    name, kind, n = unit["task"].rsplit(", ", 2)
+    if name not in config["m"]:
+        raise ValueError(f"task must name a table, one of {', '.join(config['m'])}, got {name!r}")
+    seeds = [unit["seed"] + i for i in range(config["block"])]
+    size = int(n.removeprefix("n = "))
+    return kind, [sources.draw(name, size, config["m"][name], seed) for seed in seeds], seeds
 
 
 def table_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[int]]:
@@ -29,20 +44,16 @@ def table_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[i
     Raises:
         ValueError: an unknown table or model.
     """
-    name, kind, n = unit["task"].rsplit(", ", 2)
-    if name not in config["m"]:
-        raise ValueError(f"task must name a table, one of {', '.join(config['m'])}, got {name!r}")
-    seeds = [unit["seed"] + i for i in range(config["block"])]
-    size = int(n.removeprefix("n = "))
-    problems = [sources.draw(name, size, config["m"][name], seed) for seed in seeds]
-    bandwidth = config["bandwidth"].get(name, 1.0)
+    kind, problems, seeds = drawn(unit, config)
+    bandwidth = config["bandwidth"].get(unit["task"].split(",")[0], 1.0)
     model = Model.of(kind, problems[0].classes, bandwidth, config["steps"])
-    train = _stacked([problem.train for problem in problems])
-    return model, train, _stacked([problem.test for problem in problems]), seeds
+    train = stacked([problem.train for problem in problems])
+    return model, train, stacked([problem.test for problem in problems]), seeds
 
 
 def _tables(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = table_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     m = config["m"][unit["task"].rsplit(", ", 2)[0]]
     suggest = suggester(model, train, m) if model.outputs > 1 else None
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
@@ -71,6 +82,7 @@ def cube_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[in
 
 def _cube(unit: dict, config: dict, device: torch.device) -> dict:
     model, train, test, seeds = cube_problem(unit, config)
+    train, test = train.to(device), test.to(device)
     suggest = suggester(model, train, math.inf)
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
 
@@ -82,6 +94,7 @@ def _grid(unit: dict, config: dict, device: torch.device) -> dict:
         config["choosing"],
         config["reporting"],
         unit["seed"],
+        device,
     )
     return {"budgets": {str(budget): by_method for budget, by_method in found.items()}}
 
@@ -95,7 +108,8 @@ def _blocks(tasks: list[str], config: dict, seed: int) -> list[dict]:
     ]
 
 
-def _table_units(config: dict, seed: int) -> list[dict]:
+def table_units(config: dict, seed: int) -> list[dict]:
+    """Tables, models and sizes, by blocks of repetitions."""
     tasks = [f"{name}, {kind}, n = {n}" for name, kind, sizes in config["cases"] for n in sizes]
     return _blocks(tasks, config, seed)
 
@@ -121,6 +135,14 @@ def _table(result: dict) -> list[list[str]]:
         rows.append([task, str(len(by_method["plain"])), *cells])
     return rows
 
+
+QUICK = {
+    "steps": 5,
+    "repetitions": 2,
+    "block": 2,
+    "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
+}
+"""A quick look at tables."""
 
 EXPERIMENTS = [
     Experiment(
@@ -171,15 +193,18 @@ EXPERIMENTS = [
         description="every use of a restricted model on six tables, linear models and networks, all tuned alike",
         scales={
             "full": settings.TABLES,
-            "ci": {
-                **settings.TABLES,
-                "steps": 5,
-                "repetitions": 2,
-                "block": 2,
-                "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
-            },
+            "ci": {**settings.TABLES, **QUICK},
         },
-        units=_table_units,
+        units=table_units,
+        run=_tables,
+        table=_table,
+        check=settings.check_tables,
+    ),
+    Experiment(
+        name="map-large",
+        description="the same on the largest table, with 500 and 2,000 training cases",
+        scales={"full": settings.LARGE, "ci": {**settings.LARGE, **QUICK}},
+        units=table_units,
         run=_tables,
         table=_table,
         check=settings.check_tables,

@@ -42,6 +42,8 @@ class Problem(NamedTuple):
     train: Part
     test: Part
     classes: int  # 0 for real-valued labels
+    side: Part  # what the restricted model was fitted on; the rest is of no use to anybody
+    restricted: Callable[[Tensor], Tensor]  # (N, c) short contexts -> (N, Y)
 
 
 def _fair() -> Table:
@@ -172,4 +174,4 @@ def draw(name: str, n: int, m: int, seed: int) -> Problem:
         seen = short(index)
         return Part(seen, rest_of(table.features[index][:, rest]), table.label[index], target(seen))
 
-    return Problem(part(train), part(test), table.classes)
+    return Problem(part(train), part(test), table.classes, part(side), target)

@@ -50,7 +50,9 @@ def suggester(model: Model, cases: Cases, m: float) -> Callable[[Weights], Tenso
         for run in range(len(cases.label)):
             last, query, contexts = last_layer(model, cases, weights, run, size)
             short = cases.short[run, :size].double()
-            known = worth.measure(query, last, contexts, short, torch.arange(size), damping=1e-3)
+            known = worth.measure(
+                query, last, contexts, short, torch.arange(size, device=short.device), damping=1e-3
+            )
             found.append(min(known.optimal_lambda(n, m), LARGEST))
         return torch.tensor(found)
 

@@ -31,6 +31,10 @@ class Cases(NamedTuple):
     label: Tensor  # (R, n)
     target: Tensor  # (R, n, Y)
 
+    def to(self, device: torch.device) -> "Cases":
+        """The same cases on another device."""
+        return Cases(*(value.to(device) for value in self))
+
     def inputs(self) -> Tensor:
         """(R, n, c + f) all features."""
         return torch.cat([self.short, self.rest], -1)
@@ -75,7 +79,9 @@ class Model:
 Weights = list[Tensor]
 
 
-def _start(model: Model, features: int, seeds: list[int], trainings: int) -> Weights:
+def _start(
+    model: Model, features: int, seeds: list[int], trainings: int, device: torch.device
+) -> Weights:
     """First weights, the same for all trainings of a split: (R, B, ...) each."""
     sizes = [features, model.hidden, model.outputs] if model.hidden else [features, model.outputs]
     layers: Weights = []
@@ -93,7 +99,7 @@ def _start(model: Model, features: int, seeds: list[int], trainings: int) -> Wei
         weight = weight if model.hidden else torch.zeros_like(weight)
         layers.append(weight.unsqueeze(1).repeat(1, trainings, 1, 1))
         layers.append(torch.zeros(len(seeds), trainings, 1, fan_out))
-    return [layer.requires_grad_() for layer in layers]
+    return [layer.to(device).requires_grad_() for layer in layers]
 
 
 def outputs(weights: Weights, inputs: Tensor) -> Tensor:
@@ -129,8 +135,8 @@ class Kernel:
         """(i,) short contexts, all or ROWS of them, and (R, P, i, n) weights of their contexts."""
         n = self.short.shape[1]
         if self.whole is not None:
-            return torch.arange(n), self.whole
-        index = torch.randperm(n, generator=generator)[:ROWS]
+            return torch.arange(n, device=self.short.device), self.whole
+        index = torch.randperm(n, generator=generator)[:ROWS].to(self.short.device)
         return index, self._rows(self.short[:, index])
 
 
@@ -153,7 +159,7 @@ def train(
     kind, (runs, parts, n) = model.kind, keep.shape
     trainings = settings.lam.shape[1]
     inputs, mask = cases.inputs(), keep.float().unsqueeze(1)
-    weights = _start(model, inputs.shape[-1], seeds, trainings * parts)
+    weights = _start(model, inputs.shape[-1], seeds, trainings * parts, inputs.device)
     counts = mask.sum(-1)  # (R, 1, P)
     offset = kind.offset(cases.target).view(runs, 1, 1, n, -1) * settings.share.view(
         runs, -1, 1, 1, 1

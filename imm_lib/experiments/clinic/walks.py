@@ -57,7 +57,9 @@ def learn(
     """
     runs, generator = len(settings["lam"]), torch.Generator().manual_seed(seed)
     actions, states = torus.after.shape
-    weights = learning.network(states, actions, runs, generator)
+    drawn = learning.network(states, actions, runs, generator)
+    weights = [part.detach().to(torus.device).requires_grad_() for part in drawn]
+    settings = {key: value.to(torus.device) for key, value in settings.items()}
     optimiser = torch.optim.Adam(weights, RATE)
     by_state = rows.repeat_interleave(torus.size, 0).float().log()
     offset = settings["share"].view(-1, 1, 1) * by_state
@@ -100,7 +102,12 @@ class Judge:
 
 
 def compare(
-    name: str, budgets: list[int], choosing: int, reporting: int, seed: int
+    name: str,
+    budgets: list[int],
+    choosing: int,
+    reporting: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> dict[int, dict]:
     """Every method's losses, minus exact returns, at each budget.
 
@@ -110,11 +117,12 @@ def compare(
         choosing: runs on which settings are chosen.
         reporting: runs that are reported.
         seed: of all runs; those of one number start alike in every method.
+        device: where everything is computed; draws are the CPU's.
 
     Returns:
         by budget and method: "loss", "lam", "share" and "decay", lists over the reported runs.
     """
-    torus = Torus()
+    torus = Torus().to(device)
     rows, runs, judge = restricted(torus, name), choosing + reporting, Judge(choosing)
     found: dict[int, dict] = {budget: {} for budget in budgets}
     zero = {"decay": 0.0, "lam": 0.0, "share": 0.0}

@@ -95,7 +95,7 @@ class Policy(pomdp_py.RolloutPolicy):
 
     def sample(self, state: State) -> Action:
         """A move drawn uniformly from torch's default generator."""
-        return actions()[torch.randint(len(MOVES), ()).item()]
+        return actions()[int(torch.randint(len(MOVES), ()))]
 
     def rollout(self, state: State, history: tuple | None = None) -> Action:
         """The same."""

@@ -1,5 +1,7 @@
 """The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
 
+from typing import Any
+
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.language import runs, snippets
 
@@ -86,7 +88,7 @@ _WIKITEXT = {
 }
 
 
-_SNIPPETS = {
+_SNIPPETS: dict[str, Any] = {
     **{
         "lines": 421,
         "snippet_lines": [1262],

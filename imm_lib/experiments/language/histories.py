@@ -65,20 +65,20 @@ class Histories(nn.Module):
         super().__init__()
         self.stream, self.steps, self.cache = stream, checks.count("steps", steps), cache
         self.contexts = GroupedContexts(stream.words, vocab_size)
-        self.dtype, self.device = dtype, device and torch.device(device)
-        self.states = None
+        self.dtype, self.device = dtype, None if device is None else torch.device(device)
+        self.states: Tensor | None = None
 
     def refresh(self, model: LanguageModel) -> None:
         """Fill the cache by one pass over the text, without dropout and without the softmax."""
         if not self.cache:
             return
         stream = self.stream.to(self.contexts.short.device)
+        self.device = self.device or stream.words.device
         if self.states is None:
-            self.device = self.device or stream.words.device
             one = model.begin(1)[0]
             dtype = self.dtype if one.is_floating_point() else one.dtype
             size = len(self.stream.words) * one.numel() * dtype.itemsize
-            self._check_room(size)
+            self._check_room(size, self.device)
             self.states = torch.empty(
                 len(self.stream.words), *one.shape, dtype=dtype, device=self.device
             )
@@ -98,28 +98,30 @@ class Histories(nn.Module):
             places = (extended.unsqueeze(1) + behind) % len(words)
             before = model.begin(len(short)) if state is None else state
             if state is None and self.cache:
+                if self.states is None:
+                    raise RuntimeError("the cache is empty: call refresh first")
                 before = self.states[places[:, 0].to(self.device)].to(before)
             features, _ = model.hidden(words[places], before)
             return model.log_probs(features[:, -1])
 
         return run
 
-    def _free(self) -> float:
+    def _free(self, device: torch.device) -> float:
         """Bytes of memory; without psutil what a CPU has is not known, and not checked."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0]
         try:
             import psutil
         except ImportError:
             return math.inf
         return psutil.virtual_memory().available
 
-    def _check_room(self, size: int) -> None:
-        room = self._free()
+    def _check_room(self, size: int, device: torch.device) -> None:
+        room = self._free(device)
         if size > room:
             kind = str(self.dtype).removeprefix("torch.")
             raise MemoryError(
-                f"cache must fit on {self.device}: {len(self.stream.words)} states take {size / 1e9:.2f} GB in {kind}, "
+                f"cache must fit on {device}: {len(self.stream.words)} states take {size / 1e9:.2f} GB in {kind}, "
                 f"{room / 1e9:.2f} GB are free; choose dtype=torch.float16, device='cpu', fewer lines, or cache=False "
                 "with more steps"
             )

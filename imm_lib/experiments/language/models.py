@@ -118,8 +118,9 @@ class LSTM(LanguageModel):
                 features, (output.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
             )
             before = torch.cat([output.unsqueeze(1), outputs[:, :-1]], 1)
-            gates = F.linear(features, lstm.weight_ih_l0, lstm.bias_ih_l0)
-            i, f, g, _ = (gates + F.linear(before, lstm.weight_hh_l0, lstm.bias_hh_l0)).chunk(4, -1)
+            w_in, w_out, b_in, b_out = lstm.parameters()
+            gates = F.linear(features, w_in, b_in)
+            i, f, g, _ = (gates + F.linear(before, w_out, b_out)).chunk(4, -1)
             added, kept, cells = i.sigmoid() * g.tanh(), f.sigmoid(), [cell]
             for step in range(words.shape[1]):
                 cells.append(kept[:, step] * cells[-1] + added[:, step])

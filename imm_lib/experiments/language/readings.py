@@ -92,7 +92,7 @@ def changes(*stored: dict) -> dict[tuple[str, int], torch.Tensor]:
     Args:
         stored: results of experiments of training runs.
     """
-    runs = {}
+    runs: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
     for entry in (entry for result in stored for entry in result["units"]):
         key = entry["unit"]["arm"], entry["unit"]["lines"]
         if "diverged" not in entry["numbers"]:

@@ -5,8 +5,10 @@ tables.
 import functools
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +65,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         )
         return terms.Several(halves)
 
-    known = {
+    known: dict[str, Callable[..., terms.Term]] = {
         "none": terms.Term,
         "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
         "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
@@ -264,7 +266,8 @@ def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
             gradient = fidelity.mean_gradient(model, stream, term.eval().to(device), passes)
         found[name] = fidelity.compare(gradient, exact)
 
-    fresh, whole = terms.MovingAverage(bigram, 1.0, max_ratio=1e6), {"words": 0}
+    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
+    whole: dict[str, Any] = {"words": 0}
     fresh.begin_epoch(model, stream, True)
     measure("exact table", fresh)
     measure("exact table, dropout", fresh, passes, dropout=True)

@@ -8,7 +8,7 @@ word: what stands before other occurrences of that word in the text, with the c 
 That is π(e|s) with all of s but its first word forgotten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import torch
@@ -38,7 +38,7 @@ class Reader(nn.Module):
 
     def __init__(self, model: LanguageModel):
         super().__init__()
-        self.model, self.size = model.eval(), model.window + 1
+        self.model, self.size = model.eval(), checks.count("window", model.window) + 1
 
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
@@ -114,6 +114,8 @@ class SampledSnippets(terms._Random):
         """
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
+            if self.histories.states is None:
+                raise RuntimeError("the cache is empty: call begin_epoch first")
             before = self.histories.states[extended].to(model.begin(1).dtype)
             return model.log_probs(model.hidden(short, before)[0][:, -1])
 
@@ -140,9 +142,11 @@ class UncorrectedSnippets(terms._OnePass):
         lam: λ.
     """
 
+    words: Tensor  # from the beginning of an epoch
+
     def __init__(self, target: Reader, lam: float):
         super().__init__(lam, own_pass=False)
-        self.imm, self.size, self.words = ReverseKD(target), target.size, None
+        self.imm, self.size = ReverseKD(target), target.size
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
@@ -183,7 +187,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
 
     def term(arm: dict) -> terms.Term:
         options = {key: value for key, value in arm.items() if key != "term"}
-        known = {
+        known: dict[str, Callable[..., terms.Term]] = {
             "none": terms.Term,
             "IMM": lambda lam: SampledSnippets(
                 reader, lam, stream, size, config["k"], config["places"], seed
@@ -261,7 +265,7 @@ def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
     """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm
     "target" has "test".
     """
-    found = {}
+    found: dict[int, dict[str, dict[str, list[float]]]] = {}
     for entry in result["units"]:
         runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
         runs.setdefault("target", {"test": []})["test"].append(numbers["target"]["test"])

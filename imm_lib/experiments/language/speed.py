@@ -39,11 +39,19 @@ class _Bench:
             self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words
         )
 
-    def step(self, term: terms.Term) -> Callable[[], None]:
-        """A function that takes the next block's training step."""
+    def run(self, term: terms.Term) -> Run:
+        """A training run that has begun."""
         torch.manual_seed(0)
         run = Run(self.texts, term, self.settings)
         term.begin_epoch(run.model, run.train, True)
+        return run
+
+    def step(self, term: terms.Term) -> Callable[[], None]:
+        """A function that takes the next block's training step."""
+        return self.next_step(self.run(term))
+
+    def next_step(self, run: Run) -> Callable[[], None]:
+        """The same of a run."""
         optimiser = torch.optim.SGD(run.model.parameters(), 0.1)
         begin, turn = run.model.train().begin(self.settings.batch), [0]
 
@@ -53,7 +61,6 @@ class _Bench:
             optimiser.step()
             turn[0] += 1
 
-        work.run = run
         return work
 
 
@@ -62,8 +69,9 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
     epoch, in seconds.
     """
     bench = _Bench(config, device)
+    run = bench.run(terms.Term())
     steps = {
-        "plain": bench.step(terms.Term()),
+        "plain": bench.next_step(run),
         "reverse-KD": bench.step(terms.Uncorrected(bench.bigram, 0.2)),
         "moving average": bench.step(terms.MovingAverage(bench.bigram, 0.2)),
         "moving average, own pass": bench.step(
@@ -74,7 +82,7 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
         "cached, m = 5": bench.step(bench.sampled(5)),
         "re-run, m = 35": bench.step(bench.sampled(config["unroll"], cache=False)),
     }
-    model, histories = steps["plain"].run.model, Histories(bench.stream, bench.size)
+    model, histories = run.model, Histories(bench.stream, bench.size)
     one = Stream(bench.stream.words[: bench.settings.batch + 1], bench.settings.batch)
     sweeps = {
         "states": lambda: histories.refresh(model),

@@ -10,6 +10,7 @@ words.
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,9 @@ class Noising(_Random):
     where N₁₊ counts distinct neighbours in ``tokens`` and c occurrences.
     """
 
+    rate: Tensor
+    proposal: Tensor
+
     def __init__(self, tokens: Tensor, vocab_size: int, gamma: float = 0.2, seed: int = 0):
         super().__init__(0.0, seed)
         gamma = checks.number("gamma", gamma, 0, 1)
@@ -108,9 +112,11 @@ class _OnePass(Term):
     its own without.
     """
 
+    state: Tensor  # of the pass without dropout, from the beginning of an epoch
+
     def __init__(self, lam: float, own_pass: bool):
         super().__init__(lam)
-        self.own_pass, self.state = own_pass, None
+        self.own_pass = own_pass
 
     def loss(self, log_q: Tensor, block: Block) -> Tensor:
         """The term from the block's (B, T, V) log-probabilities."""
@@ -166,6 +172,8 @@ class MovingAverage(_OnePass):
             skip-bigram.
     """
 
+    text: Tensor  # from the beginning of an epoch
+
     def __init__(
         self,
         bigram: KneserNeyBigram,
@@ -177,7 +185,7 @@ class MovingAverage(_OnePass):
     ):
         super().__init__(lam, own_pass)
         size = bigram.vocab_size
-        self.bigram, self.lag, self.text = bigram, 0 if lag == 0 else checks.count("lag", lag), None
+        self.bigram, self.lag = bigram, 0 if lag == 0 else checks.count("lag", lag)
         self.imm = MovingAverageIMM(
             bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio
         )
@@ -210,14 +218,18 @@ class Several(Term):
             )
         self.terms = nn.ModuleList(terms)
 
+    def _terms(self) -> list[Term]:
+        return [term for term in self.terms if isinstance(term, Term)]
+
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        for term in self.terms:
+        for term in self._terms():
             term.begin_epoch(model, stream, first)
 
     @override
     def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
-        return sum(term.lam * term.shared(log_q, block) for term in self.terms)
+        parts = [(term.lam, term.shared(log_q, block)) for term in self._terms()]
+        return reduce(torch.add, [lam * part for lam, part in parts if part is not None])
 
 
 class Serialized(_OnePass):
@@ -230,10 +242,13 @@ class Serialized(_OnePass):
         own_pass: as of :class:`Uncorrected`.
     """
 
+    frozen: tuple[LanguageModel]  # both from the beginning of an epoch
+    frozen_state: Tensor
+
     def __init__(self, bigram: KneserNeyBigram, lam: float, own_pass: bool = False):
         super().__init__(lam, own_pass)
         self.imm = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size)
-        self.bigram, self.frozen, self.frozen_state = bigram, None, None
+        self.bigram = bigram
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
@@ -266,7 +281,7 @@ class Sampled(_Random):
         seed: of the draws.
     """
 
-    _estimator = SampledIMM
+    _estimator: type[SampledIMM] | type[SampledNoising] = SampledIMM
 
     def __init__(
         self,
@@ -323,12 +338,13 @@ class Published(_Random):
         seed: of the draws.
     """
 
+    state: Tensor  # from the beginning of an epoch
+
     def __init__(
         self, bigram: KneserNeyBigram, lam: float, histories: Histories, k: int = 10, seed: int = 0
     ):
         super().__init__(lam, seed)
         self.bigram, self.histories, self.k = bigram, histories, checks.count("k", k)
-        self.state = None
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:

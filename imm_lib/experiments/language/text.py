@@ -78,9 +78,8 @@ def part(
         {w for i, w in enumerate(corpus.vocab) if counts[i] >= checks.number("least", least, 0)}
         | {UNKNOWN, END}
     )
-    return data.Corpus(
-        corpus.name, *(respell(t, corpus.vocab, vocab) for t in (train, valid, corpus.test)), vocab
-    )
+    train, valid, test = (respell(t, corpus.vocab, vocab) for t in (train, valid, corpus.test))
+    return data.Corpus(corpus.name, train, valid, test, vocab)
 
 
 def respell(tokens: Tensor, vocab: list[str], other: list[str]) -> Tensor:

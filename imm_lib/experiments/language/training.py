@@ -210,7 +210,8 @@ class Run:
         self.best = copy.deepcopy(self.model.state_dict())
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.term = term.to(self.device)
-        self.lr, self.history, self.acted = settings.lr, [], 0  # blocks in which the term has acted
+        self.lr, self.acted = settings.lr, 0  # blocks in which the term has acted
+        self.history: list[dict] = []
         self.key = {
             **dataclasses.asdict(settings),
             "vocabulary": len(texts.vocab),
@@ -282,13 +283,15 @@ class Run:
             joint = self.term.joint(self.model, features, block, lam) if acts else None
             if joint is not None:
                 loss, entropy = joint
-                value, shared, parts = entropy.item(), None, ()
+                value = entropy.item()
             else:
                 log_q = self.model.log_probs(features)
                 loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
                 value = loss.item()
             if not math.isfinite(value):
                 return value, state
+            shared: Tensor | None = None
+            parts: Iterable[Tensor] = ()
             if joint is None:
                 shared = self.term.shared(log_q, block) if acts else None
                 shared = shared if shared is None else length * shared

@@ -1,5 +1,6 @@
 """What the paper prints about logistic regression, and the planes that were tried to reproduce it."""
 
+import math
 from itertools import product
 from math import gcd
 from typing import NamedTuple
@@ -94,9 +95,9 @@ class Fit(NamedTuple):
     normal: list[int]
     labels: str  # of noising: "soft", or "hard" and redrawn at every step
     steps: int
-    chi2: float  # over the 21 printed means, in the standard errors of both
+    chi2: float  # over the printed means of all three columns, in the standard errors of both
     near: int  # means within 2 standard errors or 0.7 points
-    rise: float  # of noising from n = 20 to 50, in points
+    rise: float  # of noising from n = 20 to the largest size, in points
 
 
 def fits(result: dict) -> list[Fit]:
@@ -122,7 +123,7 @@ def fits(result: dict) -> list[Fit]:
                         errors.append(apart / both)
                         near += abs(apart) <= max(2 * both, 0.7)
                 by_size = {n: row["mean"] for n, row in zip(sizes, noising, strict=True)}
-                rise = by_size[50] - by_size[20] if {20, 50} <= by_size.keys() else float("nan")
+                rise = by_size[max(by_size)] - by_size[20] if 20 in by_size else math.nan
                 chi2 = sum(error**2 for error in errors)
                 normal = entry["unit"]["normal"]
                 found.append(Fit(normal, labels, steps, chi2, near, rise))

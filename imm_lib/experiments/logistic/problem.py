@@ -125,7 +125,8 @@ class Plane:
     @classmethod
     def through_centre(cls, *normal: float) -> "Plane":
         """The plane of that normal through the cube's centre."""
-        return cls(tuple(float(a) for a in normal), -sum(normal) / 2)
+        a, b, c = (float(a) for a in normal)
+        return cls((a, b, c), -sum(normal) / 2)
 
     def label(self, x: Tensor) -> Tensor:
         """(..., 3) points -> (...) labels, 0 or 1, in the dtype of ``x``."""
@@ -166,7 +167,8 @@ class Plane:
         """
         if checks.count("n", n) < 2:
             raise ValueError(f"n must be at least 2, got {n}")
-        device = checks.generator(generator).device if generator is not None else "cpu"
+        checks.generator(generator)
+        device = "cpu" if generator is None else generator.device
         x = torch.rand(
             checks.count("runs", runs),
             n,

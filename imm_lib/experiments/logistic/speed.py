@@ -85,10 +85,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def totals(result: dict) -> tuple[float, float]:
     """CPU seconds of the whole sweep: the batched program, and the loop over runs."""
-    parts = ("batched_cpu_s", "loop_cpu_s")
-    return tuple(
-        sum(sum(entry["numbers"][part].values()) for entry in result["units"]) for part in parts
+    batched, loop = (
+        sum(sum(entry["numbers"][part].values()) for entry in result["units"])
+        for part in ("batched_cpu_s", "loop_cpu_s")
     )
+    return batched, loop
 
 
 def _table(result: dict) -> list[list[str]]:

@@ -84,7 +84,7 @@ def noising_redrawn(
     grid = _Grid(weight)
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        drawn = torch.rand(data.target.shape, generator=generator, device=weight.device)
+        drawn = torch.rand(data.target.shape, generator=generator).to(weight.device)
         label = (drawn < data.target).to(weight.dtype)
         share, _ = grid.shares(short, extended)
         expected = torch.einsum("ter,tr->er", weight, label)
@@ -211,13 +211,14 @@ def stale_table(
         checks.count("period", period),
     )
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-    table = None
+    table: Tensor | None = None
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
         nonlocal table
-        if step % period == 0:
-            induced = grid.induced(short, extended)
-            table = induced if table is None else torch.lerp(table, induced, momentum)
+        if table is None:
+            table = grid.induced(short, extended)
+        elif step % period == 0:
+            table = torch.lerp(table, grid.induced(short, extended), momentum)
         q = torch.sigmoid(short + extended)
         slope = _slope(data.target, table) * q * (1 - q) / n
         return slope, slope

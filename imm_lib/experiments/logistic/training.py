@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from inspect import signature
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def _ratios(rho: float | Tensor, data: Data) -> Tensor:
 
 
 def descend(
-    data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, **options: object
+    data: Data, method: str, rho: float | Tensor = 0.0, *, lr: float = 1.0, **options: Any
 ) -> Iterator[Tensor]:
     """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step
     overwrites.
@@ -82,7 +83,7 @@ def descend(
 
 
 def train(
-    data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 3000, **settings: object
+    data: Data, method: str, rho: float | Tensor = 0.0, *, steps: int = 3000, **settings: Any
 ) -> Tensor:
     """Minimise (1 - ρ) · cross-entropy + ρ · term from zero weights by full-batch gradient descent
     (eq. 24).

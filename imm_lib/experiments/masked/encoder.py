@@ -10,7 +10,7 @@ import copy
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,11 @@ class MaskedLM(nn.Module):
         ValueError: a tokenizer without a mask token.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, tokenizer, limit: int, mean: bool = False):
+    classifier: nn.Linear  # of a copy that is for a task
+
+    def __init__(
+        self, body: Any, head: nn.Module, tokenizer: Any, limit: int, mean: bool = False
+    ) -> None:
         super().__init__()
         for name in ("mask", "cls", "sep", "pad"):
             if getattr(tokenizer, f"{name}_token_id", None) is None:
@@ -89,7 +93,7 @@ class MaskedLM(nn.Module):
         )
         self.vocab_size, self.width = len(tokenizer), body.config.hidden_size
         self.dropout = nn.Dropout(0.1)
-        self.classifier = None
+        self.register_module("classifier", None)
 
     def for_task(self, labels: int) -> "MaskedLM":
         """A copy with a new classifier; its first weights come from torch's default generator."""
@@ -192,7 +196,8 @@ def load(name: str = DEFAULT) -> MaskedLM:
         package = importlib.util.find_spec(DEFAULT.replace("-", "_"))
         if package is None:
             raise ImportError(f"the default encoder needs {DEFAULT}: {EXTRA}")
-        folder = str(Path(package.submodule_search_locations[0]) / "model")
+        where = package.submodule_search_locations or [""]
+        folder = str(Path(where[0]) / "model")
         said = transformers.utils.logging.get_verbosity()
         # else it reports the pooler that we leave out
         transformers.utils.logging.set_verbosity_error()
@@ -220,7 +225,7 @@ def load(name: str = DEFAULT) -> MaskedLM:
     return MaskedLM(whole.base_model, head, tokenizer, limit)
 
 
-def build(body: nn.Module, tokenizer, log_unigram: Tensor | None = None) -> MaskedLM:
+def build(body: Any, tokenizer: Any, log_unigram: Tensor | None = None) -> MaskedLM:
     """An encoder with a new :class:`Head`."""
     limit = body.config.max_position_embeddings
     return MaskedLM(

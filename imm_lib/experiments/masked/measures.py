@@ -3,17 +3,18 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.target import Restricted
 
 
 @torch.no_grad()
 def premise(
     model: MaskedLM,
-    target: nn.Module,
+    target: Restricted,
     train: Prefixes,
     held_out: Prefixes,
     places: int = 500,

@@ -33,6 +33,10 @@ class Prefixes(nn.Module):
         ValueError: no sequence, or one without a word.
     """
 
+    first: Tensor
+    short: Tensor
+    label: Tensor
+
     def __init__(self, sequences: list[tuple[Tensor, Tensor]], model: MaskedLM, chunk: int = 32):
         super().__init__()
         self.chunk, self.mask_id = checks.count("chunk", chunk), model.tokenizer.mask_token_id
@@ -54,7 +58,7 @@ class Prefixes(nn.Module):
     def of(self, sequences: Tensor) -> Tensor:
         """(B,) numbers of sequences -> all of their places."""
         parts = [
-            torch.arange(self.first[i], self.first[i + 1], device=self.first.device)
+            torch.arange(int(self.first[i]), int(self.first[i + 1]), device=self.first.device)
             for i in sequences.tolist()
         ]
         return torch.cat(parts)

@@ -21,7 +21,10 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
     """
     task = task or result["config"]["tasks"][0]
     units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
-    scores, histories, fitted, unit = {}, {}, {}, 1 if measure == "nats" else 100
+    scores: dict[str, dict[int, float]] = {}
+    histories: dict[str, list[dict]] = {}
+    fitted: dict[str, list[float]] = {}
+    unit = 1 if measure == "nats" else 100
     for entry in units:
         arm, numbers = entry["unit"]["arm"], entry["numbers"]
         scores.setdefault(arm, {})[entry["unit"]["seed"]] = unit * numbers["scores"][measure]
@@ -61,19 +64,20 @@ def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str,
         differences where there is no such arm.
     """
     task = task or result["config"]["tasks"][0]
-    known, kinds = {}, ("target", "induced", "prefix")
+    known: dict[str, dict[str, dict[int, float]]] = {}
+    kinds = ("target", "induced", "prefix")
     for entry in result["units"]:
         unit = entry["unit"]
         if unit["task"] == task:
             for key in kinds:
                 own = known.setdefault(unit["arm"], {}).setdefault(key, {})
                 own[unit["seed"]] = entry["numbers"]["premise"][key]["mean"]
-    found = {}
-    for arm, own in known.items():
-        found[arm] = {key: _interval(list(own[key].values())) for key in kinds}
+    found: dict[str, dict] = {}
+    for arm, views in known.items():
+        found[arm] = {key: _interval(list(views[key].values())) for key in kinds}
         for key in kinds[1:]:
             found[arm][f"{key} over {over}"] = _difference(
-                own[key], known.get(over, {}).get(key, {})
+                views[key], known.get(over, {}).get(key, {})
             )
     return found
 
@@ -123,7 +127,7 @@ def chosen(result: dict) -> dict[str, float]:
     """By arm the best of the numbers that were tried in it, by the area under the curve on held-out
     examples.
     """
-    best = {}
+    best: dict[str, tuple[float, float]] = {}
     for entry in result["units"]:
         arm, (_, value) = entry["unit"]["arm"], _tried(entry["unit"])
         best[arm] = max(best.get(arm, (0.0, 0.0)), (entry["numbers"]["scores"]["auc"], value))

@@ -31,7 +31,8 @@ def stream(model: MaskedLM, pieces: int) -> Tensor:
     """The first ``pieces`` of WikiText-2's training text, as the model's tokenizer cuts it."""
     corpus = data.load("wikitext2")
     unknown = model.tokenizer.unk_token
-    lines, words = [], []
+    lines: list[str] = []
+    words: list[str] = []
     for word in (corpus.vocab[i] for i in corpus.train[:pieces].tolist()):
         if word == "<eos>":
             lines.append(" ".join(words))
@@ -205,7 +206,7 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
         "history": history,
         "weight": None if mixture is None else mixture.weight,
     }
-    if reading:
+    if reading and mixture is not None:
         prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
         found["premise"] = premise(
             tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading

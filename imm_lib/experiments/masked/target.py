@@ -37,6 +37,9 @@ class Mixture(nn.Module):
         return _mixed(self.task, self.large, short, label, self.weight)
 
 
+Restricted = KneserNeyBigram | Mixture
+
+
 class Unigram(nn.Module):
     """A control that ignores its context: every row is the mean of the mixture's rows over a text.
 
@@ -45,7 +48,9 @@ class Unigram(nn.Module):
         short: (N,) words of the text.
     """
 
-    def __init__(self, target: nn.Module, short: Tensor, chunk: int = 256):
+    row: Tensor
+
+    def __init__(self, target: Restricted, short: Tensor, chunk: int = 256):
         super().__init__()
         words, count = torch.unique(short, return_counts=True)
         row = torch.zeros(target.vocab_size, dtype=torch.float64, device=short.device)

@@ -11,7 +11,7 @@ from imm_lib.baselines import SampledNoising
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments.masked.encoder import Batch, MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
-from imm_lib.experiments.masked.target import Unigram
+from imm_lib.experiments.masked.target import Restricted, Unigram
 from imm_lib.experiments.training import without_dropout
 
 ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
@@ -63,7 +63,7 @@ class Causal(nn.Module):
     def __init__(
         self,
         arm: str,
-        target: nn.Module,
+        target: Restricted,
         prefixes: Prefixes,
         k: int,
         places: int,

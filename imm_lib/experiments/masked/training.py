@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from imm_lib.clipping import add_clipped
 from imm_lib.experiments.masked import tasks
 from imm_lib.experiments.masked.encoder import MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.target import Restricted
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.resume import load, save
@@ -82,7 +84,7 @@ class Run:
         model: MaskedLM,
         name: str,
         train: list[Example],
-        target: nn.Module | None,
+        target: Restricted | None,
         settings: Settings,
     ):
         self.name, self.settings = name, settings
@@ -100,6 +102,8 @@ class Run:
         self.order, self.masks, self.draws = (torch.Generator().manual_seed(seed) for seed in seeds)
         self.causal = None
         if settings.arm not in ("base", "MLM"):
+            if target is None:
+                raise ValueError(f"target must be given for the arm {settings.arm!r}, got None")
             device = next(self.model.parameters()).device
             prefixes = Prefixes(self.sequences, self.model).to(device)
             self.causal = Causal(
@@ -114,12 +118,13 @@ class Run:
             self.optimiser,
             lambda s: min((s + 1) / warm, (self.steps - s) / max(1, self.steps - warm)),
         )
-        self.history = []
+        self.history: list[dict] = []
 
     def epoch(self) -> None:
         """One pass over the training examples."""
         self.model.train()
-        start, cpu, sums, count = time.perf_counter(), time.process_time(), {}, 0
+        start, cpu, count = time.perf_counter(), time.process_time(), 0
+        sums: dict[str, float] = {}
         for batch in self._batches():
             for key, value in self.step(batch).items():
                 sums[key] = sums.get(key, 0.0) + value
@@ -233,7 +238,7 @@ def fine_tune(
     name: str,
     train: list[Example],
     dev: list[Example],
-    target: nn.Module | None = None,
+    target: Restricted | None = None,
     settings: Settings | None = None,
     checkpoint: Path | None = None,
 ) -> dict:
@@ -329,6 +334,7 @@ def pretrain(
             schedule.step()
             losses.append(loss.item())
             if checkpoint is not None and len(losses) % every == 0:
+                kept: dict[str, Any]  # what they share is a method, and no class
                 kept = {"model": model, "optimiser": optimiser, "schedule": schedule}
                 random = [torch.get_rng_state(), generator.get_state()]
                 state = {name: part.state_dict() for name, part in kept.items()}

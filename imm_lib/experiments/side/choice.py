@@ -1,6 +1,7 @@
 """The choice of divergence: what it changes for a logistic regression on a finite world."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def objective(
 
 
 def fit(
-    world: LogitWorld, counts: Tensor, *rest: object, start: Tensor | None = None, **options: object
+    world: LogitWorld, counts: Tensor, *rest: Any, start: Tensor | None = None, **options: Any
 ) -> Tensor:
     """(R, d) parameters that minimise :func:`objective`, R fits at once, from ``start`` or zero."""
     begin = counts.new_zeros(len(counts), world.features.shape[1]) if start is None else start
@@ -124,7 +125,7 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     )
     runs = {}
     for lam in config["lam"]:
-        theta = None
+        theta = counts.new_zeros(config["runs"], world.features.shape[1])
         for divergence in stages:
             theta = fit(world, counts, view, target, divergence, lam, unit["matching"], start=theta)
         reads = {
@@ -173,12 +174,9 @@ def best(result: dict) -> dict[tuple[str, str, str], dict]:
     for entry in result["units"]:
         unit, numbers = entry["unit"], entry["numbers"]
         by_lam = {float(lam): read for lam, read in numbers["by_lam"].items()}
-        rest = {
-            "lam": float(numbers["best"]),
-            "runs": torch.tensor(numbers["runs"]),
-            "by_lam": by_lam,
-        }
-        found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[rest["lam"]] | rest
+        lam = float(numbers["best"])
+        rest = {"lam": lam, "runs": torch.tensor(numbers["runs"]), "by_lam": by_lam}
+        found[str(unit["m"]), unit["matching"], unit["divergence"]] = by_lam[lam] | rest
     return found
 
 

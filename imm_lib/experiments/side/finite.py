@@ -112,8 +112,9 @@ class LogitWorld:
 
     def to(self, device: torch.device) -> "LogitWorld":
         """The same world on another device."""
-        moved = (part.to(device) for part in (self.features, self.pi, self.theta))
-        return LogitWorld(*moved, {name: view.to(device) for name, view in self.views.items()})
+        features, pi, theta = (x.to(device) for x in (self.features, self.pi, self.theta))
+        views = {name: view.to(device) for name, view in self.views.items()}
+        return LogitWorld(features, pi, theta, views)
 
     def probability(self, theta: Tensor) -> Tensor:
         """(..., d) -> (..., Z) Q(1 | cell)."""

@@ -3,6 +3,7 @@
 What the data are is in :mod:`imm_lib.experiments.side.sources`.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ class Network(nn.Module):
     Raises:
         ValueError: an unknown kind.
     """
+
+    body: nn.Module
+    place: Tensor
 
     def __init__(self, kind: str, problem: Problem, hidden: int = 32):
         super().__init__()
@@ -62,6 +66,11 @@ class Network(nn.Module):
     def forward(self, short: Tensor, rest: Tensor) -> Tensor:
         """Log-probabilities of the labels."""
         return self.body(torch.cat([short, rest], 1)[:, self.place]).log_softmax(-1)
+
+
+def _at(log_q: Tensor, short: Tensor, extended: Tensor) -> Tensor:
+    """A query whose answers are known for each point."""
+    return log_q[extended]
 
 
 METHODS = ("baseline", "reverse-KD", "IMM")
@@ -162,7 +171,7 @@ def left_out(
             log_q = network(others.short, others.rest)
         contexts = KernelContexts(others.short, bandwidth * part.short.shape[1])
         pairs = part.short[fold == i], part.label[fold == i]
-        found = lead(lambda _, point, log_q=log_q: log_q[point], contexts, problem.target, *pairs)
+        found = lead(partial(_at, log_q), contexts, problem.target, *pairs)
         share = len(pairs[1]) / len(fold)
         ahead, errors = ahead + share * found.ahead, errors + (share * found.error) ** 2
     return ahead / errors**0.5
@@ -244,7 +253,7 @@ def cases(result: dict) -> dict[tuple, list[dict]]:
     """The runs of each case, by its (data, kind, n) and, if there is one, shift; in the order of
     the splits.
     """
-    found = {}
+    found: dict[tuple, list[dict]] = {}
     for entry in result["units"]:
         key = tuple(value for name, value in entry["unit"].items() if name != "seed")
         found.setdefault(key, []).append(entry["numbers"])
@@ -318,7 +327,7 @@ class Shifted(NamedTuple):
 
 def by_shift(result: dict) -> dict[str, Shifted]:
     """The runs of a result with shifts, by data set."""
-    found = {}
+    found: dict[str, list[tuple[Tensor, ...]]] = {}
     for (data, _, _, share), runs in cases(result).items():
         z, ahead = (
             torch.tensor([run[k] for run in runs], dtype=torch.float64)

@@ -1,5 +1,7 @@
 """Several restricted models at once, a coarser one beside a finer, and views that are no feature."""
 
+from functools import reduce
+
 import torch
 
 from imm_lib.experiments import Experiment
@@ -30,7 +32,7 @@ def perfect(world: LogitWorld, view: torch.Tensor, lam: float) -> Restriction:
 def combined(world: LogitWorld, names: list[str]) -> Worth:
     """What the named views are worth together, with equal weights: their informations add up."""
     found = [world.informations(world.views[name]) for name in names]
-    return Worth.of(found[0][0], sum(induced for _, induced, _ in found))
+    return Worth.of(found[0][0], reduce(torch.add, [induced for _, induced, _ in found]))
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:

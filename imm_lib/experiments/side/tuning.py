@@ -193,7 +193,7 @@ def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
     """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on
     average.
     """
-    cases = {}
+    cases: dict[tuple[str, int], list[dict]] = {}
     for entry in result["units"]:
         cases.setdefault((entry["unit"]["data"], entry["unit"]["n"]), []).append(entry["numbers"])
     found = {}
@@ -201,7 +201,8 @@ def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
         by_lam = {
             lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]
         }
-        best = min(by_lam, key=lambda lam, by_lam=by_lam: by_lam[lam].mean().item())
+        means = {lam: losses.mean().item() for lam, losses in by_lam.items()}
+        best = min(means, key=means.__getitem__)
         losses = {
             name: torch.tensor([run["rules"][name]["loss"] for run in runs])
             for name in runs[0]["rules"]

@@ -1,5 +1,7 @@
 """λ without a search: the rules that choose it, on many data sets of a finite world."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class Data:
     ):
         self.world, self.n, self.view = world, n, world.views["s"]
         self.folds = [world.sample(n // FOLDS, runs, generator) for _ in range(FOLDS)]
-        if m == INFINITE:
+        if isinstance(m, str):  # INFINITE
             self.target = world.target(self.view).expand(runs, -1, -1)
         else:
             pairs = m * by_view(world.sample(m, runs, generator).mT, self.view).mT
@@ -46,7 +48,7 @@ class Data:
 
     def counts(self, folds: list[int]) -> Tensor:
         """(R, Z, 2) shares of the points of some folds."""
-        return sum(self.folds[i] for i in folds) / len(folds)
+        return reduce(torch.add, [self.folds[i] for i in folds]) / len(folds)
 
     def term(self, counts: Tensor, lam: float | Tensor) -> Restriction:
         """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
@@ -86,11 +88,11 @@ def cross_validated(data: Data) -> Tensor:
     """The weight of GRID with the least loss on held-out folds."""
     losses = []
     for lam in GRID:
-        held_out = 0
+        held_out = []
         for fold in range(FOLDS):
             theta = data.fit(data.counts([i for i in range(FOLDS) if i != fold]), lam)
-            held_out = held_out + value(data.world.features, data.folds[fold], (), theta)
-        losses.append(held_out)
+            held_out.append(value(data.world.features, data.folds[fold], (), theta))
+        losses.append(reduce(torch.add, held_out))
     best = torch.stack(losses).argmin(0)
     return torch.tensor(GRID, device=best.device)[best]
 

@@ -1,0 +1,196 @@
+"""Every chapter that asks for a device computes there: a forgotten ``.to(device)`` fails here,
+without a GPU.
+"""
+
+import functools
+
+import pytest
+from chapters import BOOK, Failed, numbers, run, source
+from second import KIND, SECOND, second_device
+
+import imm_lib as imm
+from imm_lib.experiments import logistic
+from imm_lib.experiments.logistic import training
+from imm_lib.experiments.side import choice
+
+# What keeps a chapter's device path and makes it quick: pairs of old and new text. Assertions are
+# left out, since what they claim holds at the chapter's own sizes.
+SMALL = {
+    "06": [
+        ("torch.rand(400_000, 3", "torch.rand(400, 3"),
+        ("rho=0.6, steps=200) for run", "rho=0.6, steps=2) for run"),
+        ('"IMM exact", 0.6, steps=200)', '"IMM exact", 0.6, steps=2)'),
+        ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
+        (
+            "weights = logistic.train(data.first(n), method, rho)",
+            "weights = logistic.train(data.first(n), method, rho, steps=2)",
+        ),
+        (
+            "logistic.train(ten, method, logistic.schedule(10))",
+            "logistic.train(ten, method, logistic.schedule(10), steps=2)",
+        ),
+    ],
+    "07": [
+        ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
+        ("rhos.repeat_interleave(100)", "rhos.repeat_interleave(4)"),
+        (
+            "logistic.train(*every).view(4, len(rhos), 100)",
+            "logistic.train(*every, steps=2).view(4, len(rhos), 4)",
+        ),
+        ("for steps in (3000, 10_000)", "for steps in (3, 10)"),
+        ("plane.draw(2, 20_000", "plane.draw(2, 20"),
+        (
+            'logistic.train(many, "reverse-KD", logistic.ratio(1.5))',
+            'logistic.train(many, "reverse-KD", logistic.ratio(1.5), steps=2)',
+        ),
+    ],
+    "08": [
+        ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
+        (
+            "logistic.schedule(n), **options.get(method, {})",
+            "logistic.schedule(n), steps=2, **options.get(method, {})",
+        ),
+        ("torch.zeros(4, 100, device=device)", "torch.zeros(4, 4, device=device)"),
+        ("range(1, 1001)", "range(1, 51)"),
+        ("plt.plot(range(21)", "plt.plot(range(2)"),
+    ],
+    "09": [
+        ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
+        (
+            'logistic.train(data.first(n), "baseline")',
+            'logistic.train(data.first(n), "baseline", steps=2)',
+        ),
+        (
+            'logistic.train(together, "IMM exact", rho(n))',
+            'logistic.train(together, "IMM exact", rho(n), steps=2)',
+        ),
+    ],
+    "11": [
+        ("range(10, 201, 10)", "range(1, 3)"),
+        ("itertools.islice(steps, 500)", "itertools.islice(steps, 3)"),
+        ("[1, 10, 25, 50, 75, 100, 150, 200, 300, 400, 500]", "[1, 2, 3]"),
+        ("policies(100)", "policies(3)"),
+        ("learnt[name][100]", "learnt[name][3]"),
+        ("shown.index(100)", "shown.index(3)"),
+    ],
+    "12": [
+        ("itertools.islice(steps, 299, None)", "itertools.islice(steps, 2, None)"),
+        ("zip(range(1, 201), steps", "zip(range(1, 26), steps"),
+    ],
+    "13": [
+        ("((4000, 2000, 4000))", "((400, 200, 400))"),
+        ("epochs=18", "epochs=1"),
+        ("for s in (0, 1)]", "for s in (0,)]"),
+    ],
+    "14": [
+        ("((4000, 2000, 4000))", "((300, 200, 300))"),
+        ("epochs=8", "epochs=1"),
+        ("[1, 2, 4, 8]", "[1, 2]"),
+    ],
+    "15": [
+        ("examples(400, 1, only=1), examples(300, 3)", "examples(40, 1, only=1), examples(40, 3)"),
+        ("epochs=30, batch=40", "epochs=1, batch=40"),
+        ("examples(5000, 4, only=1)", "examples(200, 4, only=1)"),
+        ("places=300, k=10", "places=10, k=2"),
+        ("for seed in range(3)", "for seed in range(1)"),
+        ("epochs=15, batch=20", "epochs=1, batch=20"),
+        ("places=10, seed=seed", "places=2, seed=seed"),
+        ("[i] * 3", "[i]"),
+    ],
+    "16": [
+        ("for _ in range(200):", "for _ in range(2):"),
+        ("torch.empty(120, 10)", "torch.empty(3, 10)"),
+        ("for step in range(120):", "for step in range(3):"),
+    ],
+    "17": [
+        ("torch.logspace(-1, 1.5, 16)", "torch.logspace(-1, 1.5, 2)"),
+        (
+            'in tuning.RULES.items() if name != "none"',
+            'in tuning.RULES.items() if name in ("plug-in", "m / n")',
+        ),
+        ("(0.0, 0.3, 1.0, 3.0, 10.0)", "(0.0, 1.0)"),
+        ("for seed in range(5)", "for seed in range(1)"),
+    ],
+    "18": [
+        (
+            "in {**divergences.NAMED, **further}.items()",
+            'in {"cross-entropy": divergences.NAMED["cross-entropy"], **further}.items()',
+        ),
+        ("torch.randint(500, (4000, k)", "torch.randint(500, (40, k)"),
+    ],
+    "19": [
+        ("sample(20_000, seed=99)", "sample(500, seed=99)"),
+        ("max_iter=60", "max_iter=2"),
+        ("sample(5000, seed=98)", "sample(50, seed=98)"),
+        ("torch.zeros(20, len(SETS))", "torch.zeros(2, len(SETS))"),
+        ("for run in range(20):", "for run in range(2):"),
+        ("lm.topics(4000, s)", "lm.topics(400, s)"),
+        ("epochs=12", "epochs=1"),
+    ],
+    "20": [
+        ("for _ in range(300):", "for _ in range(2):"),
+        ("for seed in range(20):", "for seed in range(2):"),
+        ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
+    ],
+    "21": [("for seed in range(5):", "for seed in range(2):")],
+}
+
+
+def run_there(number: str, changes: list[tuple[str, str]]) -> None:
+    """Run a chapter on the second device; raises Failed, or AssertionError where the CPU works."""
+    with second_device() as mode:
+        run(number, changes)
+    here, there = (sum(mode.computed[kind].values()) for kind in ("cpu", KIND))
+    assert there > here, f"the CPU computed {here} numbers, the device {there}"
+
+
+@pytest.fixture(autouse=True)
+def a_second_device(monkeypatch):
+    monkeypatch.setattr(imm, "device", lambda: SECOND)
+    # a slider draws every picture; one will do
+    monkeypatch.setattr(imm.plotting, "Slider", lambda draw, values, *rest: draw(values[0]))
+
+    monkeypatch.setattr(choice, "minimise", functools.partial(choice.minimise, steps=2))
+
+    # gradients by hand are none of autograd's
+    descend = training.descend
+
+    def descended(data, *args, **options):
+        assert data.short.device == SECOND, "a training's data are on the CPU"
+        return descend(data, *args, **options)
+
+    monkeypatch.setattr(training, "descend", descended)
+    monkeypatch.setattr(logistic, "descend", descended)
+
+
+@pytest.mark.parametrize("number", numbers())
+def test_a_chapter_computes_on_its_device(number):
+    run_there(number, SMALL.get(number, []))
+
+
+def test_the_chapters_that_train_ask_for_a_device():
+    found = numbers()
+    assert set(found) >= {f"{n:02d}" for n in (6, 7, 8, 9, *range(11, 22))}
+    for number in found:
+        (path,) = BOOK.glob(f"{number}-*.ipynb")
+        assert source(path).count("imm.device()") == 1
+
+
+# One step forgotten on the way to the device, in chapters that are quick.
+FORGOTTEN = [
+    ("07", "torch.Generator().manual_seed(0)).to(device)", "torch.Generator().manual_seed(0))"),
+    ("07", "torch.Generator().manual_seed(4)).to(device)", "torch.Generator().manual_seed(4))"),
+    ("08", "average = average.to(device)", ""),
+    ("12", "grid.Torus().to(device)", "grid.Torus()"),
+    ("16", "torch.nn.Sequential(*layers).to(device)", "torch.nn.Sequential(*layers)"),
+    ("16", "shown = (part.cpu().numpy()", "shown = (part.numpy()"),
+    ("21", "dtype=x.dtype).to(x.device)", "dtype=x.dtype)"),
+]
+
+
+@pytest.mark.parametrize(("number", "old", "new"), FORGOTTEN)
+def test_a_forgotten_step_is_found(number, old, new):
+    with pytest.raises((Failed, AssertionError)) as found:
+        run_there(number, [*SMALL.get(number, []), (old, new)])
+    told = "same device|on the CPU|the CPU computed|is on cpu|to numpy|move them to one device"
+    assert found.match(told)
