@@ -153,10 +153,11 @@ def test_scores_are_refused_everywhere(name):
     assert average.table.isnan().all() and not average.visited.any()
 
 
-def test_the_induced_model_may_be_asked_for_some_labels_only():
-    log_q = random_log_q(4, 6)
-    assert torch.equal(imm.induce(log_q)[:2], imm.induce(log_q[:, :2]))
-    assert torch.equal(imm.crosstalk(log_q)[:, :2], imm.crosstalk(log_q[:, :2]))
+def test_some_labels_alone_can_be_induced():
+    """Label by label: what is said of one label needs no others."""
+    log_q = random_log_q(4, 5)
+    torch.testing.assert_close(imm.induce(log_q[:, 1:3]), imm.induce(log_q)[1:3])
+    torch.testing.assert_close(imm.crosstalk(log_q[:, :1]), imm.crosstalk(log_q)[:, :1])
 
 
 def test_one_bad_row_of_a_small_tensor_is_found():
