@@ -267,7 +267,7 @@ def compare(
         raise ValueError(
             f"decay must be at least 0, a number or ({width},), got {checks.describe(decay)}"
         )
-    decay = decay.to(matrices[0].device).expand(width)
+    decay = decay.expand(width)
     log_q = answer(query, short, extended)
     rows = target(short).double()
     if rows.shape != log_q.shape:
@@ -275,8 +275,9 @@ def compare(
             f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
         )
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
-    eye = torch.eye(width, dtype=torch.float64, device=score.device)
+    eye = torch.eye(width, dtype=torch.float64, device=matrices[0].device)
     full = matrices[0] + damping * matrices[0].diagonal().mean() * eye
+    decay = decay.to(full.device)
     hessian = full + torch.diag(decay / n)
     inverse = torch.linalg.inv(hessian)
     covariance = inverse @ matrices[0] @ inverse / n
