@@ -6,7 +6,7 @@ import functools
 
 import pytest
 from chapters import BOOK, Failed, numbers, run, source
-from second import KIND, SECOND, second_device
+from second import KIND, SECOND
 
 import imm_lib as imm
 from imm_lib.experiments import logistic
@@ -16,6 +16,7 @@ from imm_lib.experiments.side import choice
 # What keeps a chapter's device path and makes it quick: pairs of old and new text. Assertions are
 # left out, since what they claim holds at the chapter's own sizes.
 SMALL = {
+    "02": [("for _ in range(400):", "for _ in range(2):")],
     "06": [
         ("torch.rand(400_000, 3", "torch.rand(400, 3"),
         ("rho=0.6, steps=200) for run", "rho=0.6, steps=2) for run"),
@@ -132,16 +133,25 @@ SMALL = {
         ("for seed in range(20):", "for seed in range(2):"),
         ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
     ],
+    "22": [
+        ("epochs=60", "epochs=1"),
+        ("for seed in range(10)", "for seed in range(2)"),
+        ("for _ in range(100):", "for _ in range(1):"),
+        ("(3000, 30000, 3000)", "(300, 3000, 300)"),
+        ("epochs=15", "epochs=1"),
+        ("for seed in range(3)", "for seed in range(2)"),
+        ("range(1, 16)", "range(1, 2)"),
+    ],
     "21": [("for seed in range(5):", "for seed in range(2):")],
 }
 
 
 def run_there(number: str, changes: list[tuple[str, str]]) -> None:
     """Run a chapter on the second device; raises Failed, or AssertionError where the CPU works."""
-    with second_device() as mode:
-        run(number, changes)
+    mode = run(number, changes)
     here, there = (sum(mode.computed[kind].values()) for kind in ("cpu", KIND))
-    assert there > here, f"the CPU computed {here} numbers, the device {there}"
+    # the first chapters compute small worlds by hand; only their last section trains
+    assert there > (here if number > "05" else 0), f"the CPU computed {here}, the device {there}"
 
 
 @pytest.fixture(autouse=True)
