@@ -18,7 +18,7 @@ from imm_lib.estimators import (
     drawing,
     mean_risk,
 )
-from imm_lib.induced import accumulator, cross_entropy, weighted
+from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, weighted
 from imm_lib.targets.table import as_target
 
 
@@ -70,7 +70,7 @@ class SampledNoising(Drawing):
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
-    log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
+    log_q = accumulator(checks.log_distributions("log_q", log_q, dim=2))
     rows = target(checks.tensor("short", short))
     if rows.shape != log_q.shape:
         raise ValueError(
@@ -148,4 +148,6 @@ class Interpolation(nn.Module):
         """(B, Y) log-probabilities and (B,) short contexts -> (B, Y) log-probabilities."""
         rows, log_q = _pair(self.target, log_q, short)
         share = log_q.new_tensor(self.weight)
-        return torch.logaddexp(log_q + (1 - share).log(), rows.log() + share.log())
+        parts = [log_q + (1 - share).log(), rows.log() + share.log()]
+        # not torch.logaddexp, whose gradient is NaN where both are -inf
+        return log_sum_exp(torch.stack(parts, -2))

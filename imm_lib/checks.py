@@ -92,6 +92,22 @@ def number(
     return found
 
 
+def limit(name: str, value: Any, low: float, open_low: bool = False) -> float:
+    """As :func:`number`; infinite is no limit."""
+    if isinstance(value, Real) and value == math.inf:
+        return math.inf
+    return number(name, value, low, open_low=open_low)
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got {describe(value)}")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
+    return value
+
+
 def generator(value: object) -> torch.Generator | None:
     """``value``, if it is a torch.Generator or None; raises TypeError."""
     if value is not None and not isinstance(value, torch.Generator):
@@ -158,11 +174,7 @@ def probabilities(name: str, value: Any) -> Tensor:
         raise ValueError(
             f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}"
         )
-    if value.is_meta:
-        raise ValueError(f"{name} must hold values, got {describe(value)}")
-    if not torch.isfinite(value).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
-    if value.min() < 0:
+    if finite(name, value).min() < 0:
         raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
     error = (value.detach().sum(-1, dtype=wide(value.device)) - 1).abs().max().item()
     if error > tolerance(value.dtype):
@@ -180,9 +192,9 @@ LOOK = 2**18
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0, and its rows are the logarithms of probabilities that sum to 1.
+    nothing above 0.
 
-    Raises TypeError or ValueError.
+    For what works label by label. Raises TypeError or ValueError.
     """
     if floating(name, value).dim() < dim or value.numel() == 0:
         raise ValueError(
@@ -195,6 +207,16 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
+    return value
+
+
+def log_distributions(name: str, value: Any, dim: int) -> Tensor:
+    """:func:`log_probabilities` that (CPU only) sum to 1 over the last dimension: scores that are
+    nowhere above 0 are none.
+
+    Raises TypeError or ValueError.
+    """
+    if visible(log_probabilities(name, value, dim)):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since

@@ -92,8 +92,7 @@ def add_clipped(
             positive; before ``backward`` is called.
     """
     parameters = _checked(parameters)
-    if max_norm != math.inf:
-        max_norm = checks.number("max_norm", max_norm, 0, open_low=True)
+    max_norm = checks.limit("max_norm", max_norm, 0, open_low=True)
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
     # DistributedDataParallel may write the new gradient where the old one is
     held = [p.grad.clone() if together and p.grad is not None else p.grad for p in parameters]

@@ -230,10 +230,7 @@ class KernelContexts(_DenseContexts):
             raise ValueError(
                 f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}"
             )
-        if not torch.isfinite(values).all():
-            raise ValueError(
-                f"values must be finite, got NaN or infinite entries in {checks.describe(values)}"
-            )
+        checks.finite("values", values)
         self.hold(values=values.clone())
 
     @property

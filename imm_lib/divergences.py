@@ -68,8 +68,10 @@ def jensen_shannon(target: Tensor, log_q: Tensor) -> Tensor:
     0.6931
     """
     target, log_q = torch.broadcast_tensors(target, log_q)
-    q, out, log_q = _divided(log_q)
-    both = (target > 0) & ~out
+    q, _, log_q = _divided(log_q)
+    # one that is next to nothing is none, as its inverse would be infinite
+    least = torch.finfo(log_q.dtype).tiny
+    both = (target > least) & (q > least)
     alone = (target + q).masked_fill(both, 0.0) * math.log(2)
     p, q = target.masked_fill(~both, 0.5), q.masked_fill(~both, 0.5)
     log_q, log_middle = log_q.masked_fill(~both, math.log(0.5)), ((p + q) / 2).log()
@@ -145,12 +147,15 @@ def cauchy_schwarz(target: Tensor, log_q: Tensor) -> Tensor:
     0.2473
     """
     target, log_q = torch.broadcast_tensors(target, log_q)
-    # relative to the likeliest label of the target: a product of e^-120 is no number in float32
-    seen = log_q.detach().masked_fill(target == 0, -math.inf)
-    top = seen.amax(-1, keepdim=True).clamp_min(torch.finfo(log_q.dtype).min)
-    relative = (log_q - top).masked_fill(target == 0, 0.0).exp()
-    product = log_of_sum((target * relative).sum(-1)) + top.squeeze(-1)
-    norms = target.square().sum(-1).log() + log_q.exp().square().sum(-1).log()
+    q, out = log_q.exp(), target == 0
+    joint = target.masked_fill(out, 1.0).log() + log_q.masked_fill(out, 0.0)
+    joint = joint.masked_fill(out, -math.inf)
+    top = joint.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(log_q.dtype).min)
+    # products of e^-120 are no numbers in float32; those of ordinary size are best as they are
+    far = top < -40
+    product = torch.where(far, (joint - top).exp(), target * q).sum(-1)
+    product = log_of_sum(product) + top.masked_fill(~far, 0.0).squeeze(-1)
+    norms = target.square().sum(-1).log() + q.square().sum(-1).log()
     return norms / 2 - product
 
 

@@ -44,8 +44,7 @@ class MixedContexts(_DenseContexts):
         values = accumulator(checks.floating("values", values).detach()).clone()
         if values.dim() != 2 or values.numel() == 0:
             raise ValueError(f"values must be non-empty, (n, d), got {checks.describe(values)}")
-        if not torch.isfinite(values).all():
-            raise ValueError("values must be finite, got NaN or infinite entries")
+        checks.finite("values", values)
         group = checks.ids("group", group)
         checks.same_device("group", group, "values", values)
         if len(group) != len(values):
@@ -54,7 +53,8 @@ class MixedContexts(_DenseContexts):
             )
         if not isinstance(bandwidth, Tensor):
             bandwidth = values.new_tensor(checks.number("bandwidth", bandwidth, 0, open_low=True))
-        width = checks.floating("bandwidth", bandwidth).detach().to(values)
+        width = checks.finite("bandwidth", checks.floating("bandwidth", bandwidth).detach())
+        width = width.to(values)
         if width.dim() > 1 or width.numel() not in (1, values.shape[1]):
             raise ValueError(
                 f"bandwidth must be a number or (d,) = ({values.shape[1]},), "

@@ -68,7 +68,7 @@ class _TableIMM(KeepsPrecision):
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
         short = checks.ids("short", short, len(self.table))
-        log_q = checks.log_probabilities(name, log_q, dim=2)
+        log_q = checks.log_distributions(name, log_q, dim=2)
         if log_q.shape != (len(short), self.table.shape[1]):
             raise ValueError(
                 f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
@@ -170,7 +170,7 @@ class SerializedIMM(_TableIMM):
         group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂†; ``visited`` (S,), the short contexts of
-        the last refresh.
+    the last refresh.
 
     Raises:
         TypeError, ValueError: when built, for sizes that do not fit the target; when called, for
@@ -269,7 +269,7 @@ class MovingAverageIMM(_TableIMM):
         group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
-        so far.
+    so far.
 
     Raises:
         TypeError, ValueError: when built, for momentum or max_ratio out of range, or sizes that do
@@ -296,9 +296,7 @@ class MovingAverageIMM(_TableIMM):
     ):
         super().__init__(target, num_short, num_labels, divergence, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        self.max_ratio = (
-            max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
-        )
+        self.max_ratio = checks.limit("max_ratio", max_ratio, 1)
 
     def forward(self, log_q: Tensor, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """The surrogate of eq. 13, a mean over the batch.

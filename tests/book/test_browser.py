@@ -65,6 +65,7 @@ def axe():
 def page(browser):
     """A fresh page that notes what goes wrong in it, as ``page.problems``."""
     page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(180_000)  # a busy machine is slow, not wrong
     page.problems = []
     page.on(
         "console",

@@ -2,11 +2,16 @@
 without a GPU.
 """
 
+import functools
+
 import pytest
-from chapters import numbers, run
+from chapters import BOOK, Failed, numbers, run, source
 from second import KIND, SECOND, second_device
 
 import imm_lib as imm
+from imm_lib.experiments import logistic
+from imm_lib.experiments.logistic import training
+from imm_lib.experiments.side import choice
 
 # What keeps a chapter's device path and makes it quick: pairs of old and new text. Assertions are
 # left out, since what they claim holds at the chapter's own sizes.
@@ -46,6 +51,8 @@ SMALL = {
             "logistic.schedule(n), steps=2, **options.get(method, {})",
         ),
         ("torch.zeros(4, 100, device=device)", "torch.zeros(4, 4, device=device)"),
+        ("range(1, 1001)", "range(1, 51)"),
+        ("plt.plot(range(21)", "plt.plot(range(2)"),
     ],
     "09": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
@@ -75,7 +82,11 @@ SMALL = {
         ("epochs=18", "epochs=1"),
         ("for s in (0, 1)]", "for s in (0,)]"),
     ],
-    "14": [("((4000, 2000, 4000))", "((300, 200, 300))"), ("epochs=8", "epochs=1")],
+    "14": [
+        ("((4000, 2000, 4000))", "((300, 200, 300))"),
+        ("epochs=8", "epochs=1"),
+        ("[1, 2, 4, 8]", "[1, 2]"),
+    ],
     "15": [
         ("examples(400, 1, only=1), examples(300, 3)", "examples(40, 1, only=1), examples(40, 3)"),
         ("epochs=30, batch=40", "epochs=1, batch=40"),
@@ -119,16 +130,18 @@ SMALL = {
     "20": [
         ("for _ in range(300):", "for _ in range(2):"),
         ("for seed in range(20):", "for seed in range(2):"),
+        ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
     ],
     "21": [("for seed in range(5):", "for seed in range(2):")],
 }
 
 
 def run_there(number: str, changes: list[tuple[str, str]]) -> None:
-    """Run a chapter on the second device; raises Failed, or AssertionError where the CPU did all."""
+    """Run a chapter on the second device; raises Failed, or AssertionError where the CPU works."""
     with second_device() as mode:
         run(number, changes)
-    assert sum(mode.computed[KIND].values()) > 0, "nothing was computed on the device"
+    here, there = (sum(mode.computed[kind].values()) for kind in ("cpu", KIND))
+    assert there > here, f"the CPU computed {here} numbers, the device {there}"
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +150,48 @@ def a_second_device(monkeypatch):
     # a slider draws every picture; one will do
     monkeypatch.setattr(imm.plotting, "Slider", lambda draw, values, *rest: draw(values[0]))
 
+    monkeypatch.setattr(choice, "minimise", functools.partial(choice.minimise, steps=2))
 
-@pytest.mark.parametrize("number", numbers())
+    # gradients by hand are none of autograd's
+    descend = training.descend
+
+    def descended(data, *args, **options):
+        assert data.short.device == SECOND, "a training's data are on the CPU"
+        return descend(data, *args, **options)
+
+    monkeypatch.setattr(training, "descend", descended)
+    monkeypatch.setattr(logistic, "descend", descended)
+
+
+# Chapter 22 indexes by parts of a permutation, which the second device misreads: a real one is needed.
+@pytest.mark.parametrize("number", [number for number in numbers() if number != "22"])
 def test_a_chapter_computes_on_its_device(number):
     run_there(number, SMALL.get(number, []))
+
+
+def test_the_chapters_that_train_ask_for_a_device():
+    found = numbers()
+    assert set(found) >= {f"{n:02d}" for n in (6, 7, 8, 9, *range(11, 22))}
+    for number in found:
+        (path,) = BOOK.glob(f"{number}-*.ipynb")
+        assert source(path).count("imm.device()") == 1
+
+
+# One step forgotten on the way to the device, in chapters that are quick.
+FORGOTTEN = [
+    ("07", "torch.Generator().manual_seed(0)).to(device)", "torch.Generator().manual_seed(0))"),
+    ("07", "torch.Generator().manual_seed(4)).to(device)", "torch.Generator().manual_seed(4))"),
+    ("08", "average = average.to(device)", ""),
+    ("12", "grid.Torus().to(device)", "grid.Torus()"),
+    ("16", "torch.nn.Sequential(*layers).to(device)", "torch.nn.Sequential(*layers)"),
+    ("16", "shown = (part.cpu().numpy()", "shown = (part.numpy()"),
+    ("21", "dtype=x.dtype).to(x.device)", "dtype=x.dtype)"),
+]
+
+
+@pytest.mark.parametrize(("number", "old", "new"), FORGOTTEN)
+def test_a_forgotten_step_is_found(number, old, new):
+    with pytest.raises((Failed, AssertionError)) as found:
+        run_there(number, [*SMALL.get(number, []), (old, new)])
+    told = "same device|on the CPU|the CPU computed|is on cpu|to numpy|move them to one device"
+    assert found.match(told)

@@ -25,6 +25,7 @@ SMALL = {
     "logistic-sizes": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-fixed": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-search": {"runs": 2, "steps": [5], "sizes": [5]},
+    "logistic-columns": {"runs": 2, "steps": [5], "sizes": [5]},
     "logistic-lambda": {"runs": 2, "steps": 5},
     "logistic-quality": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-variants": {"runs": 2, "steps": 5, "sizes": [5]},
@@ -167,3 +168,22 @@ def test_an_experiment_computes_on_the_device_that_it_is_given(name):
         assert there.keys() == here.keys()
         if name not in OTHER_DRAWS and unit.get("arm") != "sampled":
             assert there == pytest.approx(here, rel=1e-3, abs=1e-3, nan_ok=True)
+
+
+# Makers that ignore the device they are told.
+IGNORED = [
+    ("worth-noising", "imm_lib.experiments.side.finite.LogitWorld.to"),
+    ("side-tables", "imm_lib.experiments.side.sources.Problem.to"),
+    ("grid-beyond", "imm_lib.experiments.grid.torus.Torus.to"),
+    ("logistic-sizes", "imm_lib.experiments.logistic.problem.Data.to"),
+    ("sensors", "imm_lib.experiments.sensors.Task.to"),
+]
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(("name", "maker"), IGNORED)
+def test_an_ignored_device_is_found(monkeypatch, name, maker):
+    monkeypatch.setattr(maker, lambda made, device: made)
+    experiment, config, units = small(name)
+    with pytest.raises(AssertionError, match=r"the CPU computed|gradient is taken on the CPU"):
+        run(experiment, units[-1], config)
