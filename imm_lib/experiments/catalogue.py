@@ -182,7 +182,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "sensors": {
         "sensors": (
-            "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)"
+            "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 4)"
         ),
     },
     "clinic": {
