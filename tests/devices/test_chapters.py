@@ -17,6 +17,12 @@ from imm_lib.experiments.side import choice
 # left out, since what they claim holds at the chapter's own sizes.
 SMALL = {
     "02": [("for _ in range(400):", "for _ in range(2):")],
+    "09": [
+        ("for _ in range(200):", "for _ in range(2):"),
+        ("for seed in range(20):", "for seed in range(2):"),
+        ("for _ in range(1000)", "for _ in range(5)"),
+        ("clinic.settings.TABLES", '{**clinic.settings.TABLES, "steps": 2, "block": 2}'),
+    ],
     "11": [
         ("torch.rand(400_000, 3", "torch.rand(400, 3"),
         ("rho=0.6, steps=200) for run", "rho=0.6, steps=2) for run"),
