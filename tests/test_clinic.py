@@ -334,7 +334,7 @@ def test_imm_stands_beside_its_best_rival():
 def test_holms_correction_keeps_what_is_far_beyond_chance():
     from imm_lib.experiments.clinic import reading
 
-    chances = {i: 0.02 for i in range(10)}
+    chances = dict.fromkeys(range(10), 0.02)
     assert reading.surviving(chances) == set()
     assert reading.surviving({**chances, "far": 1e-4}) == {"far"}
     assert reading.surviving({"a": 0.02, "b": 0.04}) == {"a", "b"}
