@@ -325,9 +325,10 @@ def test_imm_stands_beside_its_best_rival():
     assert found.told(1) == "IMM -0.1 ± 0.0, interpolation -0.2 ± 0.0"
     counts = [line.rpartition(": ")[2] for line in reading.counted({"a": cell, "b": cell})]
     assert counts == [
-        "better on 0, worse on 0, level on 2",
-        "better on 2, worse on 0, level on 0",
-        "better on 0, worse on 2, level on 0",
+        "0 better, 0 worse, 2 level",
+        "0 better, 2 worse, 0 level",
+        "2 better, 0 worse, 0 level",
+        "0 better, 2 worse, 0 level",
     ]
 
 

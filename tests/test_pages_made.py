@@ -114,8 +114,8 @@ def test_every_number_of_the_front_page_is_printed_in_its_chapter():
 
 def test_the_maps_counts_are_printed_in_its_chapter():
     page, printed = headline.page(), chapter_text("09-what-to-use")
-    counts = re.findall(r"^- (.* beside .*: better on .*)$", page, re.MULTILINE)
-    assert len(counts) == 3 and all(line in printed for line in counts)
+    counts = re.findall(r"^- (.* beside .*: .* better, .* worse, .* level)$", page, re.MULTILINE)
+    assert len(counts) == 4 and all(line in printed for line in counts)
 
 
 def test_every_source_of_the_map_has_its_row():
