@@ -46,8 +46,7 @@ SMALL = {
         ),
         ("for steps in (3000, 10_000)", "for steps in (3, 10)"),
         ("plane.draw(2, 20_000", "plane.draw(2, 20"),
-        ("plane.draw(20, 200", "plane.draw(2, 20"),
-        ("rho, steps=3000)", "rho, steps=2)"),
+        ("rho, steps=1000)", "rho, steps=2)"),
         (
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5))',
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5), steps=2)',

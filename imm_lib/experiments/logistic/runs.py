@@ -365,6 +365,20 @@ EXPERIMENTS = [
         _table_columns,
     ),
     _experiment(
+        "confirmed",
+        "the nearest settings of logistic-columns on other runs, at all sizes of Table 4",
+        {
+            "normals": [[1, 2, 3], [1, 3, 3]],
+            "sizes": list(paper.TABLE_4),
+            "lam": paper.LAM,
+            "steps": [3000],
+        },
+        {"steps": [50], "sizes": [5, 20]},
+        ("normals",),
+        _columns,
+        _table_columns,
+    ),
+    _experiment(
         "lambda",
         "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
         {
