@@ -319,7 +319,10 @@ def test_wheel_and_sdist_hold_the_library_and_nothing_else(tmp_path):
     ]
     subprocess.run(pip, check=True, capture_output=True)
     assert (site / "imm_lib" / "py.typed").is_file()
-    use = f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; print(imm_lib.__file__, imm_lib.__version__)"
+    use = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; "
+        "print(imm_lib.__file__, imm_lib.__version__)"
+    )
     found = subprocess.run(
         [sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -72,7 +72,10 @@ def _table(result: dict) -> list[list[str]]:
 EXPERIMENTS = [
     Experiment(
         name="kneser-ney",
-        description="modified Kneser-Ney bigram on the Penn Treebank: discounts, size, perplexity by convention",
+        description=(
+            "modified Kneser-Ney bigram on the Penn Treebank: discounts, size, perplexity by "
+            "convention"
+        ),
         scales={
             "full": {"corpus": "ptb", "splits": ["train", "valid", "test"]},
             "ci": {"corpus": "ptb", "splits": ["valid"]},

@@ -53,7 +53,9 @@ def _concerns(name: str, module: str | None) -> bool:
 
 @contextlib.contextmanager
 def beside(folder: Path | None) -> Iterator[None]:
-    """While a unit is at work its checkpoints lie in ``folder``, which is deleted when it is done."""
+    """While a unit is at work its checkpoints lie in ``folder``, which is deleted when it is
+    done.
+    """
     token = _FOLDER.set(folder)
     try:
         yield

@@ -237,7 +237,10 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-beyond",
-        description="split ties, reverse distillation, a critic, and the weight of the term, by exact returns",
+        description=(
+            "split ties, reverse distillation, a critic, and the weight of the term, by exact "
+            "returns"
+        ),
         scales={
             "full": {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
             "ci": {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
@@ -249,7 +252,9 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-divergences",
-        description="the choice of divergence, between induced policies and between the policies themselves",
+        description=(
+            "the choice of divergence, between induced policies and between the policies themselves"
+        ),
         scales={
             "full": {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
             "ci": {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},

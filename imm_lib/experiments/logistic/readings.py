@@ -67,7 +67,8 @@ def extra_data(
     """
     if baseline.shape != (len(sizes), ours.shape[1]) or len(ours) != len(ours_sizes):
         raise ValueError(
-            f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}"
+            f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and "
+            f"{tuple(ours.shape)}"
         )
     runs = ours.shape[1]
     picks = torch.randint(runs, (checks.count("bootstrap", bootstrap), runs), generator=generator)

@@ -1,4 +1,6 @@
-"""The logistic experiments by name: what ``python -m imm_lib run logistic-…`` computes and stores."""
+"""The logistic experiments by name: what ``python -m imm_lib run logistic-…`` computes and
+stores.
+"""
 
 import time
 from itertools import islice
@@ -55,7 +57,9 @@ def _grid(config: dict, seed: int, *names: str) -> list[dict]:
 
 
 def _paired(accuracy: dict[str, Tensor]) -> dict:
-    """Each method's spread over runs, and its difference from the baseline's run by run, in points."""
+    """Each method's spread over runs, and its difference from the baseline's run by run, in
+    points.
+    """
     base = accuracy["baseline"]
     return {
         name: {

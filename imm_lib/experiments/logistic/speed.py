@@ -1,4 +1,6 @@
-"""The batched program's cost against a loop over runs with the library's estimators under autograd."""
+"""The batched program's cost against a loop over runs with the library's estimators under
+autograd.
+"""
 
 import statistics
 import time

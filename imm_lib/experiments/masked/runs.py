@@ -330,7 +330,9 @@ _CHOICE_MRPC = {
 EXPERIMENTS = [
     Experiment(
         name="masked-pretrain",
-        description="a masked-LM head for the encoder of PyPI, trained on WikiText-2 with the encoder",
+        description=(
+            "a masked-LM head for the encoder of PyPI, trained on WikiText-2 with the encoder"
+        ),
         scales={"full": {**_FULL, "tasks": []}, "ci": {**_CI, "tasks": ["CoLA"]}},
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
@@ -339,7 +341,10 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-premise",
-        description="does the target know what the model's induced bigram does not? before and after pretraining",
+        description=(
+            "does the target know what the model's induced bigram does not? before and after "
+            "pretraining"
+        ),
         scales={
             "full": {
                 **_FULL,
@@ -355,7 +360,9 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice",
-        description="the weight of masked words, and λ, by held-out examples of CoLA's training file",
+        description=(
+            "the weight of masked words, and λ, by held-out examples of CoLA's training file"
+        ),
         scales={
             "full": {
                 **_FULL,
@@ -390,7 +397,8 @@ EXPERIMENTS = [
     *(
         _experiment(
             f"masked-{name.lower()}",
-            f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a control",
+            f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a "
+            "control",
             {**_TUNED, **_OWN.get(name, {}), "tasks": [name], "examples": {name: limits}},
         )
         for name, limits in _TRAINED.items()

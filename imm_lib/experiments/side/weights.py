@@ -52,7 +52,9 @@ class Data:
         return reduce(torch.add, [self.folds[i] for i in folds]) / len(folds)
 
     def term(self, counts: Tensor, lam: float | Tensor) -> Restriction:
-        """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
+        """The IMM term with π counted from the same points; (R,) weights are folded into the
+        pairs.
+        """
         cells = counts.sum(-1)
         short = by_view(cells, self.view)
         scale = torch.as_tensor(lam, dtype=torch.float64, device=counts.device).reshape(-1, 1, 1)
@@ -170,7 +172,10 @@ def _check(config: dict) -> None:
 EXPERIMENTS = [
     Experiment(
         name="side-weights",
-        description="rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, validation gradient",
+        description=(
+            "rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, "
+            "validation gradient"
+        ),
         scales={
             "full": {"runs": 200, "n": [25, 50, 100, 400], "m": [50, 500, INFINITE]},
             "ci": {"runs": 10, "n": [50], "m": [INFINITE]},
