@@ -449,7 +449,7 @@ def test_an_interval_needs_repetitions():
 
 
 def test_the_recorded_command_names_no_folder():
-    from imm_lib.__main__ import _lasting
+    from imm_lib.experiments.arguments import lasting
 
     words = [
         "run",
@@ -465,7 +465,7 @@ def test_the_recorded_command_names_no_folder():
         "--seed",
         "3",
     ]
-    assert _lasting(words) == ["run", "toy", "--seed", "3"]
+    assert lasting(words) == ["run", "toy", "--seed", "3"]
 
 
 def configured(name: str, scale: str = "ci", **changes) -> experiments.Experiment:

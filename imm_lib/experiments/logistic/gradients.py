@@ -8,7 +8,8 @@ from torch import Tensor
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.training import schedule, train
+from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.table import Table
 
 

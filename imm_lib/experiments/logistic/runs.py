@@ -13,7 +13,8 @@ from imm_lib.experiments import Experiment, options, reading
 from imm_lib.experiments.logistic import paper
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import extra_data, spread
-from imm_lib.experiments.logistic.training import METHODS, descend, ratio, schedule, train
+from imm_lib.experiments.logistic.training import METHODS, descend, ratio, train
+from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.table import Table
 
 LARGEST = 80

@@ -12,7 +12,8 @@ import imm_lib as imm
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
-from imm_lib.experiments.logistic.training import schedule, train
+from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.paper import schedule
 
 TRAINED = ("baseline", "noising", "IMM exact")
 """The methods of Figure 1 that are trained; interpolation is the baseline at prediction time."""

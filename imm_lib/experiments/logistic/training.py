@@ -30,13 +30,6 @@ METHODS = {
 """What can be trained. Interpolation is the baseline, mixed with the target at prediction time."""
 
 
-def schedule(n: int) -> float:
-    """The paper's ratio ρ = λ / (1 + λ) at n data points, ρ = 0.818 - 0.0111 n (Appendix D.1.1), at
-    least 0.
-    """
-    return max(0.0, 0.818 - 0.0111 * checks.count("n", n))
-
-
 def ratio(lam: float) -> float:
     """ρ = λ / (1 + λ).
 

@@ -5,7 +5,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment, options, paper
 from imm_lib.experiments.side.finite import (
     LogitWorld,
     Restriction,
@@ -69,8 +69,8 @@ class Data:
 
 
 def schedule(n: int) -> float:
-    """The paper's weight for n points, λ / (1 + λ) = .818 - .0111 n or 0 (Appendix D.1.1)."""
-    rho = max(0.0, 0.818 - 0.0111 * n)
+    """The paper's weight λ for n points."""
+    rho = paper.schedule(n)
     return rho / (1 - rho)
 
 
