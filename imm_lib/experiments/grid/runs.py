@@ -225,7 +225,6 @@ _DIVERGENCES = [
 EXPERIMENTS = [
     Experiment(
         name="grid-figures",
-        description="REINFORCE with and without IMM on the torus, every cell of Figures 2 and 9",
         scales={
             "full": {"runs": 300, "epochs": EPOCHS, "targets": ARMS[1:]},
             "ci": {"runs": 30, "epochs": [10, 20], "targets": ["argmax"]},
@@ -237,10 +236,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-beyond",
-        description=(
-            "split ties, reverse distillation, a critic, and the weight of the term, by exact "
-            "returns"
-        ),
         scales={
             "full": {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
             "ci": {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
@@ -252,9 +247,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-divergences",
-        description=(
-            "the choice of divergence, between induced policies and between the policies themselves"
-        ),
         scales={
             "full": {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
             "ci": {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},
@@ -266,7 +258,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-sizes",
-        description="the same on tori of 21 and 51",
         scales={
             "full": {"runs": 30, "epochs": [50, 100, 200, 500], "settings": _SIZES},
             "ci": {"runs": 3, "epochs": [2], "settings": _SIZES[:2]},

@@ -161,7 +161,6 @@ _FULL = {
 EXPERIMENTS = [
     Experiment(
         name="logistic-gradients",
-        description="bias and variance of every estimator's gradient, one data point a step",
         scales={
             "full": _FULL,
             "ci": {**_FULL, "runs": 10, "sizes": [10], "steps": [30], "draws": 20},

@@ -291,13 +291,10 @@ PLANES = [[1, 1, 1], [1, 2, 1]]
 _QUICK = {"runs": 20, "normals": [[1, 1, 1]], "steps": 200}
 
 
-def _experiment(
-    name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_TABLE
-) -> Experiment:
+def _experiment(name: str, full: dict, quick: dict, axes: tuple, run, table=_TABLE) -> Experiment:
     full = {"runs": 300, "normals": PLANES, "steps": 10_000, **full}
     return Experiment(
         name=f"logistic-{name}",
-        description=description,
         scales={"full": full, "ci": {**full, **_QUICK, **quick}},
         units=lambda config, seed: _grid(config, seed, *axes),
         run=run,
@@ -309,7 +306,6 @@ def _experiment(
 EXPERIMENTS = [
     _experiment(
         "sizes",
-        "accuracy against data size, scheduled λ (Figure 1)",
         {"sizes": SIZES},
         {"sizes": [2, 10]},
         ("normals", "sizes"),
@@ -317,7 +313,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "fixed",
-        "accuracy against data size at λ = 1.5 (Table 4)",
         {"runs": 4 * paper.RUNS, "sizes": list(paper.TABLE_4), "lam": paper.LAM},
         {"sizes": [5, 20]},
         ("normals", "sizes"),
@@ -325,7 +320,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "search",
-        "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?",
         {
             "runs": 100,
             "normals": paper.search_planes(),
@@ -342,7 +336,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "columns",
-        "all three columns of Table 4 for many planes, with soft and redrawn hard labels",
         {
             "runs": 60,
             "normals": paper.search_planes(),
@@ -357,7 +350,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "lambda",
-        "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
         {
             "normals": [[1, 1, 1]],
             "sizes": [2, 10, 20, 50],
@@ -372,7 +364,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "quality",
-        "targets of lower quality, and a λ lowered with them (Figure 8)",
         {
             "normals": [[1, 1, 1]],
             "sizes": SIZES,
@@ -386,7 +377,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "variants",
-        "serialized and moving-average IMM beside exact IMM and noising (Figure 10)",
         {"normals": [[1, 1, 1]], "sizes": SIZES, "steps": 3000},
         {"sizes": [5, 10]},
         ("normals", "sizes"),
@@ -394,7 +384,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "stability",
-        "accuracy against refresh period and momentum of the table",
         {
             "normals": [[1, 1, 1]],
             "sizes": [10, 20],
@@ -416,7 +405,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "extra-data",
-        "how many more points the baseline needs for the accuracy of IMM",
         {"sizes": SIZES, "longer": [60, 70, 80], "bootstrap": 2000},
         {"sizes": [5, 10, 20], "longer": [30], "bootstrap": 50},
         ("normals",),

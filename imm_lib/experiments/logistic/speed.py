@@ -110,7 +110,6 @@ _FULL = {"runs": 300, "steps": 3000, "sizes": SIZES, "loop_steps": 30, "repeats"
 EXPERIMENTS = [
     Experiment(
         name="bench-logistic",
-        description="CPU seconds of Figure 1's sweep, batched and as a loop over runs",
         scales={
             "full": _FULL,
             "ci": {**_FULL, "runs": 10, "steps": 20, "sizes": [5], "repeats": 1},

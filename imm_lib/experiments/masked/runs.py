@@ -262,7 +262,7 @@ def _arms(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+def _experiment(name: str, full: dict, gpu: bool = False) -> Experiment:
     quick = {
         **_CI,
         **_QUICK,
@@ -271,7 +271,6 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
     }
     return Experiment(
         name=name,
-        description=description,
         scales={"full": full, "ci": quick},
         units=_arms,
         run=_task,
@@ -330,9 +329,6 @@ _CHOICE_MRPC = {
 EXPERIMENTS = [
     Experiment(
         name="masked-pretrain",
-        description=(
-            "a masked-LM head for the encoder of PyPI, trained on WikiText-2 with the encoder"
-        ),
         scales={"full": {**_FULL, "tasks": []}, "ci": {**_CI, "tasks": ["CoLA"]}},
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
@@ -341,10 +337,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-premise",
-        description=(
-            "does the target know what the model's induced bigram does not? before and after "
-            "pretraining"
-        ),
         scales={
             "full": {
                 **_FULL,
@@ -360,9 +352,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice",
-        description=(
-            "the weight of masked words, and λ, by held-out examples of CoLA's training file"
-        ),
         scales={
             "full": {
                 **_FULL,
@@ -379,7 +368,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice-mrpc",
-        description="the same for MRPC, and λ for noising too",
         scales={
             "full": {
                 **_FULL,
@@ -397,8 +385,6 @@ EXPERIMENTS = [
     *(
         _experiment(
             f"masked-{name.lower()}",
-            f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a "
-            "control",
             {**_TUNED, **_OWN.get(name, {}), "tasks": [name], "examples": {name: limits}},
         )
         for name, limits in _TRAINED.items()
@@ -406,7 +392,6 @@ EXPERIMENTS = [
     *(
         _experiment(
             f"masked-{name.lower()}-all",
-            f"the same on all examples of {name}, by the default encoder (Table 2); for a GPU",
             {**_TUNED, **_OWN[name], "tasks": [name], "examples": {name: _ALL[name]}},
             gpu=True,
         )
@@ -414,7 +399,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "masked-paper",
-        "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub",
         {**_TUNED, **_PAPER, "model": "bert-base-uncased", "tasks": list(_ALL), "examples": _ALL},
         gpu=True,
     ),

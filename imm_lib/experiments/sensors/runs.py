@@ -132,9 +132,6 @@ _CONFIG = {
 EXPERIMENTS = [
     Experiment(
         name="sensors",
-        description=(
-            "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 4)"
-        ),
         scales={
             "full": _CONFIG,
             "ci": _CONFIG | {"sensors": {"worst radius": [20]}, "seeds": 3, "cross_validated": []},

@@ -220,10 +220,6 @@ _CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "imm": [[1.0, 1.0]]}
 EXPERIMENTS = [
     Experiment(
         name="side-tables",
-        description=(
-            "a clinic with few measurements helps one with all: breast cancer and wine, learning "
-            "curves"
-        ),
         scales={
             "full": {
                 **_FULL,
@@ -242,9 +238,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="side-digits",
-        description=(
-            "a model that sees a quarter of the pixels helps a convolutional network on the digits"
-        ),
         scales={
             "full": {
                 **{key: _FULL[key] for key in ("m", "splits")},
@@ -267,10 +260,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="side-shift",
-        description=(
-            "a restricted model from another population: when IMM hurts, and what says so before "
-            "training"
-        ),
         scales={
             "full": {
                 **_FULL,

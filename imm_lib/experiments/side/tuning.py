@@ -213,9 +213,6 @@ def _table(result: dict) -> list[list[str]]:
 EXPERIMENTS = [
     Experiment(
         name="side-tuning",
-        description=(
-            "the rules that choose λ on real tables: breast cancer and wine, logistic regression"
-        ),
         scales={
             "full": {
                 "m": {"breast cancer": 300, "wine": 60},

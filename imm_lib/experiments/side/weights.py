@@ -172,10 +172,6 @@ def _check(config: dict) -> None:
 EXPERIMENTS = [
     Experiment(
         name="side-weights",
-        description=(
-            "rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, "
-            "validation gradient"
-        ),
         scales={
             "full": {"runs": 200, "n": [25, 50, 100, 400], "m": [50, 500, INFINITE]},
             "ci": {"runs": 10, "n": [50], "m": [INFINITE]},
