@@ -25,7 +25,11 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def minimise(
-    loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, **tolerances: float
+    loss: Callable[[], Tensor],
+    parameters: list[Tensor],
+    steps: int,
+    tolerance_grad: float = 1e-7,
+    tolerance_change: float = 1e-9,
 ) -> None:
     """Move leaf tensors to where ``loss()`` of them is least, by L-BFGS with Wolfe's conditions.
 
@@ -33,13 +37,15 @@ def minimise(
         loss: () -> a scalar.
         parameters: changed in place; without gradients afterwards.
         steps: the most iterations.
-        tolerances: "tolerance_grad" and "tolerance_change" of ``torch.optim.LBFGS``.
+        tolerance_grad: the largest slope at which it has arrived.
+        tolerance_change: the least step, and the least change of the loss, that goes on.
     """
     optimiser = torch.optim.LBFGS(
         [parameter.requires_grad_() for parameter in parameters],
         max_iter=steps,
+        tolerance_grad=tolerance_grad,
+        tolerance_change=tolerance_change,
         line_search_fn="strong_wolfe",
-        **tolerances,
     )
 
     def closure() -> Tensor:
