@@ -132,6 +132,20 @@ EXPERIMENTS = [
         _TABLE_SEARCH,
     ),
     _experiment(
+        "plane",
+        "Table 4 on the plane (1, 3, 3), whose noising is the nearest of those searched",
+        {
+            "runs": paper.RUNS,
+            "normals": [[1, 3, 3]],
+            "sizes": list(paper.TABLE_4),
+            "lam": paper.LAM,
+            "steps": 6000,
+        },
+        {"normals": [[1, 3, 3]], "sizes": [5, 20]},
+        ("normals", "sizes"),
+        _fixed,
+    ),
+    _experiment(
         "columns",
         {
             "runs": 60,
