@@ -133,7 +133,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "plane",
-        "Table 4 on the plane (1, 3, 3), whose noising is the nearest of those searched",
         {
             "runs": paper.RUNS,
             "normals": [[1, 3, 3]],
@@ -143,7 +142,7 @@ EXPERIMENTS = [
         },
         {"normals": [[1, 3, 3]], "sizes": [5, 20]},
         ("normals", "sizes"),
-        _fixed,
+        units.fixed,
     ),
     _experiment(
         "columns",
