@@ -12,8 +12,8 @@ from imm_lib.experiments.clinic.protocol import DECAYS, WEIGHTS
 from imm_lib.experiments.clinic.training import Cases, Model, Settings
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.readings import spread
 from imm_lib.experiments.logistic.training import gradient, ratio
+from imm_lib.experiments.spread import spread
 
 
 def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> Tensor:

@@ -18,6 +18,7 @@ from imm_lib.experiments.grid.learning import (
     policy_matching,
 )
 from imm_lib.experiments.grid.torus import HORIZON, Torus
+from imm_lib.experiments.spread import spread
 from imm_lib.experiments.table import Table
 from imm_lib.targets import FastInformedBound
 
@@ -55,18 +56,6 @@ def target(torus: Torus, name: str) -> Tensor | None:
     return known[name](torus.belief)
 
 
-def _spread(values: Tensor) -> dict[str, float]:
-    values = values.double().cpu()
-    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
-    numbers = {
-        "mean": values.mean(),
-        "se": values.std() / len(values) ** 0.5,
-        "p10": low,
-        "p90": high,
-    }
-    return {name: round(float(value), 4) for name, value in numbers.items()}
-
-
 def _learned(unit: dict, config: dict, torus: Torus, at: list[int]):
     """(epoch, (R, S, A) policy, generator) at each of the epochs ``at``."""
     generator = torch.Generator().manual_seed(unit["seed"])
@@ -99,10 +88,10 @@ def _figures(unit: dict, config: dict, device: torch.device) -> dict:
         ).mean(0)
         exact = torus.returns(policy)
         cells[str(epoch)] = {
-            "rolled": _spread(rolled),
-            "exact": _spread(exact),
-            "rolled_30": _spread(rolled[:30]),
-            "exact_30": _spread(exact[:30]),
+            "rolled": spread(rolled),
+            "exact": spread(exact),
+            "rolled_30": spread(rolled[:30]),
+            "exact_30": spread(exact[:30]),
         }
     return {"cells": cells, "cpu_s": round(time.process_time() - start, 3)}
 
@@ -120,7 +109,7 @@ def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
     steps = HORIZON * torus.size // 11
     start = time.process_time()
     found = {
-        str(epoch): _spread(torus.returns(policy, steps))
+        str(epoch): spread(torus.returns(policy, steps))
         for epoch, policy, _ in _learned(unit, config, torus, config["epochs"])
     }
     return {

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.readings import extra_data, spread
+from imm_lib.experiments.logistic.readings import extra_data
 from imm_lib.experiments.logistic.training import descend, ratio, train
 from imm_lib.experiments.paper import schedule
+from imm_lib.experiments.spread import spread
 
 LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""

@@ -1,7 +1,5 @@
 """Networks on few full examples, by every method, and how far a target is ahead of one."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,11 +57,6 @@ class Network(nn.Module):
     def forward(self, short: Tensor, rest: Tensor) -> Tensor:
         """Log-probabilities of the labels."""
         return self.body(torch.cat([short, rest], 1)[:, self.place]).log_softmax(-1)
-
-
-def _at(log_q: Tensor, short: Tensor, extended: Tensor) -> Tensor:
-    """A query whose answers are known for each point."""
-    return log_q[extended]
 
 
 METHODS = ("baseline", "reverse-KD", "IMM")
@@ -164,7 +157,7 @@ def left_out(
             log_q = network(others.short, others.rest)
         contexts = KernelContexts(others.short, bandwidth * part.short.shape[1])
         pairs = part.short[fold == i], part.label[fold == i]
-        found = lead(partial(_at, log_q), contexts, problem.target, *pairs)
+        found = lead(lambda _, point, log_q=log_q: log_q[point], contexts, problem.target, *pairs)
         share = len(pairs[1]) / len(fold)
         ahead, errors = ahead + share * found.ahead, errors + (share * found.error) ** 2
     return ahead / errors**0.5
