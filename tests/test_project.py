@@ -232,7 +232,9 @@ def test_without_a_browser_the_gate_passes_and_says_so(tmp_path):
 
 
 def test_no_tracked_file_is_large():
-    """Packages and data do not belong into the history, from which nothing can be taken out again."""
+    """Packages and data do not belong into the history, from which nothing can be taken out
+    again.
+    """
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,6 @@
-"""What the runs on GLUE begin from: text, the pretrained head, the restricted model, the examples."""
+"""What the runs on GLUE begin from: text, the pretrained head, the restricted model, the
+examples.
+"""
 
 import copy
 import functools

@@ -1,5 +1,5 @@
-"""An old system reads one sensor of many cases, a new one all of few: the partitions of the data, and
-every method's models.
+"""An old system reads one sensor of many cases, a new one all of few: the partitions of the data,
+and every method's models.
 """
 
 from __future__ import annotations
