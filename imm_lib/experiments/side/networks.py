@@ -157,7 +157,11 @@ def left_out(
             log_q = network(others.short, others.rest)
         contexts = KernelContexts(others.short, bandwidth * part.short.shape[1])
         pairs = part.short[fold == i], part.label[fold == i]
-        found = lead(lambda _, point, log_q=log_q: log_q[point], contexts, problem.target, *pairs)
+
+        def query(_: Tensor, point: Tensor, log_q: Tensor = log_q) -> Tensor:
+            return log_q[point]
+
+        found = lead(query, contexts, problem.target, *pairs)
         share = len(pairs[1]) / len(fold)
         ahead, errors = ahead + share * found.ahead, errors + (share * found.error) ** 2
     return ahead / errors**0.5
