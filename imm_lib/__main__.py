@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, help="units to run at a time, each in its own process"
     )
     run.add_argument(
+        "--cluster", metavar="ADDRESS", help="run units on this cluster of dask.distributed instead"
+    )
+    run.add_argument(
         "--missing",
         action="store_true",
         help="keep the units of the stored result, and run those that it lacks",
@@ -173,7 +176,7 @@ def _lasting(words: list[str]) -> list[str]:
     sittings.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--out", "--jobs"):
+    for name in ("--out", "--jobs", "--cluster"):
         parser.add_argument(name)
     for name in ("--resume", "--anew", "--missing"):
         parser.add_argument(name, action="store_true")
@@ -204,30 +207,43 @@ def _show(args: argparse.Namespace) -> None:
     _print_table(_table(experiment, result))
 
 
+def _executor(address: str | None, jobs: int) -> contextlib.AbstractContextManager:
+    """Where units run, if not here."""
+    if address is None:
+        return contextlib.nullcontext()
+    if jobs != 1:
+        raise ValueError("--jobs is for this machine and --cluster for others: give one of them")
+    from imm_lib.experiments import cluster
+
+    return cluster.executor(address)
+
+
 def _run(args: argparse.Namespace, words: list[str]) -> None:
     command = shlex.join(["python", "-m", "imm_lib", *_lasting(words)])
     chosen = [experiments.find(name) for name in _names(args)]
     scale, jobs = getattr(args, "scale", "full"), getattr(args, "jobs", 1)
     if args.command == "run" and (changes := _changes(args)):
         chosen = [experiments.adjusted(chosen[0], scale, changes)]
-    for i, experiment in enumerate(chosen):
-        if len(chosen) > 1:
-            left = _left(chosen[i:], scale)
-            print(f"[{i + 1}/{len(chosen)}{left}] {experiment.name}", file=sys.stderr)
-        file = experiments.run(
-            experiment,
-            scale,
-            args.seed,
-            args.device,
-            args.resume,
-            args.out,
-            command,
-            jobs,
-            anew=args.anew,
-            missing=getattr(args, "missing", False),
-        )
-        _say(f"written: {file.name}")
-        _print_table(_table(experiment, results.load(file.stem, file.parent)))
+    with _executor(getattr(args, "cluster", None), jobs) as executor:
+        for i, experiment in enumerate(chosen):
+            if len(chosen) > 1:
+                left = _left(chosen[i:], scale)
+                print(f"[{i + 1}/{len(chosen)}{left}] {experiment.name}", file=sys.stderr)
+            file = experiments.run(
+                experiment,
+                scale,
+                args.seed,
+                args.device,
+                args.resume,
+                args.out,
+                command,
+                jobs,
+                anew=args.anew,
+                missing=getattr(args, "missing", False),
+                executor=executor,
+            )
+            _say(f"written: {file.name}")
+            _print_table(_table(experiment, results.load(file.stem, file.parent)))
     for experiment in chosen:
         experiments.forget(experiment, scale, args.out)
 

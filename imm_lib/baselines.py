@@ -70,7 +70,7 @@ class SampledNoising(Drawing):
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
-    log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
+    log_q = accumulator(checks.log_distributions("log_q", log_q, dim=2))
     rows = target(checks.tensor("short", short))
     if rows.shape != log_q.shape:
         raise ValueError(

@@ -192,9 +192,9 @@ LOOK = 2**18
 
 def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0, and its rows are the logarithms of probabilities that sum to 1.
+    nothing above 0.
 
-    Raises TypeError or ValueError.
+    For what works label by label. Raises TypeError or ValueError.
     """
     if floating(name, value).dim() < dim or value.numel() == 0:
         raise ValueError(
@@ -207,6 +207,16 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
             raise ValueError(
                 f"{name} must hold log-probabilities (at most 0, no NaN), got a maximum of {top:g}"
             )
+    return value
+
+
+def log_distributions(name: str, value: Any, dim: int) -> Tensor:
+    """:func:`log_probabilities` that (CPU only) sum to 1 over the last dimension: scores that are
+    nowhere above 0 are none.
+
+    Raises TypeError or ValueError.
+    """
+    if visible(log_probabilities(name, value, dim)):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since

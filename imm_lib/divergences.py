@@ -68,8 +68,10 @@ def jensen_shannon(target: Tensor, log_q: Tensor) -> Tensor:
     0.6931
     """
     target, log_q = torch.broadcast_tensors(target, log_q)
-    q, out, log_q = _divided(log_q)
-    both = (target > 0) & ~out
+    q, _, log_q = _divided(log_q)
+    # one that is next to nothing is none, as its inverse would be infinite
+    least = torch.finfo(log_q.dtype).tiny
+    both = (target > least) & (q > least)
     alone = (target + q).masked_fill(both, 0.0) * math.log(2)
     p, q = target.masked_fill(~both, 0.5), q.masked_fill(~both, 0.5)
     log_q, log_middle = log_q.masked_fill(~both, math.log(0.5)), ((p + q) / 2).log()

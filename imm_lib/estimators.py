@@ -65,6 +65,8 @@ def distinct(
         weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
         counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
         total = weights.sum()
+        # what counts for nothing is not run: its risk may be infinite
+        values, counts = values[counts > 0], counts[counts > 0]
     own, count = distributed.dealt(values, counts, group)
     return own, count, total / distributed.ranks(group)
 
@@ -96,7 +98,7 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "

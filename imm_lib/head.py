@@ -60,6 +60,30 @@ LEAST = 64
 """Data points that are worked on at a time, at least: with fewer the products are slow."""
 
 
+class Scratch:
+    """Memory that the next part, and the next step, uses again: fresh memory costs as much as two
+    passes over it. A copy begins with none.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def __reduce__(self) -> tuple:
+        return Scratch, ()
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory of that shape; new memory is all zeros."""
+        found = self.held.get(name)
+        if (
+            found is None
+            or (found.dtype, found.device) != (dtype, like.device)
+            or found.shape[1:] != shape[1:]
+            or len(found) < shape[0]
+        ):
+            found = self.held[name] = torch.zeros(shape, dtype=dtype, device=like.device)
+        return found[: shape[0]]
+
+
 class Head:
     """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
 
@@ -70,18 +94,26 @@ class Head:
         weight: (Y, H).
         bias: (Y,), or None.
         dtype: of what is computed with logits.
+        memory: where they lie.
 
     Raises:
         TypeError, ValueError: for tensors of other kinds, shapes, dtypes or devices, and on a CPU
             for NaN or values so large that logits may overflow.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        memory: Scratch,
+    ):
         _check(hidden, weight, bias)
         self.inputs = hidden, weight, bias
         kind = hidden.device.type
         low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        self.memory: dict[str, Tensor] = {}
+        self.memory = memory
         self.dtype, self.low = dtype, torch.get_autocast_dtype(kind) if low else hidden.dtype
         self.hidden, self.weight = (x.detach().to(self.low) for x in (hidden, weight))
         self.bias = None if bias is None else bias.detach().to(self.low)
@@ -90,21 +122,22 @@ class Head:
             checks.visible(bias) and bias.detach().amin().item() > -math.inf
         )
         self.room = max(LEAST, ELEMENTS.get(kind, 2**27) // len(weight))
+        self.outer = self.hidden.new_zeros(len(hidden), dtype=dtype)
         wanted = torch.is_grad_enabled()
         self.wanted = tuple(wanted and x is not None and x.requires_grad for x in self.inputs)
         self.gradients: list[Tensor | None] = [
-            torch.zeros_like(x, dtype=accumulator(x).dtype) if want else None
+            None if x is None or not want else torch.zeros_like(x, dtype=accumulator(x).dtype)
             for x, want in zip(self.inputs, self.wanted, strict=True)
         ]
 
     def scratch(self, name: str, rows: int) -> Tensor:
-        """(rows, Y) memory of that name, which every part uses again; fresh memory costs as much as
-        two passes over it.
-        """
-        if name not in self.memory or len(self.memory[name]) < rows:
-            most = max(rows, min(self.room, len(self.hidden)) + 1)
-            self.memory[name] = self.hidden.new_empty(most, len(self.weight), dtype=self.dtype)
-        return self.memory[name][:rows]
+        """(rows, Y) memory of that name, whatever it holds."""
+        most = max(rows, min(self.room, len(self.hidden)) + 1)
+        return self.memory.take(name, (most, len(self.weight)), self.hidden, self.dtype)[:rows]
+
+    def zeros(self, name: str, size: int) -> Tensor:
+        """(size,) zeros of that name; who uses them leaves zeros behind."""
+        return self.memory.take(name + ", zeros", (size,), self.hidden, self.dtype)
 
     def softmax(self, points: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """(n, Y) logits of some data points, (n, Y) probabilities, and (n,) the log of their sum;
@@ -112,11 +145,10 @@ class Head:
         """
         hidden = self.hidden[points]
         logits, q = (self.scratch(name, len(hidden)) for name in ("logits", "q"))
-        with torch.autocast(self.hidden.device.type, enabled=False):
-            if self.low == self.dtype and self.bias is not None:
-                torch.addmm(self.bias, hidden, self.weight.T, out=logits)
-            else:
-                logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        if self.low == self.dtype and self.bias is not None:
+            torch.addmm(self.bias, hidden, self.weight.T, out=logits)
+        else:
+            logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
         torch.softmax(logits, 1, out=q)
         log_sum = logits.amax(1) - q.amax(1).log()
         if self.rules_out:  # so that 0 times a logit is 0
@@ -138,12 +170,24 @@ class Head:
             else:
                 weight.add_(gradient.T @ features)
 
+    def add_outer(self, column: Tensor, unit: Tensor) -> None:
+        """Take in ``unit`` times the gradient ``outer`` (N,) x ``column`` (Y,) by all logits."""
+        hidden, weight, bias = self.gradients
+        outer = self.outer * unit
+        if bias is not None:
+            bias.add_(column * outer.sum())
+        low, rows = column.to(self.low), outer.to(self.low)
+        if hidden is not None:
+            hidden.addr_(outer.to(hidden.dtype), (low @ self.weight).to(hidden.dtype))
+        if weight is not None:
+            weight.addr_(column.to(weight.dtype), (rows @ self.hidden).to(weight.dtype))
+
     def scalar(self, value: Tensor) -> Tensor:
         """``value`` with the gradient that was taken in."""
         if not any(self.wanted):
             return value
         found = [
-            None if g is None else g.to(x.dtype)
+            None if x is None or g is None else g.to(x.dtype)
             for g, x in zip(self.gradients, self.inputs, strict=True)
         ]
         return _Formed.apply(value, *self.inputs, *found)
@@ -224,16 +268,12 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if bias is not None and checks.floating("bias", bias).shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({len(weight)},), got {checks.describe(bias)}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            checks.same_device(name, value, "hidden", hidden)
     kind = hidden.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        for name, value in (("weight", weight), ("bias", bias)):
-            if value is not None and value.dtype != hidden.dtype:
-                raise ValueError(
-                    f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}"
-                )
+    low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    for name, value in {"weight": weight, "bias": bias if bias is not None else weight}.items():
+        checks.same_device(name, value, "hidden", hidden)
+        if value.dtype != hidden.dtype and not low:
+            raise ValueError(f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}")
     if checks.visible(hidden):
         _check_values(hidden, weight, bias)
 

@@ -7,6 +7,7 @@ GPU never waits for a check.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,9 +33,11 @@ def _broadcast(
         )
 
 
-def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
+def _operands(
+    log_q: Tensor, log_w: Tensor | None, check: Callable[[str, Tensor, int], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Checked and broadcastable (..., k, Y) log_q and (..., k, 1) log_w, uniform by default."""
-    log_q = accumulator(checks.log_probabilities("log_q", log_q, dim=2))
+    log_q = accumulator(check("log_q", log_q, 2))
     k = log_q.shape[-2]
     if log_w is None:
         return log_q, log_q.new_full((k, 1), -math.log(k))
@@ -45,7 +48,11 @@ def _operands(log_q: Tensor, log_w: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
-    """Target probabilities in the dtype of ``log_q``, checked against its label count."""
+    """Target probabilities in the dtype of ``log_q``, checked against its label count.
+
+    The risk is of whole distributions, unlike what works label by label.
+    """
+    checks.log_distributions("log_q", log_q, dim=2)
     checks.floating("target", target)
     checks.same_device("target", target, "log_q", log_q)
     if target.dim() < 1 or target.shape[-1] != log_q.shape[-1]:
@@ -180,7 +187,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     >>> induce(log_q).exp()
     tensor([0.7000, 0.3000])
     """
-    log_q, log_w = _operands(log_q, log_w)
+    log_q, log_w = _operands(log_q, log_w, checks.log_probabilities)
     return log_sum_exp(log_q + log_w)
 
 
@@ -203,7 +210,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
     >>> imm_risk(torch.tensor([0.7, 0.3]), log_q)               # the target's own entropy: a perfect match
     tensor(0.6109)
     """
-    log_q, log_w = _operands(log_q, log_w)
+    log_q, log_w = _operands(log_q, log_w, checks.log_distributions)
     target = _target_rows(target, log_q)
     return cross_entropy(target, log_sum_exp(log_q + log_w))
 
@@ -220,7 +227,7 @@ def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> 
     >>> noising_risk(torch.tensor([0.7, 0.3]), log_q)
     tensor(0.7288)
     """
-    log_q, log_w = _operands(log_q, log_w)
+    log_q, log_w = _operands(log_q, log_w, checks.log_distributions)
     target = _target_rows(target, log_q)
     weight = log_w.exp().squeeze(-1)
     # a context of weight 0 counts for nothing, even where it gives a label probability 0
@@ -253,7 +260,7 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     tensor([[0.6429, 0.1667],
             [0.3571, 0.8333]])
     """
-    log_q, log_w = _operands(log_q, log_w)
+    log_q, log_w = _operands(log_q, log_w, checks.log_probabilities)
     x = (log_q + log_w).detach()
     dead = (x == -math.inf).all(-2, keepdim=True)
     return torch.softmax(x.masked_fill(dead, 0.0), dim=-2).masked_fill(dead, 0.0)

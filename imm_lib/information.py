@@ -38,7 +38,7 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
 
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
-    log_q = checks.log_probabilities("query(short, extended)", query(short, extended), dim=2)
+    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
             f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}"

@@ -7,6 +7,8 @@ from imm_lib.coarse import coarsen
 from imm_lib.contexts import BeliefContexts, Contexts, GroupedContexts, KernelContexts
 from imm_lib.device import device
 from imm_lib.estimators import ExactIMM, SampledIMM
+from imm_lib.fused import FusedIMM
+from imm_lib.fused_sampled import FusedSampledIMM
 from imm_lib.induced import crosstalk, imm_risk, induce, noising_risk, undo_class_weights
 from imm_lib.integrations.classifier import from_sklearn
 from imm_lib.mixed import MixedContexts
@@ -20,6 +22,8 @@ __all__ = [
     "ExactIMM",
     "FastInformedBound",
     "FinitePOMDP",
+    "FusedIMM",
+    "FusedSampledIMM",
     "GroupedContexts",
     "Interpolation",
     "KernelContexts",

@@ -58,16 +58,19 @@ class Part(NamedTuple):
     whole: bool  # whether all of them are
 
 
-def parts(short: Tensor, room: int, counted: Tensor | None = None) -> list[Part]:
+def parts(
+    short: Tensor, room: int, counted: Tensor | None = None, ordered: bool = False
+) -> list[Part]:
     """A batch of (B,) ids in parts of whole short contexts, of at most ``room`` data points where
     none has more; one part where no value may be looked at. ``counted`` (B,) is 0 for data points
-    that are not to be counted, and 1 for the others.
+    that are not to be counted, and 1 for the others. ``ordered``: the data points of a short
+    context lie side by side in its part, if values may be looked at.
     """
     found = groups(short)
     total, first = found.members, torch.ones_like(found.short, dtype=torch.bool)
     if counted is not None:
         total = torch.zeros_like(total).index_add_(0, found.inverse, counted)
-    if len(short) <= room or not checks.visible(short):
+    if (len(short) <= room and not ordered) or not checks.visible(short):
         return [Part(slice(None), found, total, first, True)]
     order, ends = found.inverse.argsort(stable=True), found.members.cumsum(0).tolist()
     cut, begun, last = [], 0, 0

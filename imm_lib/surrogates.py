@@ -68,7 +68,7 @@ class _TableIMM(KeepsPrecision):
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
         short = checks.ids("short", short, len(self.table))
-        log_q = checks.log_probabilities(name, log_q, dim=2)
+        log_q = checks.log_distributions(name, log_q, dim=2)
         if log_q.shape != (len(short), self.table.shape[1]):
             raise ValueError(
                 f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"

@@ -63,7 +63,7 @@ class TabularWorld:
         self.induced = (self.belief.unsqueeze(2) * self.conditional).sum(1)
 
     def _model(self, log_q: Tensor) -> Tensor:
-        if checks.log_probabilities("log_q", log_q, dim=3).shape != self.joint.shape:
+        if checks.log_distributions("log_q", log_q, dim=3).shape != self.joint.shape:
             raise ValueError(
                 f"log_q must be (S, E, Y) = {tuple(self.joint.shape)}, got {checks.describe(log_q)}"
             )

@@ -275,8 +275,9 @@ def compare(
             f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
         )
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
-    eye = torch.eye(width, dtype=torch.float64)
+    eye = torch.eye(width, dtype=torch.float64, device=matrices[0].device)
     full = matrices[0] + damping * matrices[0].diagonal().mean() * eye
+    decay = decay.to(full.device)
     hessian = full + torch.diag(decay / n)
     inverse = torch.linalg.inv(hessian)
     covariance = inverse @ matrices[0] @ inverse / n

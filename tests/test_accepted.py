@@ -145,29 +145,34 @@ def test_scores_are_refused_everywhere(name):
         lambda: serialized.refresh([(bad, SHORT)]),
         lambda: imm.ReverseKD(table)(bad, SHORT),
         lambda: imm.Interpolation(table, 0.5)(bad, SHORT),
-        lambda: imm.induce(bad),
         lambda: imm.imm_risk(table[0], bad),
         lambda: imm.noising_risk(table[0], bad),
-        lambda: imm.crosstalk(bad),
     ):
         with pytest.raises(ValueError, match=r"log-probabilities, which sum to 1 over labels"):
             call()
     assert average.table.isnan().all() and not average.visited.any()
 
 
+def test_some_labels_alone_can_be_induced():
+    """Label by label: what is said of one label needs no others."""
+    log_q = random_log_q(4, 5)
+    torch.testing.assert_close(imm.induce(log_q[:, 1:3]), imm.induce(log_q)[1:3])
+    torch.testing.assert_close(imm.crosstalk(log_q[:, :1]), imm.crosstalk(log_q)[:, :1])
+
+
 def test_one_bad_row_of_a_small_tensor_is_found():
     log_q = random_log_q(1000, 3)
     log_q[717] -= 0.5
     with pytest.raises(ValueError, match="sum to 1 over labels"):
-        checks.log_probabilities("log_q", log_q, 2)
+        checks.log_distributions("log_q", log_q, 2)
 
 
 def test_a_large_tensor_is_looked_at_in_places():
     rows = 2 * checks.LOOK // 1000
     log_q = torch.full((rows, 1000), -math.log(1000))
-    assert checks.log_probabilities("log_q", log_q, 2) is log_q
+    assert checks.log_distributions("log_q", log_q, 2) is log_q
     with pytest.raises(ValueError, match="sum to 1 over labels"):
-        checks.log_probabilities("log_q", log_q - 1, 2)
+        checks.log_distributions("log_q", log_q - 1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -176,7 +181,7 @@ def test_rounded_log_probabilities_pass(dtype, labels):
     for log_q in (torch.zeros(3, labels), torch.randn(3, labels)):
         half = log_q.log_softmax(-1).to(dtype)
         for value in (half, half.float(), half.double()):
-            assert checks.log_probabilities("log_q", value, 2) is value
+            assert checks.log_distributions("log_q", value, 2) is value
 
 
 # inference mode

@@ -140,3 +140,16 @@ def test_language_models_are_read_at_two_seeds(tmp_path, monkeypatch):
     assert (first.what, first.runs) == ("perplexity, valid, none", 2)
     assert first.ours == pytest.approx(sum(baseline) / 2)
     assert first.half_width == pytest.approx(1.96 * abs(baseline[0] - baseline[1]) / 2, rel=1e-3)
+
+
+def test_a_page_names_every_device_that_a_result_was_computed_on():
+    cpu, gpu = "cpu, 1 threads", "NVIDIA H100"
+    alike = {"device": cpu, "units": [{}, {}]}
+    mixed = {"device": gpu, "units": [{}, {"made": {"device": cpu}}, {}]}
+    assert execution.devices(alike) == "cpu, 1 thread"
+    assert execution.devices(mixed) == "NVIDIA H100: 2 units; cpu, 1 thread: 1 units"
+    whole = {"device": gpu, "units": [{}]}
+    assert execution._where([alike, alike]).startswith("All 2 stored results")
+    assert "Of 3 stored results 1 were computed on a GPU and 1 in part" in execution._where(
+        [alike, mixed, whole]
+    )

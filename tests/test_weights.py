@@ -105,8 +105,10 @@ def test_an_infinite_risk_of_weight_0_costs_nothing(divergence):
     weight = torch.tensor([0.0, 1.0])
     for build in (imm.ExactIMM, lambda *a, **k: imm.SampledIMM(*a, k=2, **k)):
         term = build(target, contexts, divergence=divergence)
-        value = term(lambda s, e: log_q[e], torch.tensor([0, 1]), weight)
+        rows = log_q.clone().requires_grad_()
+        value = term(lambda s, e, rows=rows: rows[e], torch.tensor([0, 1]), weight)
         assert value.isfinite() and term.risk.isfinite()
+        assert torch.autograd.grad(value, rows)[0].isfinite().all()
 
 
 def test_the_ratio_is_limited_as_without_weights():

@@ -26,6 +26,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "logistic-sizes": "accuracy against data size, scheduled λ (Figure 1)",
         "logistic-fixed": "accuracy against data size at λ = 1.5 (Table 4)",
         "logistic-search": (
+            "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?"
+        ),
+        "logistic-columns": (
             "all three columns of Table 4 for many planes, with soft and redrawn hard labels"
         ),
         "logistic-lambda": "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
@@ -192,6 +195,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "every use of a restricted model on six tables, linear models and networks, all "
             "tuned alike"
         ),
+        "map-large": "the same on the largest table, with 500 and 2,000 training cases",
         "map-text": (
             "every use of a bigram that the language experiments train, chosen on validation text"
         ),

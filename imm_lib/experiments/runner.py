@@ -11,6 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +97,7 @@ def run(
     jobs: int = 1,
     anew: bool = False,
     missing: bool = False,
+    executor: Executor | None = None,
 ) -> Path:
     """Run all units of an experiment, with a progress bar, and write its result.
 
@@ -111,6 +113,8 @@ def run(
         jobs: units that run at a time, each in a process of its own where it is more than 1.
         anew: discard the units that an interrupted run has finished.
         missing: keep the units of the stored result, and run those that it lacks.
+        executor: where units run instead, all handed over at once: any of ``concurrent.futures``,
+            or a cluster's (``experiments.cluster``).
 
     Returns:
         The result's file.
@@ -149,7 +153,7 @@ def run(
         ]
         done, total = len(finished), len(finished) + len(pending)
         with bar(total, initial=done, desc=name, unit="unit") as progress:
-            for entry in _entries(experiment, tasks, jobs):
+            for entry in _entries(experiment, tasks, jobs, executor):
                 finished[identity(entry["unit"])] = entry
                 keep.write(where, name, key, list(finished.values()))
                 progress.update()
@@ -212,9 +216,18 @@ def work_by_name(task: Task) -> dict:
     return work(find(task.experiment), task)
 
 
-def _entries(experiment: Experiment, tasks: list[Task], jobs: int) -> Iterator[dict]:
+def _entries(
+    experiment: Experiment, tasks: list[Task], jobs: int, executor: Executor | None
+) -> Iterator[dict]:
     """Every unit's entry, as soon as it is done."""
-    if jobs == 1:
+    if executor is not None:
+        futures = [executor.submit(work_by_name, task) for task in tasks]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        finally:
+            for future in futures:
+                future.cancel()
+    elif jobs == 1:
         yield from (work(experiment, task) for task in tasks)
     else:
         yield from (entry for _, entry in workers.answers(work_by_name, tasks, jobs))

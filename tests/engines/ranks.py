@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -24,10 +25,12 @@ LABEL = torch.randint(Y, (N,), generator=torch.Generator().manual_seed(2))
 TARGET = torch.rand(S, Y, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).softmax(
     1
 )
+WEIGHT = torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 WORDS = imm.KneserNeyBigram.fit(torch.cat([SHORT, SHORT.flip(0)]).clamp(max=Y - 1), Y)
 ESTIMATORS = (
     *("moving average", "serialized", "sampled", "exact", "noising", "reverse-KD"),
     *("fused", "fused, seen labels", "fused, no table"),
+    *("moving average, weights", "sampled, weights", "reverse-KD, weights"),
 )
 ENGINES = ("ddp", "fsdp2")
 
@@ -65,7 +68,7 @@ def estimator(name, group):
         "fused": lambda: FusedIMM(TARGET, S, Y, 0.3, group=group),
         "fused, seen labels": lambda: FusedIMM(WORDS, Y, Y, 0.3, labels="seen", group=group),
         "fused, no table": lambda: FusedIMM(TARGET, S, Y, labels="none", group=group),
-    }[name]().double()
+    }[name.removesuffix(", weights")]().double()
 
 
 def shard(batch, rank, ranks):
@@ -75,6 +78,9 @@ def shard(batch, rank, ranks):
 
 
 def term_of(name, term, model, frozen, batch):
+    if name.endswith(", weights"):
+        whole, weight = name.removesuffix(", weights"), WEIGHT[batch]
+        return term_of(whole, partial(term, weight=weight), model, frozen, batch)
     if name in ("sampled", "exact", "noising"):
         return term(lambda short, extended: model(X[extended]), SHORT[batch])
     log_q = model(X[batch])

@@ -18,7 +18,7 @@ SKELETON = ("## What can go wrong", "## Summary", "## Exercises")
 FOLDED = {"hide-cell", "hide-input"}
 # Chapters that still have the old width and length of cells. The list only shrinks.
 OLD = tuple(
-    path.stem for path in CHAPTERS if path.stem[:2] in {f"{number:02d}" for number in range(6, 23)}
+    path.stem for path in CHAPTERS if path.stem[:2] in {f"{number:02d}" for number in range(6, 22)}
 )
 
 

@@ -44,7 +44,8 @@ KILLED, OPEN = ("killed", "timeout", "segfault", "suspicious"), ("survived", "no
 
 def copied(modules: list[str]) -> None:
     """The sources and tests to mutate, with a configuration of their own."""
-    WHERE.mkdir(parents=True, exist_ok=True)
+    # a folder that is not there when Python starts is not looked into later
+    (WHERE / "mutants" / "tests" / "tools").mkdir(parents=True, exist_ok=True)
     for name in ("imm_lib", "tests"):
         shutil.copytree(ROOT / name, WHERE / name, dirs_exist_ok=True)
     options = {

@@ -18,7 +18,7 @@ from imm_lib import experiments, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings
-from pages.execution import duration, stored
+from pages.execution import devices, duration, stored
 
 NORMAL = 1.959964
 """Half-width of a 95 % interval in standard errors."""
@@ -262,10 +262,7 @@ def _source(found: list[Number]) -> Iterator[str]:
         result = stored(number.experiment) if number.experiment and made else None
         told = [f"{made[0]:,} run{'s' * (made[0] > 1)}"] if made and number.experiment else []
         if result:
-            told += [
-                result["device"].replace(" 1 threads", " 1 thread"),
-                duration(result["wall_s"]),
-            ]
+            told += [devices(result), duration(result["wall_s"])]
         state = "; ".join(told) if made else "not run"
         yield f"- `{command}`" + (f" ({state})" if state else "")
 

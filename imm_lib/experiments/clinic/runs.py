@@ -136,6 +136,14 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
+QUICK = {
+    "steps": 5,
+    "repetitions": 2,
+    "block": 2,
+    "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
+}
+"""A quick look at tables."""
+
 EXPERIMENTS = [
     Experiment(
         name="map-cube",
@@ -185,14 +193,17 @@ EXPERIMENTS = [
         description="every use of a restricted model on six tables, linear models and networks, all tuned alike",
         scales={
             "full": settings.TABLES,
-            "ci": {
-                **settings.TABLES,
-                "steps": 5,
-                "repetitions": 2,
-                "block": 2,
-                "cases": [["wine", "linear", [20]], ["diabetes", "network", [20]]],
-            },
+            "ci": {**settings.TABLES, **QUICK},
         },
+        units=table_units,
+        run=_tables,
+        table=_table,
+        check=settings.check_tables,
+    ),
+    Experiment(
+        name="map-large",
+        description="the same on the largest table, with 500 and 2,000 training cases",
+        scales={"full": settings.LARGE, "ci": {**settings.LARGE, **QUICK}},
         units=table_units,
         run=_tables,
         table=_table,

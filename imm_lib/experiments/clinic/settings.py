@@ -92,11 +92,9 @@ TABLES = {
         ["fair", "linear", [20, 100]],
         ["fair", "network", [20, 100]],
         ["digits", "network", [50, 200]],
-        ["fair", "linear", [500]],
-        ["fair", "network", [500]],
-        ["fair", "linear", [2000]],
     ],
 }
+LARGE = {**TABLES, "cases": [["fair", "linear", [500, 2000]], ["fair", "network", [500]]]}
 
 TERMS = {"reverse-KD": "reverse-KD", "moving average": "moving average"}
 TUNED = [

@@ -2,6 +2,8 @@
 block.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -9,32 +11,37 @@ from typing_extensions import override
 from imm_lib import checks
 from imm_lib.experiments.language.histories import read
 from imm_lib.experiments.language.models import LanguageModel
-from imm_lib.experiments.language.terms import Term
+from imm_lib.experiments.language.terms import Sampled, Term
 from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.fused import FusedIMM
+from imm_lib.fused_sampled import FusedSampledIMM
 from imm_lib.targets import KneserNeyBigram
 
 
 class _Some(FusedIMM):
-    """Variants that are compared with the library's: pairs that occur more often alone are
-    corrected, and the tail has a weight of its own.
+    """Variants that are compared with the library's: only some pairs are corrected, and what is not
+    has a weight of its own, relative to λ.
     """
 
-    def __init__(self, *sizes, corrected: Tensor, tail: float, **rest):
+    weight = 1.0
+
+    def __init__(self, *sizes: Any, only: Tensor, tail: float, **rest: Any):
         super().__init__(*sizes, labels="seen", **rest)
-        self.tail = checks.number("tail", tail, 0)
-        self.register_buffer("corrected", corrected, persistent=False)
+        self.register_buffer("only", torch.cat([only, only[:1]]), persistent=False)
+        self.weight = checks.number("tail", tail, 0)
+        self._register_pairs()
 
     @override
-    def _pairs(self, part):
-        pairs = super()._pairs(part)
-        kept = self.corrected[pairs.place]
-        return type(pairs)(*(field[kept] for field in pairs))
+    def _register_pairs(self) -> None:
+        super()._register_pairs()
+        for name in ("pair_tail", "gamma", "unseen"):
+            value = self.weight * getattr(self, name)
+            self.register_buffer(name, value, persistent=False)
 
     @override
-    def _tail(self, part, pairs, out):
-        out.copy_(self._rows(part)).view(-1).index_add_(0, pairs.flat, -pairs.target)
-        out.mul_(self.tail)
+    def corrected(self, place: Tensor | slice, w: Tensor) -> Tensor:
+        uncorrected = self.weight * self.pair_target[place]
+        return super().corrected(place, w).where(self.only[place], uncorrected)
 
 
 def _counts(tokens: Tensor, size: int) -> Tensor:
@@ -75,8 +82,8 @@ class Fused(Term):
         if (tail, least) == (1.0, 1):
             self.imm = FusedIMM(bigram, *sizes, momentum, max_ratio, labels)
         else:
-            corrected = _counts(tokens, sizes[0]) >= least
-            options = {"corrected": corrected, "tail": tail, "max_ratio": max_ratio}
+            only = _counts(tokens, sizes[0]) >= least
+            options = {"only": only, "tail": tail, "max_ratio": max_ratio}
             self.imm = _Some(bigram, *sizes, momentum, **options)
 
     @override
@@ -95,3 +102,15 @@ class Fused(Term):
         labels, short = block.labels.flatten(), block.words.flatten()
         loss = self.imm(features.flatten(0, 1), *model.last_layer, labels, short, lam)
         return loss, self.imm.cross_entropy
+
+
+class FusedSampled(Sampled):
+    """Sampled IMM over histories, its log-probabilities a part at a time: the same numbers as of
+    :class:`Sampled`, to rounding.
+    """
+
+    _estimator = FusedSampledIMM
+
+    @override
+    def _risk(self, model: LanguageModel, words: Tensor) -> Tensor:
+        return self.imm(self.histories.features(model), words, *model.last_layer)

@@ -85,9 +85,8 @@ class Histories(nn.Module):
         for block, found in read(model, stream, states=True):
             self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
 
-    def query(self, model: LanguageModel, state: Tensor | None = None) -> Query:
-        """What estimators call: (N,) words, (N,) places -> (N, V) log-probabilities, of the model
-        as it is.
+    def features(self, model: LanguageModel, state: Tensor | None = None) -> Query:
+        """(N,) words, (N,) places -> (N, H) features, of the model as it is.
 
         With ``state``, (N, ...), every call begins from it, whatever text it comes from.
         """
@@ -101,10 +100,14 @@ class Histories(nn.Module):
                 if self.states is None:
                     raise RuntimeError("the cache is empty: call refresh first")
                 before = self.states[places[:, 0].to(self.device)].to(before)
-            features, _ = model.hidden(words[places], before)
-            return model.log_probs(features[:, -1])
+            return model.hidden(words[places], before)[0][:, -1]
 
         return run
+
+    def query(self, model: LanguageModel, state: Tensor | None = None) -> Query:
+        """What estimators call: the same, with (N, V) log-probabilities."""
+        features = self.features(model, state)
+        return lambda short, extended: model.log_probs(features(short, extended))
 
     def _free(self, device: torch.device) -> float:
         """Bytes of memory; without psutil what a CPU has is not known, and not checked."""

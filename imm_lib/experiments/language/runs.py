@@ -75,6 +75,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         "both": both,
         "serialized": lambda **rest: terms.Serialized(bigram, **rest),
         "sampled": sampled,
+        "sampled, fused": functools.partial(sampled, kind=fused.FusedSampled),
         "sampled, uncorrected": functools.partial(sampled, kind=terms.SampledUncorrected),
     }
     name = spec.get("term", "none")

@@ -304,6 +304,9 @@ class Sampled(_Random):
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
         self.histories.refresh(model)
 
+    def _risk(self, model: LanguageModel, words: Tensor) -> Tensor:
+        return self.imm(self.histories.query(model), words)
+
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
         drawn = block.words.flatten()
@@ -318,7 +321,7 @@ class Sampled(_Random):
         for group in drawn.unique().split(self.group):
             part = drawn[torch.isin(drawn, group)]
             with contextlib.nullcontext() if self.with_dropout else without_dropout(model):
-                term = self.imm(self.histories.query(model), part)
+                term = self._risk(model, part)
             yield term * (len(part) / len(drawn))
 
 

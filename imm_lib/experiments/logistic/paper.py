@@ -101,7 +101,7 @@ class Fit(NamedTuple):
 
 
 def fits(result: dict) -> list[Fit]:
-    """The settings of a result of ``logistic-search``, the nearest to Table 4 first."""
+    """The settings of a result of ``logistic-columns``, the nearest to Table 4 first."""
     found = []
     sizes = result["config"]["sizes"]
     for entry in result["units"]:
