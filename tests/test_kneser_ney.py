@@ -277,7 +277,7 @@ def test_the_papers_numbers():
 
 @pytest.mark.needs_data("ptb")
 def test_a_sixteenth_of_the_text_has_many_orphans():
-    """What the solution of chapter 5's second exercise says."""
+    """What the solution of chapter 13's second exercise says."""
     corpus = imm.data.load("ptb")
     train = corpus.train[: len(corpus.train) // 16]
     model = imm.KneserNeyBigram.fit(train, len(corpus.vocab))

@@ -1,4 +1,4 @@
-"""The experiment of chapter 21: honest partitions, fits that agree with scikit-learn, choices blind
+"""The experiment of chapter 4: honest partitions, fits that agree with scikit-learn, choices blind
 to the test.
 """
 
@@ -165,7 +165,7 @@ def test_the_picture_draws_the_stored_numbers(stored, tmp_path):
 
 
 def test_the_thirty_lines_of_the_chapter_run_on_their_own():
-    notebook = nbformat.read(BOOK / "21-your-own-project.ipynb", as_version=4)
+    notebook = nbformat.read(BOOK / "04-your-first-real-data.ipynb", as_version=4)
     program = "\n".join(c.source for c in notebook.cells if "program" in c.metadata.get("tags", []))
     lines = [
         line

@@ -105,6 +105,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "time and memory of a language model's training step with each term, as ratios "
             "in one process"
         ),
+        "bench-fused": ("time and memory of a fused last layer with IMM, as ratios in one process"),
     },
     "masked": {
         "masked-pretrain": (
@@ -181,7 +182,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "sensors": {
         "sensors": (
-            "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)"
+            "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 4)"
         ),
     },
     "clinic": {

@@ -1,4 +1,4 @@
-"""IMM on a small real data set (chapter 21): an old system reads one sensor of many cases, a new
+"""IMM on a small real data set (chapter 4): an old system reads one sensor of many cases, a new
 one all of few.
 
 Every unit is one random partition of the breast-cancer data that scikit-learn ships: ``old`` cases,
@@ -572,7 +572,7 @@ _CONFIG = {
 EXPERIMENTS = [
     Experiment(
         name="sensors",
-        description="breast-cancer data, one sensor of many cases helps all sensors of few (chapter 21)",
+        description="breast-cancer data, one sensor of many cases helps all sensors of few (chapter 4)",
         scales={
             "full": _CONFIG,
             "ci": _CONFIG | {"sensors": {"worst radius": [20]}, "seeds": 3, "cross_validated": []},

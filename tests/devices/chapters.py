@@ -1,11 +1,13 @@
 """Runs a chapter's cells in this process, as small as its device path allows."""
 
 import ast
+import contextlib
 import warnings
 from pathlib import Path
 
 import matplotlib
 import nbformat
+from second import SecondDevice, second_device
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 LINE = "device = imm.device()"
@@ -54,22 +56,27 @@ class Failed(Exception):
     """A cell failed; the message names it and has the error's first line."""
 
 
-def run(number: str, changes: list[tuple[str, str]] = (), claims: bool = False) -> dict:
-    """Run a chapter; returns its names.
+def run(number: str, changes: list[tuple[str, str]] = (), claims: bool = False) -> SecondDevice:
+    """Run a chapter, on the second device from the cell on that asks for it; returns what counted.
 
     Args:
         number: two digits.
         changes: pairs of old and new text.
         claims: keep the assertions.
+
+    Raises:
+        Failed: a cell did.
     """
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
     (path,) = BOOK.glob(f"{number}-*.ipynb")
     texts = changed([cell.source for cell in cells(path)], list(changes), number)
-    space = {"__name__": "__main__"}
+    space, mode, there = {"__name__": "__main__"}, None, contextlib.ExitStack()
     try:
         for cell, text in zip(cells(path), texts, strict=True):
+            if LINE in text:
+                mode = there.enter_context(second_device())
             tree = ast.parse(text)
             if not claims:
                 tree = ast.fix_missing_locations(_NoClaims().visit(tree))
@@ -83,5 +90,6 @@ def run(number: str, changes: list[tuple[str, str]] = (), claims: bool = False) 
                     raise Failed(f"chapter {number}, cell {cell.id}: {name}: {first}") from error
             pyplot.close("all")
     finally:
+        there.close()
         matplotlib.rcdefaults()
-    return space
+    return mode

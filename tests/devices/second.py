@@ -118,6 +118,8 @@ def _mixed(func, what: str) -> RuntimeError:
 
 def _check(func, args, flat: list[torch.Tensor]) -> None:
     """Raise RuntimeError where a GPU would: tensors of two devices in one operator."""
+    if any(type(t) is torch.Tensor and t.is_meta for t in flat):
+        raise RuntimeError(f"a tensor without values reached {func.__name__}")
     there = [t for t in flat if isinstance(t, Elsewhere)]
     plain = [t for t in flat if not isinstance(t, Elsewhere)]
     if not there or not plain or func in _MOVES:
@@ -188,6 +190,13 @@ class SecondDevice(TorchDispatchMode):
         return found
 
 
+def _key(key):
+    """An index whose lists are tensors of the CPU; torch would make them where no values are."""
+    if isinstance(key, tuple):
+        return tuple(map(_key, key))
+    return torch.tensor(key) if isinstance(key, list) else key
+
+
 class _FromLists(TorchFunctionMode):
     """``torch.tensor`` and its like, which make their tensor below all operators."""
 
@@ -201,6 +210,8 @@ class _FromLists(TorchFunctionMode):
             args = tree_map_only(Elsewhere, Elsewhere.tolist, args)  # numbers in a list are read
             if where is not None and _here(where):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(SECOND)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], _key(args[1]), *args[2:])
         if func is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(SECOND)
         return func(*args, **kwargs)

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 from chapters import BOOK, Failed, numbers, run, source
-from second import KIND, SECOND, second_device
+from second import KIND, SECOND
 
 import imm_lib as imm
 from imm_lib.experiments import logistic
@@ -16,7 +16,8 @@ from imm_lib.experiments.side import choice
 # What keeps a chapter's device path and makes it quick: pairs of old and new text. Assertions are
 # left out, since what they claim holds at the chapter's own sizes.
 SMALL = {
-    "06": [
+    "02": [("for _ in range(400):", "for _ in range(2):")],
+    "11": [
         ("torch.rand(400_000, 3", "torch.rand(400, 3"),
         ("rho=0.6, steps=200) for run", "rho=0.6, steps=2) for run"),
         ('"IMM exact", 0.6, steps=200)', '"IMM exact", 0.6, steps=2)'),
@@ -30,7 +31,7 @@ SMALL = {
             "logistic.train(ten, method, logistic.schedule(10), steps=2)",
         ),
     ],
-    "07": [
+    "17": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
         ("rhos.repeat_interleave(100)", "rhos.repeat_interleave(4)"),
         (
@@ -44,7 +45,7 @@ SMALL = {
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5), steps=2)',
         ),
     ],
-    "08": [
+    "18": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
         (
             "logistic.schedule(n), **options.get(method, {})",
@@ -54,7 +55,7 @@ SMALL = {
         ("range(1, 1001)", "range(1, 51)"),
         ("plt.plot(range(21)", "plt.plot(range(2)"),
     ],
-    "09": [
+    "07": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
         (
             'logistic.train(data.first(n), "baseline")',
@@ -65,7 +66,7 @@ SMALL = {
             'logistic.train(together, "IMM exact", rho(n), steps=2)',
         ),
     ],
-    "11": [
+    "19": [
         ("range(10, 201, 10)", "range(1, 3)"),
         ("itertools.islice(steps, 500)", "itertools.islice(steps, 3)"),
         ("[1, 10, 25, 50, 75, 100, 150, 200, 300, 400, 500]", "[1, 2, 3]"),
@@ -73,16 +74,16 @@ SMALL = {
         ("learnt[name][100]", "learnt[name][3]"),
         ("shown.index(100)", "shown.index(3)"),
     ],
-    "12": [
+    "20": [
         ("itertools.islice(steps, 299, None)", "itertools.islice(steps, 2, None)"),
         ("zip(range(1, 201), steps", "zip(range(1, 26), steps"),
     ],
-    "13": [
+    "14": [
         ("((4000, 2000, 4000))", "((400, 200, 400))"),
         ("epochs=18", "epochs=1"),
         ("for s in (0, 1)]", "for s in (0,)]"),
     ],
-    "14": [
+    "21": [
         ("((4000, 2000, 4000))", "((300, 200, 300))"),
         ("epochs=8", "epochs=1"),
         ("[1, 2, 4, 8]", "[1, 2]"),
@@ -97,12 +98,12 @@ SMALL = {
         ("places=10, seed=seed", "places=2, seed=seed"),
         ("[i] * 3", "[i]"),
     ],
-    "16": [
+    "08": [
         ("for _ in range(200):", "for _ in range(2):"),
         ("torch.empty(120, 10)", "torch.empty(3, 10)"),
         ("for step in range(120):", "for step in range(3):"),
     ],
-    "17": [
+    "06": [
         ("torch.logspace(-1, 1.5, 16)", "torch.logspace(-1, 1.5, 2)"),
         (
             'in tuning.RULES.items() if name != "none"',
@@ -111,14 +112,14 @@ SMALL = {
         ("(0.0, 0.3, 1.0, 3.0, 10.0)", "(0.0, 1.0)"),
         ("for seed in range(5)", "for seed in range(1)"),
     ],
-    "18": [
+    "22": [
         (
             "in {**divergences.NAMED, **further}.items()",
             'in {"cross-entropy": divergences.NAMED["cross-entropy"], **further}.items()',
         ),
         ("torch.randint(500, (4000, k)", "torch.randint(500, (40, k)"),
     ],
-    "19": [
+    "23": [
         ("sample(20_000, seed=99)", "sample(500, seed=99)"),
         ("max_iter=60", "max_iter=2"),
         ("sample(5000, seed=98)", "sample(50, seed=98)"),
@@ -127,21 +128,30 @@ SMALL = {
         ("lm.topics(4000, s)", "lm.topics(400, s)"),
         ("epochs=12", "epochs=1"),
     ],
-    "20": [
+    "16": [
         ("for _ in range(300):", "for _ in range(2):"),
         ("for seed in range(20):", "for seed in range(2):"),
         ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
     ],
-    "21": [("for seed in range(5):", "for seed in range(2):")],
+    "10": [
+        ("epochs=60", "epochs=1"),
+        ("for seed in range(10)", "for seed in range(2)"),
+        ("for _ in range(100):", "for _ in range(1):"),
+        ("(3000, 30000, 3000)", "(300, 3000, 300)"),
+        ("epochs=15", "epochs=1"),
+        ("for seed in range(3)", "for seed in range(2)"),
+        ("range(1, 16)", "range(1, 2)"),
+    ],
+    "04": [("for seed in range(5):", "for seed in range(2):")],
 }
 
 
 def run_there(number: str, changes: list[tuple[str, str]]) -> None:
     """Run a chapter on the second device; raises Failed, or AssertionError where the CPU works."""
-    with second_device() as mode:
-        run(number, changes)
+    mode = run(number, changes)
     here, there = (sum(mode.computed[kind].values()) for kind in ("cpu", KIND))
-    assert there > here, f"the CPU computed {here} numbers, the device {there}"
+    # the first chapters compute small worlds by hand; only their last section trains
+    assert there > (here if number > "13" else 0), f"the CPU computed {here}, the device {there}"
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +173,8 @@ def a_second_device(monkeypatch):
     monkeypatch.setattr(logistic, "descend", descended)
 
 
-# Chapter 22 indexes by parts of a permutation, which the second device misreads: a real one is needed.
-@pytest.mark.parametrize("number", [number for number in numbers() if number != "22"])
+# Chapter 10 indexes by parts of a permutation, which the second device misreads: a real one is needed.
+@pytest.mark.parametrize("number", [number for number in numbers() if number != "10"])
 def test_a_chapter_computes_on_its_device(number):
     run_there(number, SMALL.get(number, []))
 
@@ -179,13 +189,13 @@ def test_the_chapters_that_train_ask_for_a_device():
 
 # One step forgotten on the way to the device, in chapters that are quick.
 FORGOTTEN = [
-    ("07", "torch.Generator().manual_seed(0)).to(device)", "torch.Generator().manual_seed(0))"),
-    ("07", "torch.Generator().manual_seed(4)).to(device)", "torch.Generator().manual_seed(4))"),
-    ("08", "average = average.to(device)", ""),
-    ("12", "grid.Torus().to(device)", "grid.Torus()"),
-    ("16", "torch.nn.Sequential(*layers).to(device)", "torch.nn.Sequential(*layers)"),
-    ("16", "shown = (part.cpu().numpy()", "shown = (part.numpy()"),
-    ("21", "dtype=x.dtype).to(x.device)", "dtype=x.dtype)"),
+    ("17", "torch.Generator().manual_seed(0)).to(device)", "torch.Generator().manual_seed(0))"),
+    ("17", "torch.Generator().manual_seed(4)).to(device)", "torch.Generator().manual_seed(4))"),
+    ("18", "average = average.to(device)", ""),
+    ("20", "grid.Torus().to(device)", "grid.Torus()"),
+    ("08", "torch.nn.Sequential(*layers).to(device)", "torch.nn.Sequential(*layers)"),
+    ("08", "shown = (part.cpu().numpy()", "shown = (part.numpy()"),
+    ("04", "dtype=x.dtype).to(x.device)", "dtype=x.dtype)"),
 ]
 
 

@@ -1,6 +1,6 @@
 """Engines in which people train, and estimators: each pair is right, or refused in one sentence.
 
-``python tests/engines/cells.py`` writes the table of chapter 22; a test compares it.
+``python tests/engines/cells.py`` writes the table of chapter 10; a test compares it.
 """
 
 import functools

@@ -134,7 +134,10 @@ def main() -> int:
         print(f"{one:32} {killed:5} of {tried:5} killed, {excused[one]} excused")
     killed = sum(row["killed"] for row in table.values())
     tried = killed + sum(row["survived"] for row in table.values())
-    share = killed / tried if tried else 0.0
+    if not tried:
+        print(f"No mutant was tried; {WHERE / 'run.log'} says why.")
+        return 1
+    share = killed / tried
     print(f"\n{killed} of {tried} mutants killed: {100 * share:.1f} %")
     for survivor in survivors:
         if not survivor["reason"]:

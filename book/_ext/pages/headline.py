@@ -77,7 +77,7 @@ def _logistic() -> Iterator[Line]:
     yield Line(
         f"Logistic regression on 10 points, accuracy in per cent, {result['config']['runs']} runs, "
         f"each method at the best of its weights: {shown(few)}. On 50 points: {shown(many)}.",
-        "07-lambda-and-table-4",
+        "17-lambda-and-table-4",
         _reversed(_apart(few["IMM exact"], few["none"])),
         _reversed(_apart(few["IMM exact"], few["noising"])),
     )
@@ -101,7 +101,7 @@ def _grid() -> Iterator[Line]:
         f"A walker on the grid, return after {last} epochs, mean ± standard error of "
         f"{result['config']['runs']} runs, each method at the best of its settings: IMM "
         f"{shown['IMM']}, no target {shown['none']}, reverse distillation {shown['reverse-KD']}.",
-        "12-going-further",
+        "20-the-grid-further",
         _reversed(_apart(best["IMM"], best["none"])),
         _reversed(_apart(best["IMM"], best["reverse-KD"])),
     )
@@ -126,7 +126,7 @@ def _diagnoses() -> Iterator[Line]:
         f"Diagnoses from {n} cases, settings chosen by five folds of the same cases, {len(entries)} "
         f"partitions, test loss less that without a target: IMM {_signed(gain['IMM'], 3)} nats, the "
         f"{best} {_signed(gain[best], 3)}. The two are level.",
-        "21-your-own-project",
+        "04-your-first-real-data",
         gain["IMM"],
         _less(loss["IMM"], loss[best]),
     )
@@ -155,7 +155,7 @@ def _language() -> Iterator[Line]:
         f"An LSTM on 3 % of the Penn Treebank, weights chosen on validation text, {len(seeds)} seeds, "
         f"test perplexity: IMM less no target {_signed(none, 2)}, IMM less reverse distillation "
         f"{_signed(other, 2)}. The two are level.",
-        "13-lstm-language-models",
+        "14-lstm-language-models",
         none,
         other,
     )
@@ -172,7 +172,7 @@ def _digits() -> Iterator[Line]:
     yield Line(
         f"Digits, a target that sees a quarter of the pixels, {key[2]} pictures, {len(ours)} splits, "
         f"test loss: IMM less reverse distillation {_signed(rival, 3)} nats.",
-        "20-real-side-information",
+        "16-real-side-information",
         results.mean_interval(ours),
         rival,
     )
@@ -189,7 +189,7 @@ def _snippets() -> Iterator[Line]:
         f"An LSTM with restricted samples of other text, {len(test['baseline'])} seeds, test perplexity "
         f"less that without a target: IMM {_signed(gain['IMM, bigram'], 1)}, reverse distillation "
         f"{_signed(gain['reverse-KD'], 1)}.",
-        "20-real-side-information",
+        "16-real-side-information",
         gain["IMM, bigram"],
         _less(test["IMM, bigram"], test["reverse-KD"]),
     )
@@ -279,7 +279,7 @@ def _bigram() -> Iterator[str]:
         parts = ", ".join(f"{ours[split]:.3f}" for split in ("train", "valid", "test"))
         yield (
             f"The bigram of the paper's Table 5 has the printed perplexities: {parts}. "
-            f"{_link('05-kneser-ney')}."
+            f"{_link('13-kneser-ney')}."
         )
 
 
@@ -291,7 +291,7 @@ def _table_4() -> Iterator[str]:
         yield (
             f"Table 4's column of noising: {row['paper']:.2f} per cent printed for {last} points, "
             f"{row['ours']:.2f} here; no setting that was tried has its late rise. "
-            f"{_link('07-lambda-and-table-4')}."
+            f"{_link('17-lambda-and-table-4')}."
         )
 
 
@@ -303,7 +303,7 @@ def _shifted() -> Iterator[str]:
         harmed = (change[ahead <= 0] > 0).double().mean().item()
         yield (
             "A target that is not ahead of the model's own induced model on held-out pairs: IMM did "
-            f"harm in {harmed:.0%} of such splits. {_link('20-real-side-information')}."
+            f"harm in {harmed:.0%} of such splits. {_link('16-real-side-information')}."
         )
 
 

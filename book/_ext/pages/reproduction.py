@@ -140,7 +140,7 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
 
 def _some_sizes() -> str:
     """What the extra data would be over five of the sizes."""
-    note = """Ours is the mean over the twelve sizes from 2 to 50 of [chapter 6](06-logistic-regression.ipynb). The
+    note = """Ours is the mean over the twelve sizes from 2 to 50 of [chapter 11](11-logistic-regression.ipynb). The
 paper says neither over which sizes it averages nor how large its error is."""
     if result := stored("logistic-extra-data"):
         tens = result["units"][0]["numbers"]["tens"]
@@ -324,15 +324,15 @@ What the paper shows in figures, without numbers, is compared in the chapters, s
 
 _NOTES = {
     "Table 1": """The paper's is the best of several restarts, ours is to be the mean of two seeds. [Chapter
-13](13-lstm-language-models.ipynb) has the same methods on a part of the text.""",
+14](14-lstm-language-models.ipynb) has the same methods on a part of the text.""",
     "Table 2": """BERT base needs weights from a model hub and a GPU; it has not been run. [Chapter
 15](15-fine-tuning.ipynb) has the same arms on a smaller encoder and parts of CoLA and MRPC.""",
     "Table 4": """Accuracies in per cent at λ = 1.5. The paper does not print its plane. Ours has the normal
 (1, 1, 1) and goes through the centre of the cube. The errors of the paper's means are read off its
 bars. Baseline and IMM are near the printed means, though not always inside; the noising column is
 not reproduced by any plane that was tried, and
-[chapter 7](07-lambda-and-table-4.ipynb) tells of the search.""",
+[chapter 17](17-lambda-and-table-4.ipynb) tells of the search.""",
     "Table 5": """The restricted model is in the paper's convention for perplexities ([chapter
-5](05-kneser-ney.ipynb)).""",
+13](13-kneser-ney.ipynb)).""",
 }
 """What a reader must know before comparing."""

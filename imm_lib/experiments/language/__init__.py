@@ -6,6 +6,7 @@ from imm_lib.experiments import paper
 from imm_lib.experiments.language import (
     arms,
     fidelity,
+    fused_speed,
     measures,
     profile,
     readings,
@@ -28,7 +29,12 @@ from imm_lib.experiments.language.text import Block, Stream, part, topics
 from imm_lib.experiments.language.training import Diverged, Settings, Trained, train
 from imm_lib.experiments.training import without_dropout
 
-EXPERIMENTS = [*arms.EXPERIMENTS, *speed.EXPERIMENTS, *profile.EXPERIMENTS]
+EXPERIMENTS = [
+    *arms.EXPERIMENTS,
+    *speed.EXPERIMENTS,
+    *fused_speed.EXPERIMENTS,
+    *profile.EXPERIMENTS,
+]
 
 __all__ = [
     "EXPERIMENTS",

@@ -2,8 +2,6 @@
 block.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -24,9 +22,14 @@ class _Some(FusedIMM):
     """
 
     weight = 1.0
+    only: Tensor
+    pair_target: Tensor
 
-    def __init__(self, *sizes: Any, only: Tensor, tail: float, **rest: Any):
-        super().__init__(*sizes, labels="seen", **rest)
+    def __init__(
+        self, bigram: KneserNeyBigram, momentum: float, max_ratio: float, only: Tensor, tail: float
+    ):
+        size = bigram.vocab_size
+        super().__init__(bigram, size, size, momentum, max_ratio, labels="seen")
         self.register_buffer("only", torch.cat([only, only[:1]]), persistent=False)
         self.weight = checks.number("tail", tail, 0)
         self._register_pairs()
@@ -82,9 +85,8 @@ class Fused(Term):
         if (tail, least) == (1.0, 1):
             self.imm = FusedIMM(bigram, *sizes, momentum, max_ratio, labels)
         else:
-            only = _counts(tokens, sizes[0]) >= least
-            options = {"only": only, "tail": tail, "max_ratio": max_ratio}
-            self.imm = _Some(bigram, *sizes, momentum, **options)
+            only = _counts(checks.ids("tokens", tokens), sizes[0]) >= least
+            self.imm = _Some(bigram, momentum, max_ratio, only, tail)
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
@@ -101,7 +103,7 @@ class Fused(Term):
             return features.sum(), features.detach().sum()  # the run says where it diverged
         labels, short = block.labels.flatten(), block.words.flatten()
         loss = self.imm(features.flatten(0, 1), *model.last_layer, labels, short, lam)
-        return loss, self.imm.cross_entropy
+        return loss, checks.tensor("cross_entropy", self.imm.cross_entropy)
 
 
 class FusedSampled(Sampled):

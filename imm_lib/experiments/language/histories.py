@@ -20,13 +20,14 @@ from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.training import without_dropout
 
 
+@torch.no_grad()
 def read(
     model: LanguageModel, stream: Stream, states: bool = False
 ) -> Iterator[tuple[Block, Tensor]]:
     """One pass without dropout or gradients: each block, and its features or the states before its
-    words.
+    words. Whoever asks keeps his own gradient mode between two blocks (the decorator sees to it).
     """
-    with torch.no_grad(), without_dropout(model):
+    with without_dropout(model):
         state, step = model.begin(stream.batch), model.states if states else model.hidden
         for block in stream:
             found, state = step(block.words, state)

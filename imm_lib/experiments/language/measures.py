@@ -19,6 +19,7 @@ WEIGHTS = [i / 20 for i in range(20)]
 """Shares of the bigram from which the mixture's is chosen on validation text."""
 
 
+@torch.no_grad()
 def label_log_probs(model: LanguageModel, stream: Stream) -> Tensor:
     """(n,) log Q(next word) in nats at every place of the stream, in the order of the text; no
     dropout.

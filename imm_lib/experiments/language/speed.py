@@ -16,13 +16,18 @@ from imm_lib.experiments.measure import compare, peak_bytes, tokens
 from imm_lib.targets import KneserNeyBigram
 
 
-class _Bench:
+class Bench:
     """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in turn."""
 
     def __init__(self, config: dict, device: torch.device):
         words, self.size = tokens()
         self.settings = Settings(
-            width=config["width"], batch=config["batch"], unroll=config["unroll"], epochs=1
+            width=config["width"],
+            batch=config["batch"],
+            unroll=config["unroll"],
+            epochs=1,
+            model=config.get("model", "lstm"),
+            layers=config.get("layers", 2),
         )
         words = words.to(device)
         self.bigram = KneserNeyBigram.fit(words, self.size)
@@ -35,6 +40,7 @@ class _Bench:
     def sampled(
         self, steps: int, k: int = 10, cache: bool = True, words: int = 70
     ) -> terms.Sampled:
+        """Sampled IMM over histories of the text."""
         return terms.Sampled(
             self.bigram, 0.2, Histories(self.stream, self.size, steps, cache), k, words
         )
@@ -68,7 +74,7 @@ def _steps(config: dict, device: torch.device, repeats: int) -> dict:
     """Medians of a step of each kind, and of the passes over the text that come on top once an
     epoch, in seconds.
     """
-    bench = _Bench(config, device)
+    bench = Bench(config, device)
     run = bench.run(terms.Term())
     steps = {
         "plain": bench.next_step(run),
@@ -113,7 +119,7 @@ def _published(config: dict, device: torch.device, repeats: int) -> dict:
     """The published scheme, whose k histories of every place are run again on each fifth block,
     over the plain step.
     """
-    bench = _Bench(config, device)
+    bench = Bench(config, device)
     histories = Histories(bench.stream, bench.size, config["unroll"], cache=False)
     works = {
         "plain": bench.step(terms.Term()),
@@ -126,7 +132,7 @@ def _published(config: dict, device: torch.device, repeats: int) -> dict:
 
 def _memory(config: dict, device: torch.device, repeats: int) -> dict:
     """Peak bytes of a step: plain, and with cached states in chunks over k."""
-    bench = _Bench({**config, "blocks": 1}, device)
+    bench = Bench({**config, "blocks": 1}, device)
     found = {"plain": peak_bytes(bench.step(terms.Term()), device)}
     for k in (5, 10, 20):
         found[f"cached, k = {k}"] = peak_bytes(bench.step(bench.sampled(1, k)), device)

@@ -281,7 +281,7 @@ class Sampled(_Random):
         seed: of the draws.
     """
 
-    _estimator: type[SampledIMM] | type[SampledNoising] = SampledIMM
+    _estimator: type[nn.Module] = SampledIMM
 
     def __init__(
         self,
