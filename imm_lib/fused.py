@@ -18,7 +18,7 @@ from imm_lib.averages import Step, row_sums
 from imm_lib.corrections import CORRECTIONS, move_together, seen
 from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Target
-from imm_lib.head import Batch, Head, Scratch
+from imm_lib.head import Batch, Head, Scratch, scratch_of
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import parts, split
 from imm_lib.tables import (
@@ -180,7 +180,7 @@ class FusedIMM(KeepsPrecision):
                 "FusedIMM does not work under torch.func, as its gradient is formed in the forward "
                 "pass: use cross-entropy plus SampledIMM"
             )
-        head = Head(hidden, weight, bias, self.table.dtype, self._memory(hidden))
+        head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and checks.visible(short) and self.labels != "none":
@@ -223,10 +223,10 @@ class FusedIMM(KeepsPrecision):
         total = torch.zeros_like(self.table)
         count = torch.zeros_like(self.visited, dtype=torch.long)
         for hidden, short in pairs_of(batches, "hidden"):
-            head = Head(hidden, weight, bias, self.table.dtype, self._memory(hidden))
+            head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
             short = self._short(head, short)
             for step in self._steps(short, None, head.room):
-                _, q, _ = head.softmax(step.part.points)
+                q = head.probabilities(step.part.points)
                 if self.labels == "all":
                     total.index_add_(0, step.part.groups.short, row_sums(head, step, q))
                 elif self.labels == "seen":
@@ -287,10 +287,6 @@ class FusedIMM(KeepsPrecision):
                 counts = None if counted is None else counted[part.points] > 0
                 steps.append(Step(part, counts, kept, step, False))
         return steps
-
-    def _memory(self, hidden: Tensor) -> Scratch:
-        """Memory to work in: kept on a CPU; elsewhere its allocator keeps it."""
-        return self.memory if isinstance(hidden, Tensor) and checks.visible(hidden) else Scratch()
 
     def _short(self, head: Head, short: Tensor) -> Tensor:
         """Checked (N,) short contexts."""

@@ -506,10 +506,24 @@ def test_the_sampled_risk_is_that_of_log_probabilities(k, rows, look, monkeypatc
     assert_same(*found)
 
 
+def test_a_context_that_is_drawn_twice_is_run_once():
+    contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
+    asked = []
+
+    def query(short, extended):
+        asked.append(torch.stack([short, extended]))
+        return hidden[extended]
+
+    imm.FusedSampledIMM(TARGET, contexts, 50)(query, batch()[1], weight, bias)
+    (found,) = asked
+    assert len(found.unique(dim=1).T) == len(found.T) < 50
+    assert torch.equal(found[0], found[0].sort().values)
+
+
 def test_the_sampled_risk_refuses_what_does_not_fit():
     contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
     term = imm.FusedSampledIMM(TARGET, contexts, 2)
-    with pytest.raises(ValueError, match=r"query\(short, extended\) must be \(12, H\)"):
+    with pytest.raises(ValueError, match=r"query\(short, extended\) must be \(\d+, H\)"):
         term(lambda _, e: hidden[e[1:]], torch.arange(S), weight, bias)
     with pytest.raises(ValueError, match=r"weight \(6, H\)"):
         term(lambda _, e: hidden[e], torch.arange(S), weight[:3], None)
