@@ -276,7 +276,10 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
     for name, value in (("hidden", hidden), ("weight", weight)):
         if checks.floating(name, value).dim() != 2 or value.numel() == 0:
-            raise ValueError(f"{name} must be a non-empty matrix, got {checks.describe(value)}")
+            hint = "; join batch and time by flatten(0, 1)" if value.dim() == 3 else ""
+            raise ValueError(
+                f"{name} must be a non-empty matrix, got {checks.describe(value)}{hint}"
+            )
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got {checks.describe(weight)}"
@@ -303,6 +306,8 @@ def _check_values(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         largest[name] = max(abs(low), abs(high)) if name != "bias" else high
         if not largest[name] < float("inf"):
             raise ValueError(f"{name} must be finite, got values from {low:g} to {high:g}")
+        if high == -float("inf"):
+            raise ValueError(f"{name} must leave some label possible, got -inf for all of them")
     product = largest["hidden"] * largest["weight"] * hidden.shape[1] + largest.get("bias", 0.0)
     if product > torch.finfo(hidden.dtype).max:
         raise ValueError(
