@@ -108,11 +108,11 @@ class FusedIMM(KeepsPrecision):
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
         self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
-        if labels == "seen":
-            self._register_pairs()
-        size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.pair_target),)
+        size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.bigram.keys) + 1,)
         self.register_buffer("table", torch.empty(size))
         self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        if labels == "seen":
+            self._register_pairs()
         self.register_load_state_dict_pre_hook(check_sizes)
         self.reset_parameters()
 
@@ -130,12 +130,13 @@ class FusedIMM(KeepsPrecision):
         found = {name: torch.cat([x, x.new_zeros(1)]) for name, x in pairs.items()}
         found |= {"gamma": bigram.gamma, "unseen": unseen, "backoff": bigram.backoff}
         for name, value in found.items():
-            self.register_buffer(name, value, persistent=False)
+            kind = self.table.dtype if value.is_floating_point() else value.dtype
+            self.register_buffer(name, value.to(kind), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         if self.labels == "seen":
-            self._register_pairs()  # in the bigram's new precision
+            self._register_pairs()  # in the new precision
         return self
 
     def forward(

@@ -193,6 +193,18 @@ def test_in_eval_mode_the_table_stands_still():
         assert torch.equal(before.nan_to_num(), module.table.nan_to_num())
 
 
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
+def test_a_target_of_another_precision(labels):
+    """A bigram that another module has taken along to double precision."""
+    inputs = [x.detach().float() for x in layer()]
+    single, double = (copy.deepcopy(BIGRAM), copy.deepcopy(BIGRAM).double())
+    values = [
+        imm.FusedIMM(t, S, Y, 0.3, labels=labels)(*inputs, *batch()) for t in (single, double)
+    ]
+    assert values[0].dtype == values[1].dtype == torch.float32
+    torch.testing.assert_close(*values)
+
+
 def duplicates(module):
     """Copies of three kinds."""
     file = io.BytesIO()
@@ -232,7 +244,12 @@ def test_layouts_and_a_scaled_loss(labels):
     """Transposed, strided and repeated hidden states, and the factor of a gradient scaler."""
     (_, weight, bias), (ids, short) = layer(), batch()
     draw = torch.randn(2 * N, 2 * H, dtype=torch.float64)
-    for hidden in (draw[:N, :H], draw[::2, ::2], draw.T.contiguous()[:H, :N].T, draw[:1, :H].expand(N, H)):
+    for hidden in (
+        draw[:N, :H],
+        draw[::2, ::2],
+        draw.T.contiguous()[:H, :N].T,
+        draw[:1, :H].expand(N, H),
+    ):
         hidden = hidden.detach().requires_grad_()
         found = []
         for module in (fused(labels), Twin(fused(labels))):

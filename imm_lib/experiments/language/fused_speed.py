@@ -184,8 +184,8 @@ def _table(result: dict) -> list[list[str]]:
     return rows
 
 
-_TEXT: dict = {"width": 200, "batch": 20, "unroll": 35, "blocks": 3}
-_FULL = {
+_TEXT = {"width": 200, "batch": 20, "unroll": 35, "blocks": 3}
+_FULL: dict = {
     "lstm": _TEXT,
     "transformer": {**_TEXT, "width": 256, "model": "transformer", "layers": 4},
     "sampled": _TEXT,
