@@ -52,7 +52,9 @@ for _ in range(2):
         state = tuple(part.detach() for part in state)
         short, label = block[:, :-1].flatten(), block[:, 1:].flatten()
         # the cross-entropy and IMM, with the last layer
-        loss = term(hidden.flatten(0, 1), last.weight, last.bias, label, short)
+        loss = term(
+            hidden.flatten(0, 1), last.weight, last.bias, label, short
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
