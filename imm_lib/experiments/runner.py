@@ -33,18 +33,17 @@ class Experiment:
 
     Attributes:
         name: of the result's file, lower-case letters, digits and hyphens.
-        description: one line.
         scales: configuration by scale, JSON objects: "full", and "ci" for a quick look.
         units: (config, seed) -> list of JSON objects, one per unit of work.
         run: (unit, config, device) -> JSON object of numbers.
-        table: result -> rows of text, the first of them the header.
+        table: result -> rows of text, the first of them the header; a ``table.Table``, or
+            ``reading.listed`` of its columns.
         gpu: the full scale takes days without one, so that --all leaves it out on a CPU.
         devices: the kinds of device that it can run on.
         check: config -> nothing; raises ValueError or TypeError for one that cannot work.
     """
 
     name: str
-    description: str
     scales: dict[str, dict]
     units: Callable[[dict, int], list[dict]]
     run: Callable[[dict, dict, torch.device], dict]

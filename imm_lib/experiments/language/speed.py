@@ -17,7 +17,9 @@ from imm_lib.targets import KneserNeyBigram
 
 
 class Bench:
-    """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in turn."""
+    """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in
+    turn.
+    """
 
     def __init__(self, config: dict, device: torch.device):
         words, self.size = tokens()
@@ -176,7 +178,6 @@ _FULL = {"width": 200, "batch": 20, "unroll": 35, "blocks": 3, "repeats": 9}
 EXPERIMENTS = [
     Experiment(
         name="bench-language",
-        description="time and memory of a language model's training step with each term, as ratios in one process",
         scales={"full": _FULL, "ci": {**_FULL, "width": 16, "batch": 4, "unroll": 5, "repeats": 1}},
         units=lambda config, seed: [{"part": name} for name in PARTS],
         run=lambda unit, config, device: PARTS[unit["part"]](config, device, config["repeats"]),
