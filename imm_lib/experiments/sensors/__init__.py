@@ -7,10 +7,6 @@ all sensors, to train on; cases to choose settings with; cases to test on. All m
 the same partition, so that they are paired.
 """
 
-<<<<<<< HEAD
-from imm_lib.experiments.sensors.numbers import METHODS, cells, gain
-=======
->>>>>>> refs/heads/book
 from imm_lib.experiments.sensors.problem import (
     Task,
     candidates,
