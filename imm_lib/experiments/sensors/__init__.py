@@ -7,7 +7,6 @@ all sensors, to train on; cases to choose settings with; cases to test on. All m
 the same partition, so that they are paired.
 """
 
-from imm_lib.experiments.sensors.numbers import METHODS, cells, gain
 from imm_lib.experiments.sensors.problem import (
     Task,
     candidates,
@@ -16,6 +15,7 @@ from imm_lib.experiments.sensors.problem import (
     scores,
     task,
 )
+from imm_lib.experiments.sensors.readings import METHODS, cells, gain
 from imm_lib.experiments.sensors.runs import EXPERIMENTS
 
 __all__ = [

@@ -1,6 +1,4 @@
-"""The numbers of a stored run, and how its methods are drawn."""
-
-from __future__ import annotations
+"""The numbers of a stored run, by sensor, size and method."""
 
 import imm_lib as imm
 
