@@ -19,7 +19,7 @@ SMALL = {
     "02": [("for _ in range(400):", "for _ in range(2):")],
     "11": [
         ("torch.rand(400_000, 3", "torch.rand(400, 3"),
-        ("rho=0.6, steps=200) for run", "rho=0.6, steps=2) for run"),
+        ("by_hand(few, run, 0.6, 200)", "by_hand(few, run, 0.6, 2)"),
         ('"IMM exact", 0.6, steps=200)', '"IMM exact", 0.6, steps=2)'),
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
         (
@@ -30,6 +30,7 @@ SMALL = {
             "logistic.train(ten, method, logistic.schedule(10))",
             "logistic.train(ten, method, logistic.schedule(10), steps=2)",
         ),
+        ('"IMM exact", rho, bandwidth=h)', '"IMM exact", rho, bandwidth=h, steps=2)'),
     ],
     "17": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
