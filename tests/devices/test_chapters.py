@@ -17,6 +17,12 @@ from imm_lib.experiments.side import choice
 # left out, since what they claim holds at the chapter's own sizes.
 SMALL = {
     "02": [("for _ in range(400):", "for _ in range(2):")],
+    "09": [
+        ("for _ in range(200):", "for _ in range(2):"),
+        ("for seed in range(20):", "for seed in range(2):"),
+        ("for _ in range(1000)", "for _ in range(5)"),
+        ("clinic.settings.TABLES", '{**clinic.settings.TABLES, "steps": 2, "block": 2}'),
+    ],
     "11": [
         ("torch.rand(400_000, 3", "torch.rand(400, 3"),
         ("by_hand(few, run, 0.6, 200)", "by_hand(few, run, 0.6, 2)"),
@@ -47,6 +53,8 @@ SMALL = {
         ),
         ("for steps in (3000, 10_000)", "for steps in (3, 10)"),
         ("plane.draw(2, 20_000", "plane.draw(2, 20"),
+        ("plane.draw(20, 200", "plane.draw(2, 20"),
+        ("rho, steps=3000)", "rho, steps=2)"),
         (
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5))',
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5), steps=2)',
@@ -193,8 +201,8 @@ def test_the_chapters_that_train_ask_for_a_device():
 
 # One step forgotten on the way to the device, in chapters that are quick.
 FORGOTTEN = [
-    ("17", "torch.Generator().manual_seed(0)).to(device)", "torch.Generator().manual_seed(0))"),
-    ("17", "torch.Generator().manual_seed(4)).to(device)", "torch.Generator().manual_seed(4))"),
+    ("17", "50, generator).to(device)", "50, generator)"),
+    ("17", "draw_many).to(device)", "draw_many)"),
     ("18", "average = average.to(device)", ""),
     ("20", "grid.Torus().to(device)", "grid.Torus()"),
     ("08", "torch.nn.Sequential(*layers).to(device)", "torch.nn.Sequential(*layers)"),
