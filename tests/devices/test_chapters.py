@@ -62,13 +62,9 @@ SMALL = {
     ],
     "18": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
-        (
-            "logistic.schedule(n), **options.get(method, {})",
-            "logistic.schedule(n), steps=2, **options.get(method, {})",
-        ),
+        ("method, rho, **own)", "method, rho, steps=2, **own)"),
         ("torch.zeros(4, 100, device=device)", "torch.zeros(4, 4, device=device)"),
         ("range(1, 1001)", "range(1, 51)"),
-        ("plt.plot(range(21)", "plt.plot(range(2)"),
     ],
     "07": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
