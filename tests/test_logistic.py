@@ -15,7 +15,8 @@ import imm_lib as imm
 from imm_lib import experiments
 from imm_lib.experiments import logistic
 from imm_lib.experiments.logistic import paper, terms
-from imm_lib.experiments.logistic.readings import equal_accuracy, extra_data, spread
+from imm_lib.experiments.logistic.readings import equal_accuracy, extra_data
+from imm_lib.experiments.spread import spread
 
 N, R = 7, 3
 PLANE = logistic.Plane.through_centre(1, 2, 1)

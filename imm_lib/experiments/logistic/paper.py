@@ -1,4 +1,6 @@
-"""What the paper prints about logistic regression, and the planes that were tried to reproduce it."""
+"""What the paper prints about logistic regression, and the planes that were tried to reproduce
+it.
+"""
 
 import math
 from itertools import product
