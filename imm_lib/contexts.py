@@ -124,7 +124,10 @@ class GroupedContexts(KeepsPrecision):
         """
         short = self._known(short)
         same = short.unsqueeze(1) == self.short
-        return torch.where(same, -self.counts[short].double().log().unsqueeze(1), -math.inf)
+        return torch.where(same, self._log_share(self.counts[short]).unsqueeze(1), -math.inf)
+
+    def _log_share(self, count: Tensor) -> Tensor:
+        return -count.to(checks.wide(count.device)).log()
 
     def support(self, short: Tensor) -> Support:
         """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,),
@@ -134,7 +137,7 @@ class GroupedContexts(KeepsPrecision):
         count = self.counts[short]
         row = torch.repeat_interleave(count)
         within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        return row, self.order[self.starts[short][row] + within], -count.double().log()[row]
+        return row, self.order[self.starts[short][row] + within], self._log_share(count)[row]
 
     def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """(B,) ids -> (B, k) data points drawn uniformly with replacement from extend(s).
@@ -150,9 +153,9 @@ class GroupedContexts(KeepsPrecision):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = _uniform((len(short), k), generator, device, torch.float64)
+        u = _uniform((len(short), k), generator, device, checks.wide(device))
         # a copy to a GPU need not be waited for; one from a GPU must be
-        u = u.to(short.device, non_blocking=device.type == "cpu")
+        u = u.to(short.device, checks.wide(short.device), non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)

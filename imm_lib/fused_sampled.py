@@ -6,7 +6,7 @@ from torch import Tensor
 from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
-from imm_lib.estimators import Drawing, Query, Target, checked_contexts, drawing
+from imm_lib.estimators import Drawing, Query, Target, checked_contexts
 from imm_lib.head import Head, Scratch
 from imm_lib.induced import cross_entropy
 from imm_lib.targets.table import as_target
@@ -66,9 +66,7 @@ class FusedSampledIMM(Drawing):
             weight: (Y, H) of the last layer.
             bias: (Y,) of the last layer, or None.
         """
-        asked, count, total = drawing(short, self.group)
-        rows = self.target(asked)
-        extended = self.contexts.sample(asked, self.k, self.generator)
+        asked, rows, extended, count, total = self.draw(short)
         hidden = query(asked.repeat_interleave(self.k, dim=0), extended.flatten())
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, Scratch())
@@ -106,4 +104,5 @@ class FusedSampledIMM(Drawing):
             place = inverse[piece.start - first : piece.stop - first]
             w = torch.index_select(scale, 0, place, out=head.scratch("w", len(q))).mul_(q)
             head.add(piece, q.mul_(w.sum(1, keepdim=True)).sub_(w), torch.ones_like(share[0]))
-        return share @ cross_entropy(target, log_induced)
+        risk = cross_entropy(target, log_induced)
+        return share @ risk.masked_fill_(share == 0, 0.0)

@@ -102,6 +102,7 @@ def informations(
         raise ValueError(
             f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
         )
+    checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
     if checks.probabilities("weight", weight).shape != (len(short),):

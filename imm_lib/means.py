@@ -277,7 +277,8 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
     if _values("theta", theta, 1).shape != inputs.shape[1:]:
         raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
-    inputs, averaged, theta = inputs.double(), averaged.double(), theta.double()
+    inputs = checks.double("inputs", inputs)
+    averaged, theta = averaged.double(), theta.double()
     hidden = (inputs - averaged) @ theta
 
     def moment(rows: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Worth:
                     f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
                 )
         damping = checks.number("damping", damping, 0)
-        full, induced = full.double(), induced.double()
+        full, induced = checks.double("full", full), checks.double("induced", induced)
         full = full + damping * full.diagonal().mean() * torch.eye(
             len(full), dtype=full.dtype, device=full.device
         )
@@ -283,7 +283,7 @@ def suggest_lambda(
     largest = checks.number("largest", largest, 0, open_low=True)
     row, _, log_w = checked_contexts(contexts).support(short)
     squares = torch.zeros(len(short), dtype=torch.float64).index_add_(
-        0, row.cpu(), (2 * log_w.double().cpu()).exp()
+        0, row.cpu(), (2 * log_w.cpu().double()).exp()
     )
     if (neighbours := (1 / squares).mean().item()) < FEW:
         warnings.warn(
