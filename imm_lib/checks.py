@@ -279,10 +279,11 @@ def point_weights(value: Any, short: Tensor) -> Tensor:
     value = value.float() if value.dtype in FLOATS[2:] else value
     if visible(value):
         low, total = value.min().item(), value.sum().item()
-        if not (low >= 0 and 0 < total < math.inf):
+        # the inverse of a subnormal sum is infinite
+        if not (low >= 0 and torch.finfo(value.dtype).tiny <= total < math.inf):
             raise ValueError(
-                f"weight must be finite, not negative and not all 0, got a minimum of {low:g} and a "
-                f"sum of {total:g}"
+                f"weight must be finite, not negative and not all 0, with a sum that {value.dtype} "
+                f"resolves, got a minimum of {low:g} and a sum of {total:g}"
             )
     return value
 

@@ -16,6 +16,7 @@ since they are the data.
 """
 
 import math
+import operator
 from typing import Protocol
 
 import torch
@@ -26,6 +27,8 @@ from imm_lib.induced import accumulator
 from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
+MOST = 2**31
+"""Short contexts in a table of counts: what has more, hashes for instance, is no number of them."""
 
 
 class Contexts(Protocol):
@@ -82,6 +85,11 @@ class GroupedContexts(KeepsPrecision):
         if num_short is not None:
             checks.count("num_short", num_short)
         short = checks.ids("short", short, num_short)
+        if num_short is None and (top := int(short.max())) >= MOST:
+            raise ValueError(
+                f"short must hold ids that count from 0, below {MOST}, got up to {top}: "
+                "torch.unique(short, return_inverse=True)[1] gives such ids"
+            )
         counts = torch.bincount(short, minlength=num_short or 0)
         order = torch.argsort(short, stable=True)
         self.hold(short=short.clone(), order=order, counts=counts, starts=counts.cumsum(0) - counts)
@@ -101,8 +109,12 @@ class GroupedContexts(KeepsPrecision):
         10.
 
         Raises:
+            TypeError: ``s`` is not an integer.
             ValueError: ``s`` is outside [0, num_short).
         """
+        if isinstance(s, bool) or not hasattr(s, "__index__"):
+            raise TypeError(f"s must be an integer, got {checks.describe(s)}")
+        s = operator.index(s)
         if not 0 <= s < len(self.counts):
             raise ValueError(f"s must be in [0, {len(self.counts)}), got {s}")
         start, count = self.starts[s], self.counts[s]
@@ -257,12 +269,14 @@ class KernelContexts(_DenseContexts):
             raise ValueError(
                 f"short must be a non-empty batch like values {tuple(self.values.shape)}, got {checks.describe(short)}"
             )
-        if checks.visible(short) and not torch.isfinite(short).all():
+        asked = short.to(self.values.dtype)
+        if checks.visible(asked) and not torch.isfinite(asked).all():
             raise ValueError(
-                f"short must be finite, got NaN or infinite entries in {checks.describe(short)}"
+                f"short must be finite in {asked.dtype}, got NaN, infinite or too large entries in "
+                f"{checks.describe(short)}"
             )
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
-        query = (short.unsqueeze(1) if short.dim() == 1 else short).to(points.dtype)
+        query = asked.unsqueeze(1) if asked.dim() == 1 else asked
         distance = torch.cdist(query, points, p=1)
         # relative to the nearest point, so that a small bandwidth cannot send all n weights to 0
         return torch.log_softmax(

@@ -83,6 +83,7 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     log-probabilities.
     """
     log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "

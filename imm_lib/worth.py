@@ -100,6 +100,7 @@ class Worth:
                 checks.floating(name, value).dim() != 2
                 or value.shape != full.shape
                 or len(value) != value.shape[1]
+                or len(value) == 0
             ):
                 raise ValueError(
                     f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
@@ -124,6 +125,10 @@ class Worth:
             )
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
+        if gain[0] < -1e-3 * max(1.0, gain[-1].item()):
+            raise ValueError(
+                f"induced must have no negative eigenvalue, got {gain[0]:.3g} in units of full's"
+            )
         gain, basis = gain.flip(0).clamp(min=0), (white @ basis).flip(1)
         price = (
             torch.zeros_like(gain)
@@ -218,7 +223,9 @@ class Worth:
 
     def _terms(self, lam: float, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
         cost = self._cost(n, m, known, unlabelled)
-        return (1 + lam**2 * cost) / (1 + lam * self.gain.double()) ** 2
+        share = 1 / (1 + lam * self.gain.double())
+        # a direction without a price has none at any λ
+        return share**2 + (cost * (lam * share) ** 2).masked_fill(cost == 0, 0.0)
 
 
 def measure(
