@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from imm_lib import __version__, experiments, results
+from imm_lib.experiments.table import aligned
 
 if TYPE_CHECKING:
     from imm_lib.experiments import Experiment
@@ -55,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", default="full", help="full (default) or ci, a quick look stored as NAME-ci"
     )
     show.add_argument("--scale", help="full (default) or ci")
+    show.add_argument(
+        "--columns",
+        type=_words,
+        help="means of these instead, A,B, and 95 % intervals".replace("%", "%%"),
+    )
+    show.add_argument("--by", type=_words, default=[], help="fields that tell cases apart, A,B")
+    show.add_argument("--against", help="a case, by the last of --by: changes from it, paired")
+    show.add_argument("--where", default="", help='where they lie: "rules/{rule}"')
     run.add_argument(
         "--set",
         action="append",
@@ -92,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
 def _folder(word: str) -> Path:
     return Path(word).expanduser()
 
@@ -104,20 +117,20 @@ def _default() -> str:
         return f"no default: {error}".replace("%", "%%")
 
 
-def _say(text: str) -> None:
-    """Print a line, in what signs the terminal has; nothing where nobody reads any more."""
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """What is printed here is lost where nobody reads any more."""
     try:
-        print(text, flush=True)
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         # as Python's documentation has it: what is still to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _say("  ".join(cells).rstrip())
+    with _said():
+        print("\n".join(aligned(rows)))
 
 
 def _table(experiment: Experiment, result: dict) -> list[list[str]]:
@@ -204,7 +217,18 @@ def _show(args: argparse.Namespace) -> None:
     scale = scale or "full"
     experiments.check_scale(experiment, scale)
     result = results.load(experiments.file_name(experiment, scale), args.out)
-    _print_table(_table(experiment, result))
+    if args.columns is None:
+        if args.by or args.against or args.where:
+            raise ValueError("--by, --against and --where need --columns")
+        _print_table(_table(experiment, result))
+        return
+    from imm_lib.experiments import reading
+
+    try:
+        with _said():
+            reading.show(result, args.columns, args.by, args.against, args.where)
+    except KeyError as error:
+        raise ValueError(f"--where: no {error} in {name}'s numbers") from None
 
 
 def _executor(address: str | None, jobs: int) -> contextlib.AbstractContextManager:
@@ -242,7 +266,8 @@ def _run(args: argparse.Namespace, words: list[str]) -> None:
                 missing=getattr(args, "missing", False),
                 executor=executor,
             )
-            _say(f"written: {file.name}")
+            with _said():
+                print(f"written: {file.name}")
             _print_table(_table(experiment, results.load(file.stem, file.parent)))
     for experiment in chosen:
         experiments.forget(experiment, scale, args.out)

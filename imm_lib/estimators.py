@@ -290,7 +290,7 @@ class SampledIMM(Drawing):
             risk = sequential_risk(rows, passes, self.divergence)
         else:
             log_q = answers(query, asked, extended, rows.shape[1])
-            log_induced = log_sum_exp(log_q - math.log(self.k))
+            log_induced = log_sum_exp(log_q) - math.log(self.k)
             risk = self.divergence(rows.to(log_q.dtype), log_induced)
         mean = mean_risk(risk, count, total).to(risk.dtype)
         self.risk = distributed.mean(mean.detach(), self.group)

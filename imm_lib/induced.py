@@ -154,11 +154,24 @@ def log_of_sum(total: Tensor) -> Tensor:
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """(..., k, Y) -> (..., Y) log sum exp, unchecked; torch.logsumexp has NaN gradients where all k entries
-    are -inf.
+    """(..., k, Y) -> (..., Y) log sum exp, unchecked; torch.logsumexp has NaN gradients where all k
+    entries are -inf.
+
+    It allocates one tensor of the size of ``x``: the exponentials overwrite the differences.
     """
-    top = x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
-    return log_of_sum((x - top).exp().sum(-2)) + top.squeeze(-2)
+    top = _top(x)
+    return log_of_sum((x - top).exp_().sum(-2)) + top.squeeze(-2)
+
+
+def log_sum_exp_(x: Tensor) -> Tensor:
+    """:func:`log_sum_exp` that overwrites ``x``, which nothing else may need."""
+    top = _top(x)
+    return log_of_sum(x.sub_(top).exp_().sum(-2)) + top.squeeze(-2)
+
+
+def _top(x: Tensor) -> Tensor:
+    """(..., 1, Y) the largest entries, finite, without a gradient."""
+    return x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
 
 def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -184,7 +197,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     tensor([0.7000, 0.3000])
     """
     log_q, log_w = _operands(log_q, log_w, checks.log_probabilities)
-    return log_sum_exp(log_q + log_w)
+    return log_sum_exp_(log_q + log_w)
 
 
 def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -208,7 +221,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
     """
     log_q, log_w = _operands(log_q, log_w, checks.log_distributions)
     target = _target_rows(target, log_q)
-    return cross_entropy(target, log_sum_exp(log_q + log_w))
+    return cross_entropy(target, log_sum_exp_(log_q + log_w))
 
 
 def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tensor:

@@ -308,3 +308,34 @@ def test_the_verdict_counts_wins_harm_and_regret():
     assert found["interpolation"].ties == 2 and found["plain"].ties == 2
     assert found["IMM"].regret == 0 and found["IMM"].rank == 1
     assert found["offset"].worst == pytest.approx(30, rel=0.01)
+    assert (found["IMM"].sure, found["offset"].sure, found["plain"].sure) == (2, 0, 0)
+    changes = reading.changes({"a": cell})
+    assert "plain" not in changes and changes["IMM"]["a"].verdict == -1
+    assert changes["offset"]["a"].mean == pytest.approx(20, rel=0.01)
+
+
+def test_imm_stands_beside_its_best_rival():
+    from imm_lib.experiments.clinic import reading
+
+    runs_ = torch.arange(4.0, dtype=torch.float64) * 1e-3
+    cell = {"plain": 1 + runs_, "IMM": 0.9 + runs_.flip(0), "IMM, λ = 1": 1 + runs_.flip(0)}
+    cell |= {"interpolation": 0.8 + runs_, "reverse distillation": 1.1 + runs_}
+    found = reading.beside(cell)
+    assert found.rival == "interpolation" and found.ours.verdict == -1 and found.lead.verdict == 1
+    assert found.told(1) == "IMM -0.1 ± 0.0, interpolation -0.2 ± 0.0"
+    counts = [line.rpartition(": ")[2] for line in reading.counted({"a": cell, "b": cell})]
+    assert counts == [
+        "0 better, 0 worse, 2 level",
+        "0 better, 2 worse, 0 level",
+        "2 better, 0 worse, 0 level",
+        "0 better, 2 worse, 0 level",
+    ]
+
+
+def test_holms_correction_keeps_what_is_far_beyond_chance():
+    from imm_lib.experiments.clinic import reading
+
+    chances = dict.fromkeys(range(10), 0.02)
+    assert reading.surviving(chances) == set()
+    assert reading.surviving({**chances, "far": 1e-4}) == {"far"}
+    assert reading.surviving({"a": 0.02, "b": 0.04}) == {"a", "b"}

@@ -1,5 +1,6 @@
 """A fitted classifier and a table become target, contexts and short contexts."""
 
+import decimal
 import math
 import subprocess
 import sys
@@ -211,6 +212,45 @@ def test_numbers_can_be_declared_categories():
     assert np.array_equal(target(short).numpy(), model.predict_proba(frame[["zip", "age"]]))
 
 
+def test_pandas_categories_of_numbers_are_categories():
+    """A postcode is no quantity, although pandas gives its column out as integers."""
+    frame, labels = people(missing=False)
+    frame["zip"] = pd.Categorical(frame["visits"] * 1000)
+    columns = ["zip", "age"]
+    steps = make_column_transformer((OneHotEncoder(), ["zip"]), remainder="passthrough")
+    model = make_pipeline(steps, LogisticRegression(max_iter=1000)).fit(frame[columns], labels)
+    target, contexts, short = imm.from_sklearn(model, frame, columns)
+    assert np.array_equal(target(short).numpy(), model.predict_proba(frame[columns]))
+    other = torch.tensor(frame["visits"].to_numpy()[:, None] != frame["visits"].to_numpy())
+    assert (contexts.log_weights(short).exp()[other] == 0).all()
+    frame.loc[::5, "zip"] = None
+    target, _, short = imm.from_sklearn(HALF, frame, ["zip"])
+    pd.testing.assert_frame_equal(target.decode(short), frame[["zip"]])
+
+
+def test_a_model_of_its_own_kind_gets_the_frame():
+    frame, _ = people(missing=False)
+
+    class Own:
+        classes_ = ("no", "yes")
+
+        def predict_proba(self, rows):
+            p = 1 / (1 + np.exp(-rows["income"].to_numpy()))
+            return np.stack([1 - p, p], 1)
+
+    target, _, short = imm.from_sklearn(Own(), frame, ["income"])
+    assert np.array_equal(target(short).numpy(), Own().predict_proba(frame))
+
+
+def test_columns_like_ids_get_a_warning():
+    frame, _ = people(missing=False)
+    frame["id"] = frame["age"].index.astype(str)
+    with pytest.warns(UserWarning, match=r"60 of 60 rows .*columns 'id'.*nothing to average"):
+        imm.from_sklearn(HALF, frame, ["id", "age"])
+    frame["id"] = np.arange(60).repeat(2)[:60].astype(str)
+    imm.from_sklearn(HALF, frame, ["id", "age"])
+
+
 def test_missing_numbers_stand_among_themselves():
     frame, labels = people()
     model = HistGradientBoostingClassifier().fit(frame[["age"]], labels)
@@ -282,6 +322,8 @@ def test_rows_that_no_training_row_is_like():
 
 FRAME, LABELS = people(missing=False)
 AGE = LogisticRegression().fit(FRAME[["age"]], LABELS)
+DAYS = pd.date_range("2020", periods=60, tz="UTC")
+GONE = np.array([None, np.nan] * 30, dtype=object)
 LINE = LinearRegression().fit(FRAME[["age"]], FRAME["income"])
 HALF = type(
     "Half", (), {"classes_": [0, 1], "predict_proba": lambda self, x: np.full((len(x), 2), 0.5)}
@@ -317,6 +359,11 @@ HALF = type(
         (lambda: (AGE, FRAME, ["age"], [0, 1]), ValueError, "it knows 'no', 'yes', got 0, 1"),
         (lambda: (HALF, FRAME, ["age"], [False, True]), ValueError, "it knows 0, 1, got False, True"),
         (lambda: (HALF, FRAME.assign(age=pd.Timestamp("2020-01-01")), ["age"]), TypeError, "numbers or categories"),
+        (lambda: (HALF, FRAME.assign(age=DAYS), ["age"]), TypeError, "got Timestamp"),
+        (lambda: (HALF, FRAME.assign(age=[decimal.Decimal(1)] * 60), ["age"]), TypeError, "got Decimal"),
+        (lambda: (HALF, FRAME.assign(age=GONE), ["age"]), ValueError, "got None and nan"),
+        (lambda: (HALF, np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2)), [0]), TypeError, "masked array"),
+        (lambda: (HALF, np.zeros((3, 2)), [True, False]), TypeError, "got True: no mask"),
         (lambda: (HALF, FRAME.assign(age=np.inf), ["age"]), ValueError, "finite numbers"),
         (lambda: (HALF, FRAME.assign(age=[[1]] * 60), ["age"]), TypeError, "hashable categories"),
         (lambda: (HALF, FRAME.assign(age=2**62 + 1), ["age"]), ValueError, "below 2\\^53"),
@@ -359,6 +406,8 @@ def test_bad_options_answers_and_labels():
     target, _, short = imm.from_sklearn(AGE, FRAME, ["age"])
     with pytest.raises(ValueError, match="labels must be among 'no', 'yes', got 'maybe'"):
         target.label_ids(["yes", "maybe"])
+    with pytest.raises(ValueError, match=r"labels must be \(n,\)"):
+        target.label_ids(LABELS[:, None])
     with pytest.raises(ValueError, match=r"short must be \(B, 2\)"):
         target(short[:, 1:])
     with pytest.raises(ValueError, match=r"column 'age' must hold numbers, got 'old'"):

@@ -108,8 +108,19 @@ def test_every_number_of_the_front_page_is_printed_in_its_chapter():
     assert len(told) > 7
     for text, chapter in told:
         printed = set(re.findall(r"\d+\.\d+|\d+(?= ?%)", chapter_text(chapter)))
-        numbers = set(re.findall(r"\d+\.\d+|\d+(?=%)", text))
+        numbers = set(re.findall(r"\d+\.\d+|\d+(?= ?%)", text))
         assert numbers and numbers <= printed, (chapter, numbers - printed)
+
+
+def test_the_maps_counts_are_printed_in_its_chapter():
+    page, printed = headline.page(), chapter_text("09-what-to-use")
+    counts = re.findall(r"^- (.* beside .*: .* better, .* worse, .* level)$", page, re.MULTILINE)
+    assert len(counts) == 4 and all(line in printed for line in counts)
+
+
+def test_every_source_of_the_map_has_its_row():
+    page = headline.page()
+    assert all(page.count(f"- {what}, ") == 1 for what in headline.LEADING.values())
 
 
 def test_a_comparison_holds_only_where_both_intervals_exclude_zero():

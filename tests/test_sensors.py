@@ -125,8 +125,9 @@ def test_a_small_run_has_its_table(tmp_path):
     file = experiments.run(small, "ci", where=tmp_path)
     result = imm.results.load(file.stem, tmp_path)
     assert len(result["units"]) == 2
-    header, row = small.table(result)
-    assert len(header) == len(row)
+    header, *table = small.table(result)
+    assert [row[2] for row in table] == list(result["units"][0]["numbers"]["test"])
+    assert all(len(row) == len(header) for row in table)
     with pytest.raises(ValueError, match="no sensor 'worst radius' with n = 7"):
         sensors.cells(result, "worst radius", 7)
 

@@ -1,4 +1,4 @@
-"""A transformer with Hugging Face's Trainer; the lines marked IMM are all that the term adds."""
+"""A transformer with Hugging Face's Trainer; the lines marked IMM are what the term adds."""
 
 import tempfile
 
@@ -7,9 +7,7 @@ import transformers
 
 import imm_lib as imm  # IMM
 from imm_lib.experiments import language as lm
-from imm_lib.integrations.transformers import (
-    IMMTrainer,
-)  # IMM, for transformers.Trainer
+from imm_lib.integrations.transformers import IMMTrainer  # IMM
 
 V = 40
 text, side, held_out = (
@@ -23,9 +21,15 @@ def blocks(words):
 
 torch.manual_seed(0)
 config = transformers.LlamaConfig(
-    vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-    max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=V,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=32,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 arguments = transformers.TrainingArguments(
     tempfile.mkdtemp(),
     num_train_epochs=8,
@@ -34,17 +38,17 @@ arguments = transformers.TrainingArguments(
     save_strategy="epoch",
     save_total_limit=1,
     report_to=[],
+    dataloader_pin_memory=torch.accelerator.is_available(),
     disable_tqdm=True,
 )
 bigram = imm.KneserNeyBigram.fit(side, V)  # IMM
 term = imm.MovingAverageIMM(bigram, num_short=V, num_labels=V)  # IMM
-trainer = IMMTrainer(
+trainer = IMMTrainer(  # IMM, for transformers.Trainer(
     transformers.LlamaForCausalLM(config),
     arguments,
     train_dataset=blocks(text),
     eval_dataset=blocks(held_out),
     term=term,  # IMM
-    lam=1.0,  # IMM
 )
 trainer.train()
 print(f"held-out loss: {trainer.evaluate()['eval_loss']:.3f} nats")

@@ -28,6 +28,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "logistic-search": (
             "noising at λ = 1.5 for many planes: does any rise as late as Table 4's?"
         ),
+        "logistic-plane": (
+            "Table 4 on the plane (1, 3, 3), whose noising is the nearest of those searched"
+        ),
         "logistic-columns": (
             "all three columns of Table 4 for many planes, with soft and redrawn hard labels"
         ),

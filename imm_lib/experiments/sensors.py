@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment, options, reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -535,21 +535,6 @@ def write_picture(result: dict, file: Path) -> None:
     pyplot.close(figure)
 
 
-def _table(result: dict) -> list[list[str]]:
-    methods = ["reverse-KD", "interpolation", "offset", "IMM"]
-    rows = [["sensor", "n", "baseline", *(f"{m} - baseline" for m in methods), "diagnostic"]]
-    for sensor, sizes in result["config"]["sensors"].items():
-        for n in sizes:
-            entries = cells(result, sensor, n)
-            baseline, _ = imm.results.mean_interval(
-                [e["test"]["baseline"]["loss"] for e in entries]
-            )
-            gains = ["{:+.3f} ± {:.3f}".format(*gain(entries, m)) for m in methods]
-            ahead, _ = imm.results.mean_interval([e["diagnostic"] for e in entries])
-            rows.append([sensor, str(n), f"{baseline:.3f}", *gains, f"{ahead:+.3f}"])
-    return rows
-
-
 _CONFIG = {
     "sensors": {
         "worst radius": [20, 40, 80],
@@ -579,7 +564,9 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_run,
-        table=_table,
+        table=partial(
+            reading.listed, columns=["loss", "accuracy"], against="baseline", where="test/{method}"
+        ),
         check=_check,
     )
 ]

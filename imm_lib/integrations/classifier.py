@@ -1,5 +1,6 @@
 """A fitted classifier on some columns of a table as the restricted model."""
 
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ def from_sklearn(
     """A fitted classifier that reads some columns, as the restricted model of a table's rows.
 
     Numbers (also integers) are compared by a Laplace kernel, everything else (strings, booleans,
-    categories) by equality; a missing value is a level of its own. The classifier is asked once for
-    every distinct row, in the types of ``frame``, and its answers are kept.
+    pandas' categories, also of numbers) by equality; a missing value is a level of its own. The
+    classifier is asked once for every distinct row, in the types of ``frame``, and its answers are
+    kept.
 
     Args:
         model: fitted, with ``predict_proba`` and ``classes_``: a scikit-learn classifier, a
@@ -56,8 +58,12 @@ def from_sklearn(
 
     Raises:
         TypeError, ValueError: a model that is not fitted, has no probabilities or several outputs,
-            or cannot be asked about these columns; columns that are not there or there twice; times
-            or unhashable values; labels that differ from the model's.
+            or cannot be asked about these columns; columns that are not there or there twice;
+            times, decimals or unhashable values, or a column with both None and NaN; labels that
+            differ from the model's.
+
+    Warns:
+        UserWarning: most rows have categories that no other row has, as with ids.
 
     >>> import numpy as np
     >>> class Scorecard:                          # anything with predict_proba and classes_
@@ -85,9 +91,11 @@ def from_sklearn(
     target = ClassifierTarget(model, coding, labels)
     short = target.encode(frame)
     target(short)  # asks the model now, so that what it cannot answer is told here
+    group = short if short.dim() == 1 else short[:, 0].long()
+    _warn_if_alone(group, coding)
     if short.dim() == 1:
         return target, GroupedContexts(short, target.num_short), short
-    group, values = short[:, 0].long(), short[:, 1:]
+    values = short[:, 1:]
     unit = torch.from_numpy(coding.spread(table))
     if bandwidth is None:
         bandwidth = _choose(values / unit, group)
@@ -169,6 +177,8 @@ class ClassifierTarget(KeepsPrecision):
     def label_ids(self, labels: Any) -> Tensor:
         """(n,) labels -> (n,) ids in the order of ``classes``; raises ValueError for others."""
         number = {label: place for place, label in enumerate(self.classes)}
+        if np.ndim(labels) != 1:
+            raise ValueError(f"labels must be (n,), got {checks.describe(labels)}")
         values = list(labels.tolist() if hasattr(labels, "tolist") else labels)
         if unknown := {label for label in values if label not in number}:
             raise ValueError(f"labels must be among {_few(self.classes)}, got {_few(unknown)}")
@@ -198,7 +208,8 @@ class ClassifierTarget(KeepsPrecision):
         if is_frame(asked):
             names = getattr(model, "feature_names_in_", None)
             if names is None:
-                asked = asked.to_numpy()
+                fitted_on_array = hasattr(model, "n_features_in_")
+                asked = asked.to_numpy() if fitted_on_array else asked
             elif set(names) == set(asked.columns):
                 asked = asked[list(names)]
         try:
@@ -260,6 +271,22 @@ def _fits(model: Any, frame: Any, columns: list) -> None:
     if wanted is not None and names is None and wanted != len(columns):
         raise ValueError(
             f"columns must be the {wanted} that the model was fitted on, got {len(columns)}"
+        )
+
+
+def _warn_if_alone(group: Tensor, coding: Coding) -> None:
+    """Warn where categories leave most rows alone, as ids do, or numbers that are stored as text."""
+    alone = int((torch.bincount(group) == 1).sum())
+    if not all(coding.numeric) and 2 * alone > len(group):
+        names = [
+            name
+            for name, numeric in zip(coding.columns, coding.numeric, strict=True)
+            if not numeric
+        ]
+        warnings.warn(
+            f"{alone} of {len(group)} rows have categories that no other row has (columns "
+            f"{_few(names)}): there is nothing to average over, and IMM is reverse distillation",
+            stacklevel=3,
         )
 
 

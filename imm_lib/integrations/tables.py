@@ -4,6 +4,8 @@ A table is a pandas DataFrame, a 2-D array, a tensor or a scipy sparse matrix; p
 imported unless it made the table. A missing value, of any kind, is a level of its own.
 """
 
+import datetime
+import decimal
 import difflib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,9 @@ import numpy as np
 import torch
 
 from imm_lib import checks
+
+NEITHER = (datetime.date, datetime.timedelta, np.datetime64, np.timedelta64, decimal.Decimal)
+"""Values that are quantities, but that a kernel cannot compare."""
 
 MISSING = None
 """What stands for a missing value in a row's key."""
@@ -50,6 +55,8 @@ def _array(table: Any) -> np.ndarray:
         table = table.detach().cpu().numpy()
     elif hasattr(table, "toarray"):  # scipy's sparse matrices
         table = table.toarray()
+    if isinstance(table, np.ma.MaskedArray):
+        raise TypeError("frame must mark missing values itself, got a masked array: fill it first")
     if not isinstance(table, np.ndarray):
         raise TypeError(
             "frame must be a pandas DataFrame, a 2-D array, tensor or sparse matrix, "
@@ -62,6 +69,8 @@ def _array(table: Any) -> np.ndarray:
 
 def _must_have(columns: Sequence[Hashable], there: list) -> None:
     for column in columns:
+        if isinstance(column, bool) and not any(isinstance(name, bool) for name in there):
+            raise TypeError(f"columns must be names or positions, got {column}: no mask")
         if there.count(column) > 1:
             raise ValueError(f"frame has {there.count(column)} columns named {column!r}")
         if column not in there:
@@ -93,10 +102,18 @@ def _column(table: Any, place: int) -> tuple[np.ndarray, np.ndarray]:
     return values, np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
 
 
+def _is_categorical(table: Any, place: int) -> bool:
+    """Whether pandas calls a column categorical, whose categories may be numbers."""
+    return is_frame(table) and table.dtypes.iloc[place].name == "category"
+
+
 def _is_numeric(name: Hashable, values: np.ndarray, missing: np.ndarray) -> bool:
-    if values.dtype.kind in "mMc":
+    present = values[~missing] if values.dtype.kind == "O" else values[:0]
+    strange = [type(value).__name__ for value in present if isinstance(value, NEITHER)]
+    if values.dtype.kind in "mMc" or strange:
+        kind = strange[0] if strange else str(values.dtype)
         raise TypeError(
-            f"column {name!r} must hold numbers or categories, got {values.dtype}; "
+            f"column {name!r} must hold numbers or categories, got {kind}; "
             "make a number of it first, days since some day for instance"
         )
     if missing.all():
@@ -105,7 +122,7 @@ def _is_numeric(name: Hashable, values: np.ndarray, missing: np.ndarray) -> bool
         return values.dtype.kind in "iuf"
     return all(
         isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        for value in values[~missing]
+        for value in present
     )
 
 
@@ -161,7 +178,14 @@ class Coding:
             raise ValueError(f"categorical must name some of columns, got {_few(unknown)}")
         for place, name in enumerate(columns):
             values, missing = _column(table, place)
-            numeric.append(name not in categorical and _is_numeric(name, values, missing))
+            declared = name in categorical or _is_categorical(table, place)
+            numeric.append(not declared and _is_numeric(name, values, missing))
+            gone = {repr(value) for value in values[missing].tolist()}
+            if len(gone) > 1:
+                raise ValueError(
+                    f"column {name!r} must have one mark for a missing value, got "
+                    f"{' and '.join(sorted(gone))}, which the model may tell apart"
+                )
             blank.append(values[missing.argmax()] if missing.any() else None)
         draft = cls(tuple(columns), tuple(numeric), table[:0], tuple(blank), ())
         return replace(draft, keys=tuple(dict.fromkeys(draft._keys(table))))

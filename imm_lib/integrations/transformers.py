@@ -31,7 +31,7 @@ class IMMTrainer(Trainer):
     they are. A moving average makes one step of its momentum in all an optimiser step.
 
     Args:
-        *args, **kwargs: as of ``Trainer``.
+        args, kwargs: as of ``Trainer``.
         term: an estimator. :class:`imm_lib.MovingAverageIMM` and :class:`imm_lib.ReverseKD` take
             the model's own logits; :class:`imm_lib.SampledIMM` and :class:`imm_lib.ExactIMM` need
             ``query``.

@@ -25,6 +25,7 @@ SMALL = {
     "logistic-sizes": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-fixed": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-search": {"runs": 2, "steps": [5], "sizes": [5]},
+    "logistic-plane": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-columns": {"runs": 2, "steps": [5], "sizes": [5]},
     "logistic-lambda": {"runs": 2, "steps": 5},
     "logistic-quality": {"runs": 2, "steps": 5, "sizes": [5]},

@@ -15,7 +15,7 @@ import torch
 from imm_lib import results, tabular
 from imm_lib.experiments import sensors
 from imm_lib.experiments.clinic import reading
-from imm_lib.experiments.language import readings, snippets
+from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings as masked
 from imm_lib.experiments.side import real
@@ -58,32 +58,41 @@ def _reversed(interval: Interval) -> Interval:
     return -interval[0], interval[1]
 
 
-def _logistic() -> Iterator[Line]:
-    """The paper's first example; each method at the best weight of its sweep, where 0 is one."""
-    if (result := stored("logistic-lambda")) is None:
-        return
-    swept = {e["unit"]["n"]: e["numbers"] for e in result["units"] if e["unit"]["lr"] == 1}
-    best = {
-        n: {m: max(numbers[m]["accuracy"], key=lambda found: found["mean"]) for m in METHODS}
-        | {"none": numbers["IMM exact"]["accuracy"][0]}
-        for n, numbers in swept.items()
-    }
-    few, many = (best[n] for n in (10, 50))
-
-    def shown(found: dict) -> str:
-        ours, rival, none = (found[m]["mean"] for m in (*METHODS, "none"))
-        return f"IMM {ours:.2f}, noising {rival:.2f}, no target {none:.2f}"
-
-    yield Line(
-        f"Logistic regression on 10 points, accuracy in per cent, {result['config']['runs']} runs, "
-        f"each method at the best of its weights: {shown(few)}. On 50 points: {shown(many)}.",
-        "17-lambda-and-table-4",
-        _reversed(_apart(few["IMM exact"], few["none"])),
-        _reversed(_apart(few["IMM exact"], few["noising"])),
-    )
+MAP = ("map-tables", "map-large", "map-cube", "map-grid", "map-text")
+LEADING = {
+    "cube 1 1 1, n = 10": "Logistic regression on the cube, 10 points",
+    "breast cancer, linear, n = 20": "Tumours (`breast cancer`), 20 cases",
+    "wine, linear, n = 20": "Wines (`wine`), 20 cases",
+    "anes96, linear, n = 20": "Voters (`anes96`), 20 cases",
+    "diabetes, linear, n = 20": "Diabetes (`diabetes`), 20 cases",
+    "fair, linear, n = 20": "Marriages (`fair`), 20 cases",
+    "digits, network, n = 50": "Digits by a target that sees a quarter, 50 pictures",
+    "LSTM, 3 % of PTB": "An LSTM on 3 % of the Penn Treebank",
+}
+"""Of every source of the map its smallest size, by a linear model if there is one, whatever it says;
+of the text the size on which the weights were tuned.
+"""
 
 
-METHODS = ("IMM exact", "noising")
+def _cells() -> dict:
+    """All tasks of the map that are stored."""
+    return reading.tasks(*(result for name in MAP if (result := stored(name))))
+
+
+def _map_rows() -> Iterator[Line]:
+    """IMM beside its best rival, all tuned alike."""
+    cells = _cells()
+    for task, what in LEADING.items():
+        if task not in cells:
+            continue
+        found = reading.beside(cells[task])
+        runs = len(cells[task]["plain"])
+        yield Line(
+            f"{what}, {runs} repetitions, test loss less plain training's: {found.told()}.",
+            "09-what-to-use",
+            (found.ours.mean, found.ours.half),
+            (found.lead.mean, found.lead.half),
+        )
 
 
 def _grid() -> Iterator[Line]:
@@ -132,52 +141,6 @@ def _diagnoses() -> Iterator[Line]:
     )
 
 
-def _language() -> Iterator[Line]:
-    """The arm of each family that is best on the validation text, on the test text."""
-    if (result := stored("language-methods")) is None:
-        return
-    found = readings.summary(result)
-    families = {
-        family: min(
-            (arm for arm in found if arm.startswith(family)), key=lambda a: found[a]["valid"]
-        )
-        for family in ("moving average", "reverse-KD")
-    }
-    runs = {(e["unit"]["arm"], e["unit"]["seed"]): e["numbers"] for e in result["units"]}
-    seeds = sorted({seed for _, seed in runs})
-    test = {
-        arm: torch.tensor([runs[arm, s]["test"] for s in seeds], dtype=torch.float64)
-        for arm in ("baseline", *families.values())
-    }
-    ours, rival = families["moving average"], families["reverse-KD"]
-    none, other = _less(test[ours], test["baseline"]), _less(test[ours], test[rival])
-    yield Line(
-        f"An LSTM on 3 % of the Penn Treebank, weights chosen on validation text, {len(seeds)} seeds, "
-        f"test perplexity: IMM less no target {_signed(none, 2)}, IMM less reverse distillation "
-        f"{_signed(other, 2)}. The two are level.",
-        "14-lstm-language-models",
-        none,
-        other,
-    )
-
-
-def _digits() -> Iterator[Line]:
-    """Pictures of which the target sees a quarter, at the largest size."""
-    if (result := stored("side-digits")) is None:
-        return
-    cases = real.cases(result)
-    key = max(cases, key=lambda case: case[2])
-    ours = real.change(cases[key], "IMM", "bandwidth 0.03")
-    rival = _less(ours, real.change(cases[key], "reverse-KD"))
-    yield Line(
-        f"Digits, a target that sees a quarter of the pixels, {key[2]} pictures, {len(ours)} splits, "
-        f"test loss: IMM less reverse distillation {_signed(rival, 3)} nats.",
-        "16-real-side-information",
-        results.mean_interval(ours),
-        rival,
-    )
-
-
 def _snippets() -> Iterator[Line]:
     """Text with a target that was counted on other text."""
     if (result := stored("language-snippets")) is None:
@@ -222,40 +185,22 @@ def _shown(interval: Interval) -> str:
     return f"{interval[0]:.1f} ± {interval[1]:.1f}"
 
 
-COMPARISONS = (_logistic, _grid, _diagnoses, _language, _digits, _snippets, _fine_tuning)
-
-
-MAP = ("map-tables", "map-cube", "map-grid", "map-text")
-RIVALS = ("offset", "interpolation", "reverse distillation")
-
-
-def _counted(differences: list[reading.Against]) -> str:
-    better = sum(d.mean + d.half < 0 for d in differences)
-    worse = sum(d.mean - d.half > 0 for d in differences)
-    return f"better on {better}, worse on {worse}, level on {len(differences) - better - worse}"
+COMPARISONS = (_map_rows, _grid, _diagnoses, _snippets, _fine_tuning)
 
 
 def _map() -> str:
     """How often IMM is ahead over all tasks of the map that are stored, or nothing."""
-    results_of = {name: result for name in MAP if (result := stored(name))}
-    if not results_of:
+    if not (cells := _cells()):
         return ""
-    cells = reading.tasks(*results_of.values())
-    tasks = [m for m in cells.values() if len(m["plain"]) > 1 and "IMM" in m]
-    none = [reading.against(m, "IMM") for m in tasks]
-    best = [min((r for r in RIVALS if r in m), key=lambda r: m[r].mean()) for m in tasks]
-    rival = [reading.against(m, "IMM", r) for m, r in zip(tasks, best, strict=True)]
-    kept = {name: len(reading.tasks(result)) for name, result in results_of.items()}
-    parts = ", ".join(f"{count} of {name}" for name, count in kept.items())
-    missing = [name for name in MAP if name not in results_of]
-    told = (
-        f"Over the {len(tasks)} tasks of the map that are stored ({parts}), every method with its "
-        f"settings chosen by the same folds: beside no target IMM is {_counted(none)}. Beside the best of "
-        f"{', '.join(RIVALS)} on each task, picked afterwards in the rivals' favour, it is "
-        f"{_counted(rival)}. `python -m imm_lib show map-cube` prints a part."
+    lines = "\n".join(f"- {line}" for line in reading.counted(cells))
+    missing = [f"`{name}`" for name in MAP if not stored(name)]
+    told = f"Over the {len(cells)} tasks of the map ({_link('09-what-to-use')}):\n\n{lines}"
+    told += (
+        "\n\nLosses on the map are in nats, or half squared errors for `diabetes`. *By folds* is by five "
+        "folds of the training cases, or by validation text. The rival is picked afterwards, in its favour."
     )
     if missing:
-        told += f" Not run yet: {', '.join(missing)}."
+        told += f"\n\nNot run yet: {', '.join(missing)}."
     return told
 
 

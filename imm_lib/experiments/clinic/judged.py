@@ -12,7 +12,7 @@ from torch import Tensor
 from imm_lib import worth
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.clinic import methods, runs, settings
-from imm_lib.experiments.clinic.protocol import DECAYS
+from imm_lib.experiments.clinic.protocol import DECAYS, METHODS
 from imm_lib.experiments.clinic.reading import tasks
 from imm_lib.experiments.clinic.suggested import LOOKED_AT, last_layer
 from imm_lib.experiments.clinic.training import Settings
@@ -92,12 +92,8 @@ class Judged(NamedTuple):
     regret: float  # mean loss over the best use's, per cent of plain's
 
 
-CANDIDATES = (*USES, "IMM, λ = 1", "IMM, suggested λ")
-"""Methods between which a rule can choose."""
-
-
 def rivals(judged: dict, tables: dict) -> list[Judged]:
-    """Rules that choose a use, and one use for all, beside the best of CANDIDATES in hindsight.
+    """Rules that choose a use, and one use for all, beside the best method of each task in hindsight.
 
     "by the target's loss" takes interpolation where the target is better on the training cases than
     plain training on those that it was not shown, and IMM at λ = 1 elsewhere. A use is within a
@@ -109,7 +105,7 @@ def rivals(judged: dict, tables: dict) -> list[Judged]:
     regret: dict[str, list[float]] = {}
     for entry in judged["units"]:
         task, numbers = entry["unit"]["task"], entry["numbers"]
-        losses = {use: cells[task][use] for use in CANDIDATES}
+        losses = {use: cells[task][use] for use in METHODS}
         best = min(losses.values(), key=lambda values: values.mean().item())
         scale = losses["plain"].mean().item() / 100
         close, over = {}, {}
@@ -123,7 +119,7 @@ def rivals(judged: dict, tables: dict) -> list[Judged]:
             "worth.compare": numbers["first"],
             "by the target's loss": ["interpolation" if b else "IMM, λ = 1" for b in better],
         }
-        plans = {use: [use] for use in CANDIDATES} | rules
+        plans = {use: [use] for use in METHODS} | rules
         for name, picks in plans.items():
             near.setdefault(name, []).append(sum(close[p] for p in picks) / len(picks))
             regret.setdefault(name, []).append(sum(over[p] for p in picks) / len(picks))

@@ -42,13 +42,93 @@ class Against(NamedTuple):
     mean: float
     half: float  # of the 95 % interval
     error: float  # standard error
+    chance: float  # two-sided p-value of a difference of 0, by Student's t
+
+    @property
+    def verdict(self) -> int:
+        """-1 where the 95 % interval is below 0 (a win), 1 where it is above, else 0."""
+        return int(self.mean - self.half > 0) - int(self.mean + self.half < 0)
 
 
 def against(by_method: dict[str, Tensor], method: str, rival: str = "plain") -> Against:
     """The paired difference of two methods on one task; raises ValueError for fewer than two runs."""
+    from scipy.stats import t as student
+
     difference = by_method[method] - by_method[rival]
     mean, half = mean_interval(difference)
-    return Against(mean, half, (difference.std() / len(difference) ** 0.5).item())
+    error = (difference.std() / len(difference) ** 0.5).item()
+    if error == 0:
+        return Against(mean, half, error, float(mean == 0))
+    chance = 2 * student.sf(abs(mean) / error, len(difference) - 1)
+    return Against(mean, half, error, float(chance))
+
+
+def surviving(chances: dict, level: float = 0.05) -> set:
+    """The keys whose p-values Holm's correction for all of them leaves below ``level``.
+
+    >>> sorted(surviving({"a": 0.01, "b": 0.04, "c": 0.03}))  # 0.03 is above 0.05 / 2
+    ['a']
+    """
+    found = set()
+    for i, key in enumerate(sorted(chances, key=chances.__getitem__)):
+        if chances[key] > level / (len(chances) - i):
+            break
+        found.add(key)
+    return found
+
+
+RIVALS = ("interpolation", "offset", "reverse distillation")
+"""Tuned uses of the target beside which IMM has to stand."""
+
+
+class Beside(NamedTuple):
+    """IMM, its settings chosen by folds, beside plain training and beside a tuned rival."""
+
+    ours: Against  # IMM less plain
+    rival: str  # the best of RIVALS on this task, picked afterwards in its favour
+    other: Against  # the rival less plain
+    lead: Against  # IMM less the rival
+
+    def told(self, digits: int = 3) -> str:
+        """Both changes against plain training, in the loss's unit, with their intervals."""
+
+        def shown(apart: Against) -> str:
+            return f"{apart.mean:+.{digits}f} ± {apart.half:.{digits}f}"
+
+        return f"IMM {shown(self.ours)}, {self.rival} {shown(self.other)}"
+
+
+def beside(by_method: dict[str, Tensor]) -> Beside:
+    """IMM and its best rival on one task."""
+    known = [name for name in RIVALS if name in by_method]
+    rival = min(known, key=lambda name: by_method[name].mean().item())
+    return Beside(
+        against(by_method, "IMM"),
+        rival,
+        against(by_method, rival),
+        against(by_method, "IMM", rival),
+    )
+
+
+def counted(cells: dict[str, dict[str, Tensor]]) -> list[str]:
+    """In how many tasks IMM is better, worse and level, as lines: the front page has them, too."""
+    usable = [by_method for by_method in cells.values() if len(by_method["plain"]) > 1]
+    every = [beside(by_method) for by_method in usable]
+    untuned = "IMM, λ = 1"
+    compared = {
+        "IMM at λ = 1, untuned, beside plain training": [against(m, untuned) for m in usable],
+        "IMM at λ = 1, untuned, beside the best tuned rival": [
+            against(m, untuned, b.rival) for m, b in zip(usable, every, strict=True)
+        ],
+        "IMM, λ by folds, beside plain training": [b.ours for b in every],
+        "IMM, λ by folds, beside the best tuned rival": [b.lead for b in every],
+    }
+    lines = []
+    for what, found in compared.items():
+        better, worse = (sum(a.verdict == sign for a in found) for sign in (-1, 1))
+        level = len(found) - better - worse
+        lines.append(f"{what}: {better} better, {worse} worse, {level} level")
+    return lines
 
 
 class Verdict(NamedTuple):
@@ -58,6 +138,7 @@ class Verdict(NamedTuple):
     tasks: int  # on which it is defined, with two runs at least
     wins: int  # better than plain, the interval without 0
     losses: int
+    sure: int  # wins that survive Holm's correction for every method on every task
     harmed: int  # worse than plain by more than a standard error
     rank: float  # mean, among RANKED, on the tasks where all are defined
     regret: float  # mean over tasks of the loss over the best method's, per cent of plain's
@@ -83,24 +164,29 @@ def verdicts(cells: dict[str, dict[str, Tensor]]) -> list[Verdict]:
     usable = {task: m for task, m in cells.items() if len(m["plain"]) > 1}
     ranked = [_order(by_method) for by_method in usable.values() if _whole(by_method)]
     over = {task: regrets(by_method) for task, by_method in usable.items()}
+    apart = {
+        (task, method): against(by_method, method)
+        for task, by_method in usable.items()
+        for method in METHODS
+        if method in by_method
+    }
+    rivals = {key: a.chance for key, a in apart.items() if key[1] != "plain"}
+    kept = surviving(rivals)
     found = []
     for method in METHODS:
-        own = {task: m for task, m in usable.items() if method in m}
+        own = {task: a for (task, name), a in apart.items() if name == method}
         if not own:
             continue
-        if method == "plain":
-            apart = [Against(0.0, 0.0, 0.0) for _ in own]
-        else:
-            apart = [against(m, method) for m in own.values()]
         ranks = [order.index(method) + 1.0 for order in ranked if method in order]
         lost = [over[task][method] for task in own]
         found.append(
             Verdict(
                 method,
                 tasks=len(own),
-                wins=sum(a.mean + a.half < 0 for a in apart),
-                losses=sum(a.mean - a.half > 0 for a in apart),
-                harmed=sum(a.mean > a.error > 0 for a in apart),
+                wins=sum(a.verdict < 0 for a in own.values()),
+                losses=sum(a.verdict > 0 for a in own.values()),
+                sure=sum(a.mean < 0 and (task, method) in kept for task, a in own.items()),
+                harmed=sum(a.mean > a.error > 0 for a in own.values()),
                 rank=sum(ranks) / len(ranks) if ranks else math.nan,
                 regret=sum(lost) / len(lost),
                 worst=max(lost),
@@ -123,21 +209,22 @@ def _whole(by_method: dict[str, Tensor]) -> bool:
     return all(name in by_method for name in RANKED)
 
 
-def changes(cells: dict[str, dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """By task and method of METHODS: the change against plain, and how it stands.
+class Change(NamedTuple):
+    """A method's loss less plain's on one task, in per cent of the size of plain's."""
 
-    Returns:
-        (T, M) per cent of the size of plain's loss, NaN where a method is missing; (T, M) -1 where
-        the 95 % interval is below 0 (a win), 1 where it is above, else 0.
-    """
-    percent = torch.full((len(cells), len(METHODS)), math.nan)
-    sign = torch.zeros(len(cells), len(METHODS))
-    for i, by_method in enumerate(cells.values()):
+    mean: float
+    half: float  # of the 95 % interval
+    verdict: int  # as of Against
+
+
+def changes(cells: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Change]]:
+    """By method and task: the change against plain, where the method has at least two runs."""
+    found: dict[str, dict[str, Change]] = {}
+    for task, by_method in cells.items():
         scale = by_method["plain"].mean().abs().item() / 100
-        for j, method in enumerate(METHODS):
-            if method not in by_method:
-                continue
-            apart = against(by_method, method)
-            percent[i, j] = apart.mean / scale
-            sign[i, j] = float(apart.mean - apart.half > 0) - float(apart.mean + apart.half < 0)
-    return percent, sign
+        for method in METHODS[1:]:
+            if method in by_method and len(by_method[method]) > 1:
+                apart = against(by_method, method)
+                change = Change(apart.mean / scale, apart.half / scale, apart.verdict)
+                found.setdefault(method, {})[task] = change
+    return found

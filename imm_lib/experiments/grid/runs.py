@@ -18,6 +18,7 @@ from imm_lib.experiments.grid.learning import (
     policy_matching,
 )
 from imm_lib.experiments.grid.torus import HORIZON, Torus
+from imm_lib.experiments.table import Table
 from imm_lib.targets import FastInformedBound
 
 POMDP_WIDTH = 0.3
@@ -160,36 +161,22 @@ def _check_target(name: str, word: object) -> None:
     options.one_of(name, word, ("none", "argmax", "split", "softmax TEMPERATURE"))
 
 
-def _label(unit: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in unit.items() if key != "seed")
-
-
-def _table_figures(result: dict) -> list[list[str]]:
-    rows = [["target", "epochs", "rolled out", "p10", "p90", "exact"]]
-    for entry in result["units"]:
-        for epoch, cell in entry["numbers"]["cells"].items():
-            rolled, exact = cell["rolled"], cell["exact"]
-            mean = f"{rolled['mean']:.2f} ± {rolled['se']:.2f}"
-            ends = [f"{rolled['p10']:.2f}", f"{rolled['p90']:.2f}"]
-            rows.append(
-                [
-                    entry["unit"]["target"],
-                    epoch,
-                    mean,
-                    *ends,
-                    f"{exact['mean']:.2f} ± {exact['se']:.2f}",
-                ]
-            )
-    return rows
-
-
-def _table_beyond(result: dict) -> list[list[str]]:
-    rows = [["setting", *(f"{e} epochs" for e in result["config"]["epochs"]), "optimum"]]
-    for entry in result["units"]:
-        cells = [f"{x['mean']:.2f} ± {x['se']:.2f}" for x in entry["numbers"]["exact"].values()]
-        rows.append([_label(entry["unit"]), *cells, f"{entry['numbers']['optimum']:.2f}"])
-    return rows
-
+_FIGURES = Table(
+    "cells/{epochs}",
+    {
+        "target": "{target}",
+        "epochs": "{epochs}",
+        "rolled out": "{rolled/mean:.2f} ± {rolled/se:.2f}",
+        "p10": "{rolled/p10:.2f}",
+        "p90": "{rolled/p90:.2f}",
+        "exact": "{exact/mean:.2f} ± {exact/se:.2f}",
+    },
+)
+_FURTHER = Table(
+    "exact/{epochs}",
+    {"setting": "{unit}", "optimum": "{optimum:.2f}"},
+    across=("{epochs} epochs", "{mean:.2f} ± {se:.2f}"),
+)
 
 RATIOS = [0.1, 0.2, 0.4, 0.6, 0.8]
 _BEYOND = [
@@ -245,7 +232,7 @@ EXPERIMENTS = [
         },
         units=_arms,
         run=_figures,
-        table=_table_figures,
+        table=_FIGURES,
         check=_check,
     ),
     Experiment(
@@ -257,7 +244,7 @@ EXPERIMENTS = [
         },
         units=_settings,
         run=_beyond,
-        table=_table_beyond,
+        table=_FURTHER,
         check=_check,
     ),
     Experiment(
@@ -269,7 +256,7 @@ EXPERIMENTS = [
         },
         units=_settings,
         run=_beyond,
-        table=_table_beyond,
+        table=_FURTHER,
         check=_check,
     ),
     Experiment(
@@ -281,7 +268,7 @@ EXPERIMENTS = [
         },
         units=_settings,
         run=_beyond,
-        table=_table_beyond,
+        table=_FURTHER,
         check=_check,
     ),
 ]

@@ -9,6 +9,7 @@ from imm_lib.experiments import Experiment
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.training import schedule, train
+from imm_lib.experiments.table import Table
 
 
 def _vectors(gradient: Tensor, place: Tensor, data: Data) -> Tensor:
@@ -146,21 +147,6 @@ def _check(config: dict) -> None:
         raise ValueError(f"momenta must be above 0, got {config['momenta']}")
 
 
-def _table(result: dict) -> list[list[str]]:
-    rows = [
-        [
-            "estimator",
-            *(f"n = {e['unit']['n']}, step {e['unit']['steps']}" for e in result["units"]),
-        ]
-    ]
-    for name in result["units"][0]["numbers"]:
-        cells = [entry["numbers"][name] for entry in result["units"]]
-        rows.append(
-            [name, *(f"bias {c['bias']:.3f}, deviation {c['deviation']:.2f}" for c in cells)]
-        )
-    return rows
-
-
 _FULL = {
     "normal": [1, 1, 1],
     "runs": 100,
@@ -185,7 +171,14 @@ EXPERIMENTS = [
             for steps in config["steps"]
         ],
         run=_run,
-        table=_table,
+        table=Table(
+            "{estimator}",
+            {"estimator": "{estimator}"},
+            across=(
+                "n = {n}, step {steps}",
+                "bias {bias:.3f}, deviation {deviation:.2f}",
+            ),
+        ),
         check=_check,
     )
 ]

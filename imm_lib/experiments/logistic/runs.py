@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment, options, reading
 from imm_lib.experiments.logistic import paper
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import extra_data, spread
 from imm_lib.experiments.logistic.training import METHODS, descend, ratio, schedule, train
+from imm_lib.experiments.table import Table
 
 LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
@@ -237,26 +238,28 @@ def _check(config: dict) -> None:
     options.each("methods", config.get("methods", METHODS), METHODS)
 
 
-def _row(label: str, numbers: dict) -> list[str]:
-    return [label, *(f"{value['mean']:.2f} ± {value['se']:.2f}" for value in numbers.values())]
-
-
-def _label(entry: dict) -> str:
-    return ", ".join(f"{k} {v}" for k, v in entry["unit"].items() if k != "seed")
-
-
-def _table(result: dict) -> list[list[str]]:
-    first = result["units"][0]["numbers"]["accuracy"]
-    rows = [_row(_label(entry), entry["numbers"]["accuracy"]) for entry in result["units"]]
-    return [["unit", *first], *rows]
-
-
-def _table_search(result: dict) -> list[list[str]]:
-    rows = [["plane", "noising", *(f"n = {n}" for n in result["config"]["sizes"])]]
-    for entry in result["units"]:
-        for name, means in entry["numbers"]["accuracy"].items():
-            rows.append([_label(entry), name, *(f"{mean:.2f}" for mean in means)])
-    return rows
+_TABLE = Table(
+    "accuracy/{method}", {"unit": "{unit}"}, across=("{method}", "{mean:.2f} ± {se:.2f}")
+)
+_TABLE_SEARCH = Table(
+    "accuracy/{noising}/{n=sizes}",
+    {"plane": "{unit}", "noising": "{noising}"},
+    across=("n = {n}", "{value:.2f}"),
+)
+_TABLE_LAMBDA = Table(
+    "{method}/accuracy/{rho=rhos}",
+    {"unit": "{unit}", "method": "{method}"},
+    across=("ρ = {rho}", "{mean:.2f}"),
+)
+_TABLE_EXTRA = Table(
+    "{size}",
+    {
+        "plane": "{normal}",
+        "n": "{size}",
+        "extra data, per cent": "{percent:.0f}",
+        "95 % interval": "{interval[0]:.0f} to {interval[1]:.0f}",
+    },
+)
 
 
 def _table_columns(result: dict) -> list[list[str]]:
@@ -267,42 +270,15 @@ def _table_columns(result: dict) -> list[list[str]]:
     return rows
 
 
-def _table_lambda(result: dict) -> list[list[str]]:
-    rows = [["unit", "method", *(f"ρ = {rho}" for rho in result["config"]["rhos"])]]
-    for entry in result["units"]:
-        for method, numbers in entry["numbers"].items():
-            rows.append([_label(entry), method, *(f"{x['mean']:.2f}" for x in numbers["accuracy"])])
-    return rows
-
-
 def _table_stability(result: dict) -> list[list[str]]:
     rows = [["unit", "settings", "accuracies"]]
-    for entry in result["units"]:
-        for name, value in entry["numbers"].items():
-            lines = (
-                value
-                if name == "by_momentum_and_period"
-                else [value if isinstance(value, list) else [value]]
-            )
-            rows += [
-                [_label(entry), name, " ".join(f"{x['mean']:.1f}" for x in line)] for line in lines
-            ]
-    return rows
-
-
-def _table_extra(result: dict) -> list[list[str]]:
-    rows = [["plane", "n", "extra data, per cent", "95 % interval"]]
-    for entry in result["units"]:
-        for name, value in entry["numbers"].items():
-            low, high = value["interval"]
-            rows.append(
-                [
-                    str(entry["unit"]["normal"]),
-                    name,
-                    f"{value['percent']:.0f}",
-                    f"{low:.0f} to {high:.0f}",
-                ]
-            )
+    for row in reading.rows(result, "{settings}"):
+        value = row.get("value", [row])
+        lines = value if isinstance(value[0], list) else [value]
+        unit = f"n {row['n']}, {row['method']}"
+        rows += [
+            [unit, row["settings"], " ".join(f"{x['mean']:.1f}" for x in line)] for line in lines
+        ]
     return rows
 
 
@@ -311,7 +287,7 @@ _QUICK = {"runs": 20, "normals": [[1, 1, 1]], "steps": 200}
 
 
 def _experiment(
-    name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_table
+    name: str, description: str, full: dict, quick: dict, axes: tuple, run, table=_TABLE
 ) -> Experiment:
     full = {"runs": 300, "normals": PLANES, "steps": 10_000, **full}
     return Experiment(
@@ -357,7 +333,21 @@ EXPERIMENTS = [
         {"sizes": [20, 50], "shifts": [0.0], "steps": [100]},
         ("normals", "shifts"),
         _search,
-        _table_search,
+        _TABLE_SEARCH,
+    ),
+    _experiment(
+        "plane",
+        "Table 4 on the plane (1, 3, 3), whose noising is the nearest of those searched",
+        {
+            "runs": paper.RUNS,
+            "normals": [[1, 3, 3]],
+            "sizes": list(paper.TABLE_4),
+            "lam": paper.LAM,
+            "steps": 6000,
+        },
+        {"normals": [[1, 3, 3]], "sizes": [5, 20]},
+        ("normals", "sizes"),
+        _fixed,
     ),
     _experiment(
         "columns",
@@ -387,7 +377,7 @@ EXPERIMENTS = [
         {"sizes": [10], "lrs": [1.0], "rhos": [0.0, 0.5, 0.9]},
         ("normals", "lrs", "sizes"),
         _lambda,
-        _table_lambda,
+        _TABLE_LAMBDA,
     ),
     _experiment(
         "quality",
@@ -440,6 +430,6 @@ EXPERIMENTS = [
         {"sizes": [5, 10, 20], "longer": [30], "bootstrap": 50},
         ("normals",),
         _extra,
-        _table_extra,
+        _TABLE_EXTRA,
     ),
 ]

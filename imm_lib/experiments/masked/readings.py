@@ -1,8 +1,14 @@
 """What the stored GLUE runs say: scores of the arms, paired by seed, and their tables."""
 
+import math
 import statistics
+from typing import Any
 
-from imm_lib import results
+from imm_lib.experiments import reading
+from imm_lib.experiments.table import Row, Table
+
+Interval = tuple[float, float | None]
+"""A mean and the half-width of 95 %, None where there is one seed."""
 
 
 def paired(result: dict, task: str | None = None, measure: str = "score") -> dict[str, dict]:
@@ -19,31 +25,28 @@ def paired(result: dict, task: str | None = None, measure: str = "score") -> dic
         epoch, nats; "step", CPU seconds of a step; "norms", the mean norms of the gradients by
         term; "seeds". Half-widths are None where there is one seed.
     """
-    task = task or result["config"]["tasks"][0]
-    units = [entry for entry in result["units"] if entry["unit"]["task"] == task]
-    scores: dict[str, dict[int, float]] = {}
-    histories: dict[str, list[dict]] = {}
-    fitted: dict[str, list[float]] = {}
-    unit = 1 if measure == "nats" else 100
-    for entry in units:
-        arm, numbers = entry["unit"]["arm"], entry["numbers"]
-        scores.setdefault(arm, {})[entry["unit"]["seed"]] = unit * numbers["scores"][measure]
-        histories.setdefault(arm, []).extend(numbers["history"])
-        fitted.setdefault(arm, []).append(numbers["history"][-1]["task"])
-    found = {}
-    for arm, own in scores.items():
-        terms = [key for key in histories[arm][0] if key.startswith("norm ")]
+    own, unit = _of(result, task), 1 if measure == "nats" else 100
+
+    def score(row: Row) -> float:
+        return unit * row[f"scores/{measure}"]
+
+    found: dict[str, dict[str, Any]] = {}
+    over = _changes(own, score, "MLM")
+    for (arm,), (value, gain) in reading.paired(own, score, ["arm"], "base").items():
+        runs = [e["numbers"]["history"] for e in own["units"] if e["unit"]["arm"] == arm]
+        epochs = [epoch for run in runs for epoch in run]
         found[arm] = {
-            "score": _interval(list(own.values())),
-            "gain": _difference(own, scores["base"]),
-            "over MLM": _difference(own, scores.get("MLM", {})),
-            "fitted": statistics.fmean(fitted[arm]),
-            "step": statistics.fmean(epoch["cpu_s"] / epoch["steps"] for epoch in histories[arm]),
+            "score": _interval(value),
+            "gain": _interval(gain),
+            "over MLM": over.get(arm),
+            "fitted": statistics.fmean(run[-1]["task"] for run in runs),
+            "step": statistics.fmean(epoch["cpu_s"] / epoch["steps"] for epoch in epochs),
             "norms": {
-                t.removeprefix("norm "): statistics.fmean(e[t] for e in histories[arm])
-                for t in terms
+                key.removeprefix("norm "): statistics.fmean(epoch[key] for epoch in epochs)
+                for key in epochs[0]
+                if key.startswith("norm ")
             },
-            "seeds": len(own),
+            "seeds": value.runs,
         }
     return found
 
@@ -63,32 +66,34 @@ def views(result: dict, task: str | None = None, over: str = "MLM") -> dict[str,
         the differences to that arm, paired by seed. Half-widths are None where there is one seed,
         differences where there is no such arm.
     """
-    task = task or result["config"]["tasks"][0]
-    known: dict[str, dict[str, dict[int, float]]] = {}
-    kinds = ("target", "induced", "prefix")
-    for entry in result["units"]:
-        unit = entry["unit"]
-        if unit["task"] == task:
-            for key in kinds:
-                own = known.setdefault(unit["arm"], {}).setdefault(key, {})
-                own[unit["seed"]] = entry["numbers"]["premise"][key]["mean"]
-    found: dict[str, dict] = {}
-    for arm, views in known.items():
-        found[arm] = {key: _interval(list(views[key].values())) for key in kinds}
-        for key in kinds[1:]:
-            found[arm][f"{key} over {over}"] = _difference(
-                views[key], known.get(over, {}).get(key, {})
-            )
+    own, found = _of(result, task), dict[str, dict]()
+    for key in ("target", "induced", "prefix"):
+        column = f"premise/{key}/mean"
+        changes = _changes(own, column, over)
+        for (arm,), (value, _) in reading.paired(own, column, ["arm"]).items():
+            found.setdefault(arm, {})[key] = _interval(value)
+            if key != "target":
+                found[arm][f"{key} over {over}"] = changes.get(arm)
     return found
 
 
-def _interval(values: list[float]) -> tuple[float, float | None]:
-    return results.mean_interval(values) if len(values) > 1 else (values[0], None)
+def _of(result: dict, task: str | None) -> dict:
+    """The part of a result that is about a task."""
+    task = task or result["config"]["tasks"][0]
+    return result | {"units": [e for e in result["units"] if e["unit"]["task"] == task]}
 
 
-def _difference(own: dict, other: dict) -> tuple[float, float | None] | None:
-    seeds = [seed for seed in own if seed in other]
-    return _interval([own[seed] - other[seed] for seed in seeds]) if seeds else None
+def _changes(own: dict, column: reading.Column, over: str) -> dict[str, Interval | None]:
+    if all(entry["unit"]["arm"] != over for entry in own["units"]):
+        return {}
+    found = reading.paired(own, column, ["arm"], over).items()
+    return {arm: _interval(change) for (arm,), (_, change) in found}
+
+
+def _interval(spread: reading.Spread | None) -> Interval | None:
+    if spread is None:
+        return None
+    return spread.mean, None if math.isnan(spread.half) else spread.half
 
 
 def _shown(pair: tuple | None) -> str:
@@ -128,52 +133,44 @@ def chosen(result: dict) -> dict[str, float]:
     examples.
     """
     best: dict[str, tuple[float, float]] = {}
-    for entry in result["units"]:
-        arm, (_, value) = entry["unit"]["arm"], _tried(entry["unit"])
-        best[arm] = max(best.get(arm, (0.0, 0.0)), (entry["numbers"]["scores"]["auc"], value))
+    for row in reading.rows(result):
+        tried = row["scores/auc"], _tried(row)[1]
+        best[row["arm"]] = max(best.get(row["arm"], (0.0, 0.0)), tried)
     return {arm: value for arm, (_, value) in best.items()}
 
 
-def _tried(unit: dict) -> tuple[str, float]:
-    ((name, value),) = [(k, v) for k, v in unit.items() if k not in ("task", "arm", "seed")]
+def _tried(row: Row) -> tuple[str, float]:
+    ((name, value),) = [(name, row[name]) for name in ("mlm", "lam") if name in row]
     return name, value
 
 
-def choice_table(result: dict) -> list[list[str]]:
-    """The held-out measures of every number that was tried."""
-    rows = [["arm", "number", "log-loss, nats", "AUC", "score"]]
-    for entry in result["units"]:
-        name, value = _tried(entry["unit"])
-        scores = entry["numbers"]["scores"]
-        cells = [
-            f"{scores['nats']:.4f}",
-            f"{100 * scores['auc']:.2f}",
-            f"{100 * scores['score']:.2f}",
-        ]
-        rows.append([entry["unit"]["arm"], f"{name} = {value:g}", *cells])
-    return rows
+choice_table = Table(
+    "scores",
+    {
+        "arm": "{arm}",
+        "number": lambda row: "{} = {:g}".format(*_tried(row)),
+        "log-loss, nats": "{nats:.4f}",
+        "AUC": lambda row: f"{100 * row['auc']:.2f}",
+        "score": lambda row: f"{100 * row['score']:.2f}",
+    },
+)
+"""The held-out measures of every number that was tried."""
 
-
-def premise_table(result: dict) -> list[list[str]]:
-    """Cross-entropies on held-out words, before and after pretraining."""
-    rows = [
-        [
-            "task",
-            "pretraining",
-            "target",
-            "induced bigram",
-            "model on its prefix",
-            "target less induced",
-        ]
-    ]
-    for entry in result["units"]:
-        for when in ("before", "after"):
-            read = entry["numbers"][when]
-            cells = [f"{read[key]['mean']:.3f}" for key in ("target", "induced", "prefix")]
-            difference = read["target - induced"]
-            cells.append(f"{difference['mean']:+.3f} ± {2 * difference['se']:.3f}")
-            rows.append([entry["unit"]["task"], when, *cells])
-    return rows
+premise_table = Table(
+    "{when}",
+    {
+        "task": "{task}",
+        "pretraining": "{when}",
+        "target": "{target/mean:.3f}",
+        "induced bigram": "{induced/mean:.3f}",
+        "model on its prefix": "{prefix/mean:.3f}",
+        "target less induced": lambda row: "{:+.3f} ± {:.3f}".format(
+            row["target - induced/mean"], 2 * row["target - induced/se"]
+        ),
+    },
+    only=lambda row: row["when"] in ("before", "after"),
+)
+"""Cross-entropies on held-out words, before and after pretraining."""
 
 
 def pretrain_table(result: dict) -> list[list[str]]:

@@ -4,12 +4,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.table import Row, Table
 from imm_lib.worth import Worth
 
 INFINITE = "inf"
@@ -124,36 +126,20 @@ def _check(config: dict) -> None:
             raise ValueError(f"ratio must be numbers above 0 or {INFINITE!r}, got {ratio!r}")
 
 
-def _table(result: dict) -> list[list[str]]:
-    rows = [["n", "m / n", "π", "λ", "theory", "simulated", "s.e. apart", "no minimum"]]
-    for entry in result["units"]:
-        unit = entry["unit"]
-        for lam, cell in entry["numbers"]["cells"].items():
-            apart = (cell["mean"] - cell["theory"]) / cell["se"]
-            where = [
-                str(unit["n"]),
-                str(unit["ratio"]),
-                "known" if unit["known"] else "counted",
-                lam,
-            ]
-            values = [
-                f"{cell['theory']:.5f}",
-                f"{cell['mean']:.5f} ± {cell['se']:.5f}",
-                f"{apart:+.1f}",
-            ]
-            rows.append([*where, *values, str(cell["without_minimum"])])
-    return rows
-
-
-def _table_noising(result: dict) -> list[list[str]]:
-    rows = [["n", "λ", "floor", "floor to first order", "simulated"]]
-    for entry in result["units"]:
-        for lam, cell in entry["numbers"]["cells"].items():
-            floors = [f"{cell['floor']:.5f}", f"{cell['linear_floor']:.5f}"]
-            rows.append(
-                [str(entry["unit"]["n"]), lam, *floors, f"{cell['mean']:.5f} ± {cell['se']:.5f}"]
-            )
-    return rows
+def table(cell: dict[str, str | Callable[[Row], str]], name: str) -> Table:
+    """Of risks by theory and simulated: ``cell`` says which, and has a field ``name`` for the key of
+    "cells".
+    """
+    return Table(
+        f"cells/{{{name}}}",
+        {
+            **cell,
+            "theory": "{theory:.5f}",
+            "simulated": "{mean:.5f} ± {se:.5f}",
+            "s.e. apart": lambda row: f"{(row['mean'] - row['theory']) / row['se']:+.1f}",
+            "no minimum": "{without_minimum}",
+        },
+    )
 
 
 _GRID = {"runs": 2000, "n": [25, 50, 100, 200, 800, 3200], "lam": [0.0, 0.3, 1.0, 3.0]}
@@ -168,7 +154,15 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_run,
-        table=_table,
+        table=table(
+            {
+                "n": "{n}",
+                "m / n": "{ratio}",
+                "π": lambda row: "known" if row["known"] else "counted",
+                "λ": "{lam}",
+            },
+            "lam",
+        ),
         check=_check,
     ),
     Experiment(
@@ -177,7 +171,16 @@ EXPERIMENTS = [
         scales={"full": _GRID, "ci": {**_GRID, "runs": 100, "n": [100]}},
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_noising,
-        table=_table_noising,
+        table=Table(
+            "cells/{lam}",
+            {
+                "n": "{n}",
+                "λ": "{lam}",
+                "floor": "{floor:.5f}",
+                "floor to first order": "{linear_floor:.5f}",
+                "simulated": "{mean:.5f} ± {se:.5f}",
+            },
+        ),
         check=_check,
     ),
 ]

@@ -11,6 +11,7 @@ from imm_lib.divergences import Divergence
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.descent import minimise
 from imm_lib.experiments.side.finite import LogitWorld, by_view, share
+from imm_lib.experiments.table import Table
 
 BINS = 10
 """Of the calibration error."""
@@ -180,16 +181,6 @@ def best(result: dict) -> dict[tuple[str, str, str], dict]:
     return found
 
 
-def _table(result: dict) -> list[list[str]]:
-    values = list(next(iter(result["units"][0]["numbers"]["by_lam"].values())))
-    rows = [["unit", "best λ", *values]]
-    for entry in result["units"]:
-        label = ", ".join(str(value) for key, value in entry["unit"].items() if key != "seed")
-        best = entry["numbers"]["best"]
-        rows.append([label, best, *(f"{entry['numbers']['by_lam'][best][v]:.4f}" for v in values)])
-    return rows
-
-
 COMPARED = (
     *("cross-entropy", "reverse KL", "Jensen-Shannon", "alpha 0.5", "total variation"),
     *("squared Hellinger", "Cauchy-Schwarz", "balanced", "Plackett-Luce"),
@@ -211,7 +202,17 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_logistic,
-        table=_table,
+        table=Table(
+            "by_lam/{lam}",
+            {
+                "unit": "{unit}",
+                "best λ": "{lam}",
+                "excess risk": "{excess:.4f} ± {excess_se:.4f}",
+                "accuracy": "{accuracy:.4f} ± {accuracy_se:.4f}",
+                "calibration error": "{calibration:.4f} ± {calibration_se:.4f}",
+            },
+            only=lambda row: row["lam"] == row["best"],
+        ),
         check=_check,
     ),
 ]

@@ -15,7 +15,7 @@ from imm_lib import checks
 from imm_lib.baselines import Interpolation, ReverseKD
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment, options, reading
 from imm_lib.experiments.side.sources import Problem, check_sizes, draw, source
 from imm_lib.premise import lead, surprise
 from imm_lib.results import mean_interval
@@ -365,24 +365,7 @@ def mean(runs: list[dict], method: str, score: str = "loss") -> float:
     return sum(run["methods"][method][score] for run in runs) / len(runs)
 
 
-def _table(result: dict) -> list[list[str]]:
-    rows = [["case", "method", "loss", "accuracy", "less baseline: loss"]]
-    for key, runs in cases(result).items():
-        for method in runs[0]["methods"]:
-            loss, accuracy = (mean(runs, method, score) for score in SCORES)
-            label = ", ".join(str(value) for value in key)
-            rows.append(
-                [
-                    label,
-                    method,
-                    f"{loss:.4f}",
-                    f"{accuracy:.4f}",
-                    f"{loss - mean(runs, 'baseline'):+.4f}",
-                ]
-            )
-    return rows
-
-
+_TABLE = partial(reading.listed, columns=SCORES, against="baseline", where="methods/{method}")
 _M = {"breast cancer": 300, "wine": 60, "digits": 800}
 _LAM = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 _FULL = {
@@ -411,7 +394,7 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_compare,
-        table=_table,
+        table=_TABLE,
         check=_check,
     ),
     Experiment(
@@ -434,7 +417,7 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_compare,
-        table=_table,
+        table=_TABLE,
         check=_check,
     ),
     Experiment(
@@ -453,7 +436,7 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_compare,
-        table=_table,
+        table=_TABLE,
         check=_check,
     ),
 ]

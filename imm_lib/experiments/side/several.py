@@ -5,7 +5,7 @@ from functools import reduce
 import torch
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.side.asymptotics import summary
+from imm_lib.experiments.side import asymptotics
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.worth import Worth
 
@@ -47,20 +47,8 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             if names
             else theta.shape[1] / (2 * n)
         )
-        cells[name] = {"theory": theory, **summary(world.excess(theta), found)}
+        cells[name] = {"theory": theory, **asymptotics.summary(world.excess(theta), found)}
     return {"cells": cells}
-
-
-def _table(result: dict) -> list[list[str]]:
-    rows = [["n", "restricted models", "theory", "simulated", "s.e. apart", "no minimum"]]
-    for entry in result["units"]:
-        for name, cell in entry["numbers"]["cells"].items():
-            values = [f"{cell['theory']:.5f}", f"{cell['mean']:.5f} ± {cell['se']:.5f}"]
-            apart = f"{(cell['mean'] - cell['theory']) / cell['se']:+.1f}"
-            rows.append(
-                [str(entry["unit"]["n"]), name, *values, apart, str(cell["without_minimum"])]
-            )
-    return rows
 
 
 EXPERIMENTS = [
@@ -75,6 +63,6 @@ EXPERIMENTS = [
             {"seed": 100 * seed + i, "n": n} for i, n in enumerate(config["n"])
         ],
         run=_run,
-        table=_table,
+        table=asymptotics.table({"n": "{n}", "restricted models": "{models}"}, "models"),
     )
 ]

@@ -17,6 +17,7 @@ from imm_lib.experiments.side.finite import (
     share,
     value,
 )
+from imm_lib.experiments.table import Table
 from imm_lib.worth import Worth
 
 FOLDS = 5
@@ -166,29 +167,6 @@ def _check(config: dict) -> None:
                 raise ValueError(f"{name} must be whole numbers of at least {least}, got {size!r}")
 
 
-def _table(result: dict) -> list[list[str]]:
-    rows = [
-        ["n", "m", "rule", "excess risk", "over the best fixed λ", "λ: tenth, median, nine tenths"]
-    ]
-    for entry in result["units"]:
-        unit, numbers = entry["unit"], entry["numbers"]
-        best = numbers["oracle"]
-        rows.append(
-            [
-                str(unit["n"]),
-                str(unit["m"]),
-                "best fixed",
-                f"{best['excess']:.5f}",
-                "",
-                f"{best['lam']:g}",
-            ]
-        )
-        for name, rule in numbers["rules"].items():
-            cells = [f"{rule['excess']:.5f}", f"{rule['regret']:.5f} ± {rule['se']:.5f}"]
-            rows.append(["", "", name, *cells, ", ".join(f"{lam:.2f}" for lam in rule["lam"])])
-    return rows
-
-
 EXPERIMENTS = [
     Experiment(
         name="side-weights",
@@ -202,7 +180,20 @@ EXPERIMENTS = [
             for i, (n, m) in enumerate((n, m) for n in config["n"] for m in config["m"])
         ],
         run=_run,
-        table=_table,
+        table=Table(
+            "rules/{rule}",
+            {
+                "n": "{n}",
+                "m": "{m}",
+                "best fixed λ": "{oracle/lam:g}",
+                "rule": "{rule}",
+                "excess risk": "{excess:.5f}",
+                "over the best fixed λ": "{regret:.5f} ± {se:.5f}",
+                "λ: tenth, median, nine tenths": lambda row: ", ".join(
+                    f"{lam:.2f}" for lam in row["lam"]
+                ),
+            },
+        ),
         check=_check,
     )
 ]
