@@ -101,7 +101,9 @@ def folder() -> Path:
 
 
 def path(name: str, where: Path | None = None) -> Path:
-    """The file of a result; raises ValueError for a name that is not letters, digits and hyphens."""
+    """The file of a result; raises ValueError for a name that is not letters, digits and
+    hyphens.
+    """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be lower-case letters, digits and hyphens, got {name!r}")
     return (where or folder()) / f"{name}.json"
@@ -171,7 +173,9 @@ def _alive(process: int) -> bool:
 
 
 def check(value: Any, where: str = "result") -> dict:
-    """``value``, if it has the form of a result; raises ResultError naming ``where`` and the field."""
+    """``value``, if it has the form of a result; raises ResultError naming ``where`` and the
+    field.
+    """
     _conform(value, SCHEMA, where, "")
     return value
 

@@ -227,8 +227,10 @@ def compare(
 ) -> Comparison:
     """What five uses of a restricted model promise, from a model that was trained plainly.
 
-    The points of the sample are the training data. The book's chapter on what to use when says how
-    often the first of them was right.
+    The points of the sample are the training data. With few of them the order is rough: on the
+    book's tables of 20 to 200 cases the first use was within a standard error of the best in one
+    split of four. The target's loss beside the plainly trained model's on cases left out chose
+    better; the chapter on what to use when has both.
 
     Args:
         query, parameters, contexts, short, extended: as of

@@ -322,6 +322,7 @@ def test_rows_that_no_training_row_is_like():
 
 FRAME, LABELS = people(missing=False)
 AGE = LogisticRegression().fit(FRAME[["age"]], LABELS)
+POLARS = type("DataFrame", (), {"to_pandas": lambda self: FRAME})()
 DAYS = pd.date_range("2020", periods=60, tz="UTC")
 GONE = np.array([None, np.nan] * 30, dtype=object)
 LINE = LinearRegression().fit(FRAME[["age"]], FRAME["income"])
@@ -368,6 +369,7 @@ HALF = type(
         (lambda: (HALF, FRAME.assign(age=[[1]] * 60), ["age"]), TypeError, "hashable categories"),
         (lambda: (HALF, FRAME.assign(age=2**62 + 1), ["age"]), ValueError, "below 2\\^53"),
         (lambda: (HALF, [[1.0]], [0]), TypeError, "frame must be a pandas DataFrame"),
+        (lambda: (HALF, POLARS, ["age"]), TypeError, "take its to_pandas"),
         (lambda: (HALF, np.zeros(3), [0]), ValueError, "2-D"),
         (lambda: (HALF, np.zeros((3, 2)), [2]), ValueError, "no column 2; it has 0, 1"),
         (

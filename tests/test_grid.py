@@ -421,7 +421,9 @@ def test_trajectories_follow_policy_and_torus():
 
 
 def test_the_critic_of_the_truth_has_no_advantage_on_average():
-    """With a critic trained to the end, the advantages of a fixed policy's moves average to zero."""
+    """With a critic trained to the end, the advantages of a fixed policy's moves average to
+    zero.
+    """
     torus = Torus(3)
     critic, policy = (
         learning.Critic(torus, 2, rate=0.1),

@@ -1,4 +1,6 @@
-"""Commands killed at any moment lose nothing; and the tool that says so notices where they would."""
+"""Commands killed at any moment lose nothing; and the tool that says so notices where they
+would.
+"""
 
 import subprocess
 import sys

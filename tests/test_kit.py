@@ -1,5 +1,5 @@
-"""The kit for minutes on a GPU, in small on a CPU: from a bare checkout, with as few packages as there
-may be; its queue, and what joins what is stored.
+"""The kit for minutes on a GPU, in small on a CPU: from a bare checkout, with as few packages as
+there may be; its queue, and what joins what is stored.
 """
 
 import math

@@ -15,7 +15,8 @@ import imm_lib as imm
 from imm_lib import experiments
 from imm_lib.experiments import logistic
 from imm_lib.experiments.logistic import paper, terms
-from imm_lib.experiments.logistic.readings import equal_accuracy, extra_data, spread
+from imm_lib.experiments.logistic.readings import equal_accuracy, extra_data
+from imm_lib.experiments.spread import spread
 
 N, R = 7, 3
 PLANE = logistic.Plane.through_centre(1, 2, 1)
@@ -536,3 +537,12 @@ if torch.cuda.is_available():
             return logistic.train(data, method, 0.5, steps=50, **draws)
 
         torch.testing.assert_close(trained(there).cpu(), trained(DATA), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("difference", "errors", "found"), [(0.3, 1.9, True), (-0.3, -2.1, False), (0.0, 0.0, True)]
+)
+def test_a_mean_is_inside_by_its_interval_and_the_rounding(difference, errors, found):
+    from imm_lib.experiments.logistic import paper
+
+    assert paper.inside({"difference": difference, "errors": errors}) is found

@@ -226,7 +226,9 @@ def test_places_of_sequences(model, examples):
 
 @needs_glue
 def test_segments_do_not_tell_where_a_second_sentence_begins(model):
-    """Pairs of one length that begin alike: their common places look alike, whatever stands behind."""
+    """Pairs of one length that begin alike: their common places look alike, whatever stands
+    behind.
+    """
     model.eval()
     pairs = [Example("a b", "c d a", 0), Example("a b c", "d a", 0), Example("a b c d", "a", 0)]
     sequences = model.encode(pairs)

@@ -232,7 +232,9 @@ def test_without_a_browser_the_gate_passes_and_says_so(tmp_path):
 
 
 def test_no_tracked_file_is_large():
-    """Packages and data do not belong into the history, from which nothing can be taken out again."""
+    """Packages and data do not belong into the history, from which nothing can be taken out
+    again.
+    """
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -319,7 +321,10 @@ def test_wheel_and_sdist_hold_the_library_and_nothing_else(tmp_path):
     ]
     subprocess.run(pip, check=True, capture_output=True)
     assert (site / "imm_lib" / "py.typed").is_file()
-    use = f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; print(imm_lib.__file__, imm_lib.__version__)"
+    use = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import imm_lib; "
+        "print(imm_lib.__file__, imm_lib.__version__)"
+    )
     found = subprocess.run(
         [sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True
     )

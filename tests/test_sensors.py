@@ -105,7 +105,7 @@ def test_the_penalty_is_the_risk_by_enumeration(task):
 
 def test_settings_are_chosen_by_validation_and_never_by_the_test_cases(task):
     methods, splits = ["interpolation", "IMM"], [(task.new, task.valid)]
-    honest = sensors._choose(task, splits, SMALL, methods)
+    honest = sensors.runs._choose(task, splits, SMALL, methods)
     found = sensors.candidates(task, task.new, honest["decay"], SMALL, methods)
     for method, key in honest["chosen"].items():
         losses = {
@@ -115,7 +115,7 @@ def test_settings_are_chosen_by_validation_and_never_by_the_test_cases(task):
         assert losses[key] == min(losses.values())
     flipped = task.y.clone()
     flipped[task.test] = 1 - flipped[task.test]
-    other = sensors._choose(dataclasses.replace(task, y=flipped), splits, SMALL, methods)
+    other = sensors.runs._choose(dataclasses.replace(task, y=flipped), splits, SMALL, methods)
     assert (other["decay"], other["chosen"]) == (honest["decay"], honest["chosen"])
     assert other["test"] != honest["test"]
 

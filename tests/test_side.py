@@ -226,7 +226,9 @@ def test_total_variation_is_a_constraint_where_its_weight_is_large():
     "name", [name for name in imm.divergences.NAMED if name != "total variation"]
 )
 def test_every_fit_ends_where_its_gradient_is_nothing(name):
-    """At a weight of a thousand too, and for a target of few pairs, which no parameters may reach."""
+    """At a weight of a thousand too, and for a target of few pairs, which no parameters may
+    reach.
+    """
     world, generator = LogitWorld.grid(), torch.Generator().manual_seed(0)
     counts, view = world.sample(100, 3, generator), world.views["x1"]
     pairs = finite.by_view(world.sample(30, 3, generator).mT, view).mT + 0.01
@@ -309,7 +311,9 @@ def test_closed_informations_are_those_of_autograd(world):
 
 
 def test_an_unseen_short_context_is_nothing_to_the_fit(world):
-    """Of a short context without points there is no induced model; its term has weight 0, not NaN."""
+    """Of a short context without points there is no induced model; its term has weight 0, not
+    NaN.
+    """
     view, counts = world.views["s"], world.sample(40, 4, torch.Generator().manual_seed(2))
     counts[:, :6] = 0
     term = Restriction(

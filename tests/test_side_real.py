@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, real, sources, tuning, weights
+from imm_lib.experiments.side import LogitWorld, networks, real, sources, tuning, weights
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def shifted(shift):
 
 def test_pixels_return_to_their_places():
     problem = sources.draw("digits", 20, 100, seed=0)
-    network = real.Network("convolutions", problem)
+    network = networks.Network("convolutions", problem)
     pixels = torch.arange(64.0)
     seen = sources.source("digits")[2]
     rest = [i for i in range(64) if i not in seen]
@@ -64,30 +64,31 @@ def test_pixels_return_to_their_places():
 @pytest.mark.parametrize("kind", ["logistic", "network"])
 def test_every_method_trains_and_repeats(problem, kind):
     losses = {}
-    for method in real.METHODS:
+    for method in networks.METHODS:
         twice = [
-            real.evaluate(real.train(problem, kind, method, steps=20), problem) for _ in range(2)
+            networks.evaluate(networks.train(problem, kind, method, steps=20), problem)
+            for _ in range(2)
         ]
         assert twice[0] == twice[1]
         losses[method] = twice[0]["loss"]
     assert len(set(losses.values())) == 3
-    alone = real.evaluate(real.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
+    alone = networks.evaluate(networks.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
     assert alone["loss"] == pytest.approx(
         losses["baseline"], abs=0.05
     )  # up to the generator's other draws
 
 
 def test_a_narrow_kernel_is_reverse_distillation(problem):
-    narrow = real.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30)
-    reverse = real.train(problem, "logistic", "reverse-KD", steps=30)
+    narrow = networks.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30)
+    reverse = networks.train(problem, "logistic", "reverse-KD", steps=30)
     torch.testing.assert_close(narrow.body.weight, reverse.body.weight, atol=1e-3, rtol=1e-3)
 
 
 def test_interpolation_at_one_is_the_target(problem):
-    network = real.train(problem, "logistic", steps=2)
+    network = networks.train(problem, "logistic", steps=2)
     rows = problem.target(problem.test.short)
     accuracy = (rows.argmax(1) == problem.test.label).double().mean().item()
-    assert real.evaluate(network, problem, 1.0)["accuracy"] == pytest.approx(accuracy)
+    assert networks.evaluate(network, problem, 1.0)["accuracy"] == pytest.approx(accuracy)
 
 
 def test_bad_input(problem):
@@ -98,9 +99,9 @@ def test_bad_input(problem):
     with pytest.raises(ValueError, match="shift"):
         sources.draw("wine", 10, 10, 0, shift=2.0)
     with pytest.raises(ValueError, match="method must be one of"):
-        real.train(problem, "logistic", "noising")
+        networks.train(problem, "logistic", "noising")
     with pytest.raises(ValueError, match="kind must be"):
-        real.train(problem, "tree")
+        networks.train(problem, "tree")
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +219,11 @@ def test_harm_is_counted_by_bins():
 
 
 def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
-    good, bad = (real.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
+    good, bad = (networks.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
     assert good > bad and bad < -2
     for folds in (0, 1, 31):
         with pytest.raises(ValueError, match="folds"):
-            real.left_out(shifted(0.0), "logistic", folds)
+            networks.left_out(shifted(0.0), "logistic", folds)
 
 
 def test_shifted_runs_are_read_by_data_and_share():

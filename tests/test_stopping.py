@@ -1,5 +1,5 @@
-"""The fast informed bound at other units, other zeros and long horizons: it stops by what is left to
-gain, and stays an upper bound.
+"""The fast informed bound at other units, other zeros and long horizons: it stops by what is left
+to gain, and stays an upper bound.
 """
 
 import pytest

@@ -1,4 +1,6 @@
-"""GLUE's files: read as they are, refused with file and line where they are something else; scores."""
+"""GLUE's files: read as they are, refused with file and line where they are something else;
+scores.
+"""
 
 import dataclasses
 import hashlib

@@ -1,5 +1,5 @@
-"""What the book asks of Sphinx beyond its settings: bars in docstrings, no thebe, works listed by author and year,
-pages at their old addresses.
+"""What the book asks of Sphinx beyond its settings: bars in docstrings, no thebe, works listed by
+author and year, pages at their old addresses.
 """
 
 import re
@@ -59,7 +59,9 @@ class BookStyle(Style):
 
 
 def escape_bars(app, what, name, obj, options, lines):
-    """Docstrings write P(y|s) as the paper does; reStructuredText would take the bars for its own."""
+    """Docstrings write P(y|s) as the paper does; reStructuredText would take the bars for its
+    own.
+    """
     example = False
     for i, line in enumerate(lines):
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
@@ -69,7 +71,9 @@ def escape_bars(app, what, name, obj, options, lines):
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
-    """The book has no live cells, and thebe's set-up, which jupyter-book adds twice, is an error in the browser."""
+    """The book has no live cells, and thebe's set-up, which jupyter-book adds twice, is an error in
+    the browser.
+    """
     context["script_files"] = [
         script
         for script in context.get("script_files", [])

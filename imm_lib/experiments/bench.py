@@ -274,7 +274,6 @@ def _table(result: dict) -> list[list[str]]:
 EXPERIMENTS = [
     Experiment(
         name="bench-core",
-        description="speed and memory of the core, as ratios in one process",
         scales={"full": CONFIG, "ci": {**CONFIG, "repeats": 1}},
         units=_units,
         run=_run,

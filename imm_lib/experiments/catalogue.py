@@ -1,8 +1,7 @@
 """The experiments' names and one line on each, in the order of the book; a module is imported when
 one of its experiments is asked for.
 
-The lines stand here a second time so that naming the experiments costs no import; a test compares
-them with the modules'.
+A test compares the names with those that the modules offer.
 """
 
 from __future__ import annotations

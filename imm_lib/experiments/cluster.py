@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def executor(address: str) -> Iterator[Executor]:
-    """The cluster whose scheduler is at ``address``, "tcp://host:8786" for instance, as an executor.
+    """The cluster whose scheduler is at ``address``, "tcp://host:8786" for instance, as an
+    executor.
 
     Its workers have this version of the library and the data. What a worker that is lost was at is
     done again by another. Ctrl-C here cancels what has not begun.

@@ -1,4 +1,6 @@
-"""What a run keeps beside its output, under a lock: finished units, and checkpoints of begun ones."""
+"""What a run keeps beside its output, under a lock: finished units, and checkpoints of begun
+ones.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import torch
 from imm_lib import data
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.paper import TABLE_5
+from imm_lib.experiments.table import Table
 from imm_lib.targets import KneserNeyBigram
 
 PAPER = {split: row["Kneser-Ney"] for split, row in TABLE_5.items()}
@@ -57,29 +58,27 @@ def _check(config: dict) -> None:
     options.each("splits", config["splits"], data.SPLITS)
 
 
-def _table(result: dict) -> list[list[str]]:
-    rows = [["split", "printed", *CONVENTIONS, "paper - printed"]]
-    for entry in result["units"]:
-        if entry["unit"]["part"] == "perplexity":
-            split, numbers = entry["unit"]["split"], entry["numbers"]
-            values = [f"{numbers[convention]:.2f}" for convention in CONVENTIONS]
-            rows.append(
-                [split, f"{PAPER[split]:.2f}", *values, f"{numbers['paper'] - PAPER[split]:+.3f}"]
-            )
-    return rows
-
+_TABLE = Table(
+    "",
+    {
+        "split": "{split}",
+        "printed": lambda row: f"{PAPER[row['split']]:.2f}",
+        **{convention: f"{{{convention}:.2f}}" for convention in CONVENTIONS},
+        "paper - printed": lambda row: f"{row['paper'] - PAPER[row['split']]:+.3f}",
+    },
+    only=lambda row: row["part"] == "perplexity",
+)
 
 EXPERIMENTS = [
     Experiment(
         name="kneser-ney",
-        description="modified Kneser-Ney bigram on the Penn Treebank: discounts, size, perplexity by convention",
         scales={
             "full": {"corpus": "ptb", "splits": ["train", "valid", "test"]},
             "ci": {"corpus": "ptb", "splits": ["valid"]},
         },
         units=_units,
         run=_run,
-        table=_table,
+        table=_TABLE,
         check=_check,
     )
 ]

@@ -17,7 +17,9 @@ from imm_lib import checks, data
 
 
 def tokens() -> tuple[Tensor, int]:
-    """Penn Treebank training tokens and vocabulary size; without that data, tokens of Zipf's law."""
+    """Penn Treebank training tokens and vocabulary size; without that data, tokens of Zipf's
+    law.
+    """
     if data.available("ptb"):
         corpus = data.load("ptb")
         return corpus.train, len(corpus.vocab)

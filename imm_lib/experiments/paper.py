@@ -1,6 +1,16 @@
-"""What the paper prints about language models. Of logistic regression:
-:mod:`imm_lib.experiments.logistic.paper`.
+"""What the paper prints about language models, and its schedule of the weight. The numbers of
+logistic regression: :mod:`imm_lib.experiments.logistic.paper`.
 """
+
+from imm_lib import checks
+
+
+def schedule(n: int) -> float:
+    """The ratio ρ = λ / (1 + λ) at n data points, ρ = 0.818 - 0.0111 n (Appendix D.1.1), at least
+    0.
+    """
+    return max(0.0, 0.818 - 0.0111 * checks.count("n", n))
+
 
 TABLE_1 = {
     "none": {"valid": 81.6, "test": 77.5},

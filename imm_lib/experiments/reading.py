@@ -160,8 +160,8 @@ def listed(
     where: str = "",
     among: Sequence[object] = (),
 ) -> list[list[str]]:
-    """The table of :func:`show` with all cases down, as rows of text: what an experiment's ``table``
-    is made of.
+    """The table of :func:`show` with all cases down, as rows of text: what an experiment's
+    ``table`` is made of.
     """
     found, by = _read(result, columns, by, against, where, among)
     return down(found, by, against)

@@ -19,8 +19,13 @@ _FOLDER: ContextVar[Path | None] = ContextVar("folder of the unit at work", defa
 ROOT = Path(__file__).resolve().parents[1]
 APART = {"plotting.py", "__main__.py", "__init__.py", "public.py"}
 # and of the shared ones those that only run what others compute
-APART |= {f"experiments/{name}.py" for name in ("catalogue", "keep", "kit", "merge", "options")}
-APART |= {f"experiments/{name}.py" for name in ("progress", "queue", "resume", "runner", "workers")}
+APART |= {
+    f"experiments/{name}.py"
+    for name in (
+        *("arguments", "catalogue", "keep", "kit", "merge", "options", "progress", "queue"),
+        *("reading", "resume", "runner", "table", "workers"),
+    )
+}
 """Files on which no number depends. The package's ``__init__`` only names what other files hold."""
 
 
@@ -53,7 +58,9 @@ def _concerns(name: str, module: str | None) -> bool:
 
 @contextlib.contextmanager
 def beside(folder: Path | None) -> Iterator[None]:
-    """While a unit is at work its checkpoints lie in ``folder``, which is deleted when it is done."""
+    """While a unit is at work its checkpoints lie in ``folder``, which is deleted when it is
+    done.
+    """
     token = _FOLDER.set(folder)
     try:
         yield

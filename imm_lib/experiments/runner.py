@@ -33,7 +33,6 @@ class Experiment:
 
     Attributes:
         name: of the result's file, lower-case letters, digits and hyphens.
-        description: one line.
         scales: configuration by scale, JSON objects: "full", and "ci" for a quick look.
         units: (config, seed) -> list of JSON objects, one per unit of work.
         run: (unit, config, device) -> JSON object of numbers.
@@ -44,7 +43,6 @@ class Experiment:
     """
 
     name: str
-    description: str
     scales: dict[str, dict]
     units: Callable[[dict, int], list[dict]]
     run: Callable[[dict, dict, torch.device], dict]

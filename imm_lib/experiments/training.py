@@ -1,9 +1,10 @@
-"""What the experiments' training loops share: passes without dropout."""
+"""What the experiments' trainings share: passes without dropout, and L-BFGS to convergence."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -21,3 +22,38 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def minimise(
+    loss: Callable[[], Tensor],
+    parameters: list[Tensor],
+    steps: int,
+    tolerance_grad: float = 1e-7,
+    tolerance_change: float = 1e-9,
+) -> None:
+    """Move leaf tensors to where ``loss()`` of them is least, by L-BFGS with Wolfe's conditions.
+
+    Args:
+        loss: () -> a scalar.
+        parameters: changed in place; without gradients afterwards.
+        steps: the most iterations.
+        tolerance_grad: the largest slope at which it has arrived.
+        tolerance_change: the least step, and the least change of the loss, that goes on.
+    """
+    optimiser = torch.optim.LBFGS(
+        [parameter.requires_grad_() for parameter in parameters],
+        max_iter=steps,
+        tolerance_grad=tolerance_grad,
+        tolerance_change=tolerance_change,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    for parameter in parameters:
+        parameter.requires_grad_(False)

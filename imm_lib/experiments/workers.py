@@ -1,4 +1,6 @@
-"""Tasks in processes of their own: each answer as soon as it is there, and a stop that is at once."""
+"""Tasks in processes of their own: each answer as soon as it is there, and a stop that is at
+once.
+"""
 
 from __future__ import annotations
 

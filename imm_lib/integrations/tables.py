@@ -58,9 +58,10 @@ def _array(table: Any) -> np.ndarray:
     if isinstance(table, np.ma.MaskedArray):
         raise TypeError("frame must mark missing values itself, got a masked array: fill it first")
     if not isinstance(table, np.ndarray):
+        hint = "; take its to_pandas()" if hasattr(table, "to_pandas") else ""
         raise TypeError(
             "frame must be a pandas DataFrame, a 2-D array, tensor or sparse matrix, "
-            f"got {checks.describe(table)}"
+            f"got {checks.describe(table)}{hint}"
         )
     if table.ndim != 2:
         raise ValueError(f"frame must be 2-D, rows by columns, got the shape {table.shape}")

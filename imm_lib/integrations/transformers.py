@@ -99,6 +99,9 @@ class IMMTrainer(Trainer):
             model, own, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training:
+            if short is None:
+                name = self.short or "input_ids"
+                raise ValueError(f"inputs must hold {name!r}, got {', '.join(sorted(inputs))}")
             log_q, short, labels = self._positions(outputs, short, labels)
             if len(labels) > 0:
                 share = self._share(loss, log_q, labels, num_items_in_batch)
@@ -106,18 +109,25 @@ class IMMTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _positions(
-        self, outputs: Any, short: Tensor | None, labels: Tensor | None
+        self, outputs: Any, short: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, Y) log-probabilities, (N, ...) short contexts and (N,) labels of labelled positions."""
         if labels is None:
             raise ValueError("inputs must hold labels, got none")
-        if short is None:
-            hint = "; a data set's columns need remove_unused_columns=False" if self.short else ""
-            raise ValueError(f"inputs must hold {self.short or 'input_ids'!r}, got none{hint}")
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
         if logits is None or logits.shape[:-1] != labels.shape:
             what = "none" if logits is None else checks.describe(logits)
             raise ValueError(f"logits must be {(*labels.shape, 'Y')}, as labels are, got {what}")
+        if self.shift and labels.dim() < 2:
+            raise ValueError(
+                f"labels must be (B, T) where they are shifted, got {checks.describe(labels)}: of a "
+                "classifier, pass the name of a column of short contexts, short="
+            )
+        if short.shape[: labels.dim()] != labels.shape:
+            raise ValueError(
+                f"short contexts must be {tuple(labels.shape)}, as labels are, got "
+                f"{checks.describe(short)}"
+            )
         if self.shift:
             logits, short, labels = logits[:, :-1], short[:, :-1], labels[:, 1:]
         keep = labels != IGNORED

@@ -6,8 +6,7 @@ import torch
 from imm_lib import data
 from imm_lib.experiments import bench, measure
 from imm_lib.experiments.language import runs, speed
-from imm_lib.experiments.masked import runs as masked_runs
-from imm_lib.experiments.masked import tasks, toy
+from imm_lib.experiments.masked import starts, tasks, toy
 
 WORDS = 30
 
@@ -33,8 +32,8 @@ def stand_ins(monkeypatch, tmp_path):
     for module in (bench, speed, measure):
         monkeypatch.setattr(module, "tokens", lambda: (tokens(), WORDS))
     monkeypatch.setattr(tasks, "load", lambda name, split: toy.agreement(120, len(split)))
-    for cached in (runs.texts, masked_runs._large):
+    for cached in (runs.texts, starts._large):
         cached.cache_clear()
     yield
-    for cached in (runs.texts, masked_runs._large):
+    for cached in (runs.texts, starts._large):
         cached.cache_clear()

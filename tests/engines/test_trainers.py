@@ -309,7 +309,7 @@ def test_the_trainer_refuses(tmp_path, kwargs, error, message):
 
 
 def test_a_batch_without_what_the_term_needs(tmp_path):
-    with pytest.raises(ValueError, match=r"'pair', got none; .*remove_unused_columns=False"):
+    with pytest.raises(ValueError, match="hold 'pair', got attention_mask, input_ids, labels"):
         trained(tmp_path, imm.ReverseKD(rows()), short="pair")
     with pytest.raises(ValueError, match=r"logits must be \(4, 'Y'\)"):
         bad = {"input_ids": torch.zeros(4, 8).long(), "labels": torch.zeros(4).long()}
@@ -317,6 +317,17 @@ def test_a_batch_without_what_the_term_needs(tmp_path):
             gpt(), arguments(tmp_path), train_dataset=Texts(), term=imm.ReverseKD(rows())
         )
         trainer._positions({"logits": torch.zeros(4, 8, V)}, bad["input_ids"], bad["labels"])
+    with pytest.raises(ValueError, match="of a classifier, pass the name of a column"):
+        trained(tmp_path, sampled(), bert(), Sentences(), query=lent)
+    with pytest.raises(ValueError, match=r"short contexts must be \(4, 8\), as labels are"):
+        trained(tmp_path, imm.ReverseKD(rows()), data=Short(), short="pair")
+
+
+class Short(Texts):
+    """With one short context a text, where each label needs one."""
+
+    def __getitem__(self, place):
+        return super().__getitem__(place) | {"pair": torch.tensor(0)}
 
 
 class Net(nn.Module):

@@ -1,8 +1,10 @@
-"""Mutation tests of the core: how many small faults, put into the code one at a time, do the tests find?
+"""Mutation tests of the core: how many small faults, put into the code one at a time, do the tests
+find?
 
-``make mutate`` runs mutmut on a copy under ``_build/mutation``, goes on where it was stopped, prints
-the score of every module and the survivors, and writes them to ``tests/mutation/score.json``. Reasons
-for survivors that no test can or should find are in ``tests/mutation/reasons.toml``.
+``make mutate`` runs mutmut on a copy under ``_build/mutation``, goes on where it was stopped,
+prints the score of every module and the survivors, and writes them to
+``tests/mutation/score.json``. Reasons for survivors that no test can or should find are in
+``tests/mutation/reasons.toml``.
 """
 
 import argparse

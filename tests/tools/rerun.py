@@ -41,7 +41,9 @@ def prepare(notebook: nbformat.NotebookNode) -> None:
 
 
 def texts(notebook: nbformat.NotebookNode) -> dict[int | None, list[str]]:
-    """What each executed cell wrote, by its number, without those whose outputs are not compared."""
+    """What each executed cell wrote, by its number, without those whose outputs are not
+    compared.
+    """
     return {
         cell.execution_count: [
             output.get("text") or output.get("data", {}).get("text/plain", "")

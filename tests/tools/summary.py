@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def count(report: Path) -> dict[str, int]:
-    """Passed, skipped and failed tests of a report, notebook cells and what needs a browser apart."""
+    """Passed, skipped and failed tests of a report, notebook cells and what needs a browser
+    apart.
+    """
     counts = dict.fromkeys(
         ("passed", "skipped", "no_browser", "failed", "cells", "cells_skipped"), 0
     )

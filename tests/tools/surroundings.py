@@ -1,5 +1,5 @@
-"""What a kernel finds around it: folders of its own, so that neither an unwritable home nor a user's
-own settings print into a chapter, UTF-8, and the CPU unless another device is asked for.
+"""What a kernel finds around it: folders of its own, so that neither an unwritable home nor a
+user's own settings print into a chapter, UTF-8, and the CPU unless another device is asked for.
 """
 
 from collections.abc import MutableMapping

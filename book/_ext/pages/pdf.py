@@ -1,7 +1,7 @@
 """One PDF of the book's main line: ``make pdf``, after the pages are rendered.
 
-The articles of the rendered pages are put one after another into one page, links between them become
-links within it, and headless Chromium prints it. No LaTeX is needed.
+The articles of the rendered pages are put one after another into one page, links between them
+become links within it, and headless Chromium prints it. No LaTeX is needed.
 """
 
 import shutil

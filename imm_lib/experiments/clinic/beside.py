@@ -12,8 +12,8 @@ from imm_lib.experiments.clinic.protocol import DECAYS, WEIGHTS
 from imm_lib.experiments.clinic.training import Cases, Model, Settings
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.readings import spread
 from imm_lib.experiments.logistic.training import gradient, ratio
+from imm_lib.experiments.spread import spread
 
 
 def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> Tensor:
@@ -132,7 +132,6 @@ _SIDE = {"m": settings.SIDE, "bandwidth": {}, "steps": 200, "test": 2048, "block
 EXPERIMENTS = [
     Experiment(
         name="map-decay",
-        description="IMM beside weight decay: every λ at every decay, on tables and the cube",
         scales={"full": _SIDE, "ci": {**_SIDE, "steps": 3, "test": 64, "block": 2}},
         units=_units(
             "cube 1 1 1, n = 20",
@@ -148,7 +147,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="map-frontier",
-        description="how many contexts, how often: accuracy on the cube against the contexts run",
         scales={
             "full": {
                 "normal": [1, 1, 1],

@@ -158,7 +158,6 @@ def decided(judged: dict, tables: dict) -> list[Decided]:
 EXPERIMENTS = [
     Experiment(
         name="map-judged",
-        description="the first choice of worth.compare and the decision of premise.lead on the splits of map-tables",
         scales={
             "full": settings.TABLES,
             "ci": {

@@ -158,7 +158,6 @@ _LAM = [0.0, 0.3, 1.0, 3.0, 10.0]
 EXPERIMENTS = [
     Experiment(
         name="knowledge-means",
-        description="a restricted regressor on a linear twin: induced means, reverse distillation and theory",
         scales={
             "full": {"n": [25, 50, 100, 200, 400], "lam": _LAM, "runs": 500},
             "ci": {"n": [50], "lam": [0.0, 1.0], "runs": 50},
@@ -171,7 +170,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="knowledge-unlabelled",
-        description="extended contexts without labels beside n = 100: the price of a counted law, and theory",
         scales={
             "full": {
                 "n": 100,
@@ -189,7 +187,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="knowledge-coarse",
-        description="a restricted model to which three of five classes are one, beside one that tells them apart",
         scales={
             "full": {
                 "n": [50, 100, 200, 400],

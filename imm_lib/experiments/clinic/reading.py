@@ -1,6 +1,7 @@
 """What the stored benchmark says: paired differences, wins and losses, harm, regret, and ranks."""
 
 import math
+import statistics
 from typing import NamedTuple
 
 import torch
@@ -141,7 +142,7 @@ class Verdict(NamedTuple):
     sure: int  # wins that survive Holm's correction for every method on every task
     harmed: int  # worse than plain by more than a standard error
     rank: float  # mean, among RANKED, on the tasks where all are defined
-    regret: float  # mean over tasks of the loss over the best method's, per cent of plain's
+    regret: float  # median over tasks of the loss over the best method's, per cent of plain's
     worst: float  # the same, its maximum
     cost: int  # trainings, all choices included
 
@@ -188,7 +189,7 @@ def verdicts(cells: dict[str, dict[str, Tensor]]) -> list[Verdict]:
                 sure=sum(a.mean < 0 and (task, method) in kept for task, a in own.items()),
                 harmed=sum(a.mean > a.error > 0 for a in own.values()),
                 rank=sum(ranks) / len(ranks) if ranks else math.nan,
-                regret=sum(lost) / len(lost),
+                regret=statistics.median(lost),
                 worst=max(lost),
                 cost=cost(method),
             )

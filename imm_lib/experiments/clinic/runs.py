@@ -147,7 +147,6 @@ QUICK = {
 EXPERIMENTS = [
     Experiment(
         name="map-cube",
-        description="every use of a restricted model on the cube, all tuned alike: two planes, three sizes",
         scales={
             "full": {
                 "normals": [[1, 1, 1], [1, 3, 3]],
@@ -173,7 +172,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="map-grid",
-        description="every use of a policy that knows one coordinate, all tuned alike, at three budgets",
         scales={
             "full": {
                 "targets": list(walks.TARGETS),
@@ -190,7 +188,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="map-tables",
-        description="every use of a restricted model on six tables, linear models and networks, all tuned alike",
         scales={
             "full": settings.TABLES,
             "ci": {**settings.TABLES, **QUICK},
@@ -202,7 +199,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="map-large",
-        description="the same on the largest table, with 500 and 2,000 training cases",
         scales={"full": settings.LARGE, "ci": {**settings.LARGE, **QUICK}},
         units=table_units,
         run=_tables,
@@ -211,7 +207,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="map-text",
-        description="every use of a bigram that the language experiments train, chosen on validation text",
         scales={
             "full": settings.TEXT,
             "large": {

@@ -14,9 +14,6 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.experiments.side import sources
 
-CLIP = 5.0
-"""Standardised features are clipped there: few cases estimate the scale of a heavy tail badly."""
-
 
 class Table(NamedTuple):
     """A data set as it is loaded."""
@@ -109,11 +106,6 @@ def load(name: str) -> Table:
     return SOURCES[name]()
 
 
-def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
-    mean, deviation = values.mean(0), values.std(0).clamp(min=1e-3)
-    return lambda x: ((x - mean) / deviation).clamp(-CLIP, CLIP)
-
-
 def _restricted(short: Tensor, label: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
     """A model of the short contexts alone, (N, c) -> (N, Y) probabilities or (N, 1) means."""
     if classes == 0:
@@ -162,8 +154,8 @@ def draw(name: str, n: int, m: int, seed: int) -> Problem:
     train, side, test = order[:n], order[n : n + m], order[n + m :]
     rest = [i for i in range(table.features.shape[1]) if i not in set(table.seen)]
     # both samples know the short contexts, only the n training cases the rest
-    short_of = _scaler(table.features[order[: n + m]][:, table.seen])
-    rest_of = _scaler(table.features[train][:, rest])
+    short_of = sources.scaler(table.features[order[: n + m]][:, table.seen])
+    rest_of = sources.scaler(table.features[train][:, rest])
 
     def short(index: Tensor) -> Tensor:
         return short_of(table.features[index][:, table.seen])

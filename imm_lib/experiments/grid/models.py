@@ -1,4 +1,6 @@
-"""The torus as explicit ``pomdp_py`` models: what the tensors of ``torus.py`` are checked against."""
+"""The torus as explicit ``pomdp_py`` models: what the tensors of ``torus.py`` are checked
+against.
+"""
 
 import pomdp_py
 import torch

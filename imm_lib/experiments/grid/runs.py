@@ -18,6 +18,7 @@ from imm_lib.experiments.grid.learning import (
     policy_matching,
 )
 from imm_lib.experiments.grid.torus import HORIZON, Torus
+from imm_lib.experiments.spread import spread
 from imm_lib.experiments.table import Table
 from imm_lib.targets import FastInformedBound
 
@@ -55,18 +56,6 @@ def target(torus: Torus, name: str) -> Tensor | None:
     return known[name](torus.belief)
 
 
-def _spread(values: Tensor) -> dict[str, float]:
-    values = values.double().cpu()
-    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
-    numbers = {
-        "mean": values.mean(),
-        "se": values.std() / len(values) ** 0.5,
-        "p10": low,
-        "p90": high,
-    }
-    return {name: round(float(value), 4) for name, value in numbers.items()}
-
-
 def _learned(unit: dict, config: dict, torus: Torus, at: list[int]):
     """(epoch, (R, S, A) policy, generator) at each of the epochs ``at``."""
     generator = torch.Generator().manual_seed(unit["seed"])
@@ -99,10 +88,10 @@ def _figures(unit: dict, config: dict, device: torch.device) -> dict:
         ).mean(0)
         exact = torus.returns(policy)
         cells[str(epoch)] = {
-            "rolled": _spread(rolled),
-            "exact": _spread(exact),
-            "rolled_30": _spread(rolled[:30]),
-            "exact_30": _spread(exact[:30]),
+            "rolled": spread(rolled),
+            "exact": spread(exact),
+            "rolled_30": spread(rolled[:30]),
+            "exact_30": spread(exact[:30]),
         }
     return {"cells": cells, "cpu_s": round(time.process_time() - start, 3)}
 
@@ -120,7 +109,7 @@ def _beyond(unit: dict, config: dict, device: torch.device) -> dict:
     steps = HORIZON * torus.size // 11
     start = time.process_time()
     found = {
-        str(epoch): _spread(torus.returns(policy, steps))
+        str(epoch): spread(torus.returns(policy, steps))
         for epoch, policy, _ in _learned(unit, config, torus, config["epochs"])
     }
     return {
@@ -225,7 +214,6 @@ _DIVERGENCES = [
 EXPERIMENTS = [
     Experiment(
         name="grid-figures",
-        description="REINFORCE with and without IMM on the torus, every cell of Figures 2 and 9",
         scales={
             "full": {"runs": 300, "epochs": EPOCHS, "targets": ARMS[1:]},
             "ci": {"runs": 30, "epochs": [10, 20], "targets": ["argmax"]},
@@ -237,7 +225,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-beyond",
-        description="split ties, reverse distillation, a critic, and the weight of the term, by exact returns",
         scales={
             "full": {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
             "ci": {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
@@ -249,7 +236,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-divergences",
-        description="the choice of divergence, between induced policies and between the policies themselves",
         scales={
             "full": {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
             "ci": {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},
@@ -261,7 +247,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="grid-sizes",
-        description="the same on tori of 21 and 51",
         scales={
             "full": {"runs": 30, "epochs": [50, 100, 200, 500], "settings": _SIZES},
             "ci": {"runs": 3, "epochs": [2], "settings": _SIZES[:2]},

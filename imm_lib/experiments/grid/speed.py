@@ -58,7 +58,6 @@ _FULL = {"runs": 30, "epochs": runs.EPOCHS, "sizes": [11, 21, 51], "measured": 1
 EXPERIMENTS = [
     Experiment(
         name="bench-grid",
-        description="CPU seconds of the grid's figures, and of learning against the size of the grid",
         scales={
             "full": _FULL,
             "ci": {**_FULL, "runs": 2, "epochs": [1, 2], "sizes": [5], "measured": 1},

@@ -116,7 +116,7 @@ _SNIPPETS: dict[str, Any] = {
 }
 
 
-def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+def _experiment(name: str, full: dict, gpu: bool = False) -> Experiment:
     """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some
     of the arms.
     """
@@ -128,7 +128,6 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
     }
     return Experiment(
         name,
-        description,
         {"full": full, "ci": quick},
         runs.units,
         runs.run,
@@ -141,12 +140,10 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
 EXPERIMENTS = [
     _experiment(
         "language-methods",
-        "LSTMs of 200 units on 3 % of the Penn Treebank by every method (Tables 1 and 5 in small)",
         {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
     ),
     _experiment(
         "language-paper",
-        "LSTMs of 1,500 units on the Penn Treebank (Tables 1 and 5 at the paper's scale); needs a GPU",
         {
             "corpus": "ptb",
             "held_out": None,
@@ -159,17 +156,15 @@ EXPERIMENTS = [
     *(
         _experiment(
             name,
-            f"the same LSTMs on {share} of the lines: where does IMM help most?",
             {**_PTB, "sizes": sizes, "arms": {arm: _ARMS[arm] for arm in _COMPARED}},
         )
-        for name, share, sizes in [
-            ("language-sizes", "1 and 10 %", [[421, 5], [4207, 2]]),
-            ("language-large", "30 %", [[12_620, 1]]),
+        for name, sizes in [
+            ("language-sizes", [[421, 5], [4207, 2]]),
+            ("language-large", [[12_620, 1]]),
         ]
     ),
     _experiment(
         "language-puzzle",
-        "why gradients that are truer can help less: clipping, dropout, words, steps and memory, one at a time",
         {
             **_PTB,
             "sizes": [[1262, 2]],
@@ -178,7 +173,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "language-rate",
-        "the puzzle's arms with one course of the learning rate for all",
         {
             **_PTB,
             "settings": {**_SETTINGS, **_RATE},
@@ -194,7 +188,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "language-skip",
-        "a bigram, a skip-bigram and both beside small LSTMs on a synthetic text of four topics",
         {
             "corpus": "topics",
             "held_out": None,
@@ -210,23 +203,20 @@ EXPERIMENTS = [
         },
     ),
     *(
-        _experiment(name, description, {**_PTB, "sizes": sizes, "arms": arms})
-        for name, description, sizes, arms in [
+        _experiment(name, {**_PTB, "sizes": sizes, "arms": arms})
+        for name, sizes, arms in [
             (
                 "language-seen",
-                "labels seen after a word corrected, the others distilled: 3 % of the lines",
                 [[1262, 5]],
                 _SEEN,
             ),
             (
                 "language-seen-sizes",
-                "labels seen after a word corrected, the others distilled: 10 and 30 % of the lines",
                 [[4207, 5], [12_620, 1]],
                 {arm: _SEEN[arm] for arm in _SEEN if arm != "seen labels, λ = 3"},
             ),
             (
                 "language-seen-line",
-                "which pairs to correct, and how much to weigh the others: 3 % of the lines",
                 [[1262, 3]],
                 _TUNED,
             ),
@@ -234,7 +224,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "language-wikitext",
-        "LSTMs on 3 % of WikiText-2 with its vocabulary of 33,278 words, whose table of pairs is sparse",
         {
             "corpus": "wikitext2",
             "held_out": 400,
@@ -247,7 +236,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="language-snippets",
-        description="a transformer that reads three words helps one that reads twenty and has little long text",
         scales={
             "full": {**_SNIPPETS, "seeds": 20},
             "ci": {**_SNIPPETS, "lines": 60, "snippet_lines": [120], "held_out": 60, "seeds": 1}
@@ -260,7 +248,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="language-fidelity",
-        description="gradients of the IMM estimators on a trained language model against the exact one",
         scales={
             "full": {"texts": {"topics": _TOPICS, "PTB": _PTB_FIDELITY}, "seeds": 2},
             "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},

@@ -198,7 +198,6 @@ _QUICK = {
 EXPERIMENTS = [
     Experiment(
         name="bench-fused",
-        description="time and memory of a fused last layer with IMM, as ratios in one process",
         scales={"full": _FULL, "ci": _QUICK},
         units=lambda config, seed: [{"part": name} for name in PARTS],
         run=_run,

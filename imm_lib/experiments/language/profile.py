@@ -157,7 +157,6 @@ _QUICK = {
 EXPERIMENTS = [
     Experiment(
         name="language-profile",
-        description="seconds of an epoch of the paper's LSTMs, and in what it pays to compute; for a GPU",
         scales={"full": _FULL, "ci": {**_FULL, **_QUICK}},
         units=lambda config, seed: [
             *({"way": way} for way in config["ways"]),

@@ -176,7 +176,6 @@ _FULL = {"width": 200, "batch": 20, "unroll": 35, "blocks": 3, "repeats": 9}
 EXPERIMENTS = [
     Experiment(
         name="bench-language",
-        description="time and memory of a language model's training step with each term, as ratios in one process",
         scales={"full": _FULL, "ci": {**_FULL, "width": 16, "batch": 4, "unroll": 5, "repeats": 1}},
         units=lambda config, seed: [{"part": name} for name in PARTS],
         run=lambda unit, config, device: PARTS[unit["part"]](config, device, config["repeats"]),

@@ -10,9 +10,9 @@ from imm_lib.experiments.logistic.training import (
     gradient,
     objective,
     ratio,
-    schedule,
     train,
 )
+from imm_lib.experiments.paper import schedule
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *gradients.EXPERIMENTS, *speed.EXPERIMENTS]
 

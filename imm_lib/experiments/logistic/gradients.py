@@ -8,7 +8,8 @@ from torch import Tensor
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.training import schedule, train
+from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.table import Table
 
 
@@ -160,7 +161,6 @@ _FULL = {
 EXPERIMENTS = [
     Experiment(
         name="logistic-gradients",
-        description="bias and variance of every estimator's gradient, one data point a step",
         scales={
             "full": _FULL,
             "ci": {**_FULL, "runs": 10, "sizes": [10], "steps": [30], "draws": 20},

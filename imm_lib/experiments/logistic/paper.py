@@ -1,4 +1,6 @@
-"""What the paper prints about logistic regression, and the planes that were tried to reproduce it."""
+"""What the paper prints about logistic regression, and the planes that were tried to reproduce
+it.
+"""
 
 import math
 from itertools import product
@@ -159,3 +161,11 @@ def against(result: dict) -> list[dict]:
             }
             rows.append(row)
     return rows
+
+
+def inside(row: dict) -> bool:
+    """Whether a row of :func:`against` is inside, by the rule of the reproduction page: apart by no
+    more than the 95 % interval of the difference and half a unit of the last printed digit.
+    """
+    error = abs(row["difference"] / row["errors"]) if row["errors"] else 0.0
+    return abs(row["difference"]) <= 1.959964 * error + 0.005

@@ -22,7 +22,9 @@ their root.
 
 
 class Data(NamedTuple):
-    """n labelled points in each of R runs. The short context is x1, the extended context (x2, x3)."""
+    """n labelled points in each of R runs. The short context is x1, the extended context (x2,
+    x3).
+    """
 
     short: Tensor  # (n, R)
     extended: Tensor  # (2, n, R)
@@ -80,7 +82,8 @@ def data(x: Tensor, label: Tensor, target: Tensor) -> Data:
     for name, value in (("label", checks.tensor("label", label)), ("target", target)):
         if value.shape != x.shape[:2]:
             raise ValueError(
-                f"{name} must be {tuple(x.shape[:2])} as x {tuple(x.shape)} is, got {checks.describe(value)}"
+                f"{name} must be {tuple(x.shape[:2])} as x {tuple(x.shape)} is, got "
+                f"{checks.describe(value)}"
             )
     if not ((label == 0) | (label == 1)).all():
         raise ValueError("label must be 0 or 1, got another value")

@@ -1,22 +1,9 @@
-"""What is read off the accuracies of many runs: means with their errors, and the worth of a method
-in data.
-"""
+"""What is read off the accuracies of many runs: the worth of a method in data."""
 
 import torch
 from torch import Tensor
 
 from imm_lib import checks
-
-
-def spread(values: Tensor) -> dict[str, float]:
-    """Mean, its standard error, and the 10th and 90th percentiles of (R,) values."""
-    values = values.double().cpu()
-    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
-    error = (values.std() / len(values) ** 0.5).item()
-    return {
-        name: round(x, 4)
-        for name, x in (("mean", values.mean().item()), ("se", error), ("p10", low), ("p90", high))
-    }
 
 
 def equal_accuracy(sizes: Tensor, baseline: Tensor, accuracy: Tensor) -> Tensor:
@@ -67,7 +54,8 @@ def extra_data(
     """
     if baseline.shape != (len(sizes), ours.shape[1]) or len(ours) != len(ours_sizes):
         raise ValueError(
-            f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and {tuple(ours.shape)}"
+            f"baseline and ours must be (sizes, R), got {tuple(baseline.shape)} and "
+            f"{tuple(ours.shape)}"
         )
     runs = ours.shape[1]
     picks = torch.randint(runs, (checks.count("bootstrap", bootstrap), runs), generator=generator)

@@ -1,4 +1,6 @@
-"""The batched program's cost against a loop over runs with the library's estimators under autograd."""
+"""The batched program's cost against a loop over runs with the library's estimators under
+autograd.
+"""
 
 import statistics
 import time
@@ -10,7 +12,8 @@ import imm_lib as imm
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
-from imm_lib.experiments.logistic.training import schedule, train
+from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.paper import schedule
 
 TRAINED = ("baseline", "noising", "IMM exact")
 """The methods of Figure 1 that are trained; interpolation is the baseline at prediction time."""
@@ -107,7 +110,6 @@ _FULL = {"runs": 300, "steps": 3000, "sizes": SIZES, "loop_steps": 30, "repeats"
 EXPERIMENTS = [
     Experiment(
         name="bench-logistic",
-        description="CPU seconds of Figure 1's sweep, batched and as a loop over runs",
         scales={
             "full": _FULL,
             "ci": {**_FULL, "runs": 10, "steps": 20, "sizes": [5], "repeats": 1},

@@ -118,7 +118,9 @@ def exact(data: Data, bandwidth: float = 1.0) -> Term:
 
 
 def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callable[[], Tensor]:
-    """Draws (n, k, R) extended contexts from the kernel, with replacement, by numbers of the CPU."""
+    """Draws (n, k, R) extended contexts from the kernel, with replacement, by numbers of the
+    CPU.
+    """
     n, _, runs = weight.shape
     cumulative = weight.double().cumsum(1).transpose(1, 2).contiguous()
 

@@ -1,4 +1,6 @@
-"""One batched training program: full-batch gradient descent of all Monte-Carlo runs as one tensor."""
+"""One batched training program: full-batch gradient descent of all Monte-Carlo runs as one
+tensor.
+"""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -26,13 +28,6 @@ METHODS = {
     "stale table": terms.stale_table,
 }
 """What can be trained. Interpolation is the baseline, mixed with the target at prediction time."""
-
-
-def schedule(n: int) -> float:
-    """The paper's ratio ρ = λ / (1 + λ) at n data points, ρ = 0.818 - 0.0111 n (Appendix D.1.1), at
-    least 0.
-    """
-    return max(0.0, 0.818 - 0.0111 * checks.count("n", n))
 
 
 def ratio(lam: float) -> float:
@@ -143,7 +138,9 @@ def _logits(data: Data, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_weights(data: Data, row: Tensor, column: Tensor) -> Tensor:
-    """(4, R) the derivative by the weights from those by the two parts of the logits, (n, R) each."""
+    """(4, R) the derivative by the weights from those by the two parts of the logits, (n, R)
+    each.
+    """
     x2, x3 = data.extended
     return torch.stack(
         [(row * data.short).sum(0), (column * x2).sum(0), (column * x3).sum(0), column.sum(0)]
@@ -155,6 +152,7 @@ def _build(method: str, data: Data, options: dict) -> terms.Term | None:
     known = list(signature(build).parameters)[1:] if build else []
     if unknown := [name for name in options if name not in known]:
         raise TypeError(
-            f"method {method!r} has the options {', '.join(known) or 'none'}, got {', '.join(unknown)}"
+            f"method {method!r} has the options {', '.join(known) or 'none'}, got "
+            f"{', '.join(unknown)}"
         )
     return build(data, **options) if build else None

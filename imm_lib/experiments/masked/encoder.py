@@ -151,7 +151,8 @@ class MaskedLM(nn.Module):
         ):
             if len(ids) > self.limit:
                 raise ValueError(
-                    f"an example must have at most {self.limit} word pieces, got {len(ids)}: {example.first[:60]!r}"
+                    f"an example must have at most {self.limit} word pieces, got {len(ids)}: "
+                    f"{example.first[:60]!r}"
                 )
             found.append((torch.tensor(ids), torch.tensor(segment)))
         return found
@@ -216,7 +217,8 @@ def load(name: str = DEFAULT) -> MaskedLM:
     positions = getattr(getattr(whole.base_model, "embeddings", None), "position_embeddings", None)
     if head is None or positions is None:
         raise ValueError(
-            f"model must be built like BERT or RoBERTa, with position embeddings and its masked-LM head as cls or "
+            "model must be built like BERT or RoBERTa, with position embeddings and its "
+            "masked-LM head as cls or "
             f"lm_head; got {name!r}, a {type(whole).__name__}"
         )
     limit = positions.num_embeddings - (

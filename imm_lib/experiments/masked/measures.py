@@ -1,4 +1,6 @@
-"""The premise of IMM: does the target know something that the model's own induced bigram does not?"""
+"""The premise of IMM: does the target know something that the model's own induced bigram does
+not?
+"""
 
 import math
 

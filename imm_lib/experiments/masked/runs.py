@@ -2,155 +2,26 @@
 (Table 2).
 """
 
-import copy
-import functools
-import hashlib
-import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
-from torch import Tensor
 
-from imm_lib import checks, data, results
+from imm_lib import checks
 from imm_lib.experiments import Experiment, options, resume
 from imm_lib.experiments.masked import readings, tasks, training
-from imm_lib.experiments.masked.encoder import DEFAULT, Head, MaskedLM, load, tiny
+from imm_lib.experiments.masked.encoder import DEFAULT
 from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
-from imm_lib.experiments.masked.target import Mixture, fit
-from imm_lib.experiments.masked.tasks import Example
+from imm_lib.experiments.masked.starts import (
+    examples,
+    start,
+    stream,
+    target,
+    untrained,
+    with_shares,
+)
 from imm_lib.experiments.masked.terms import ARMS
-from imm_lib.targets import KneserNeyBigram
-
-Sequences = list[tuple[Tensor, Tensor]]
-
-
-def stream(model: MaskedLM, pieces: int) -> Tensor:
-    """The first ``pieces`` of WikiText-2's training text, as the model's tokenizer cuts it."""
-    corpus = data.load("wikitext2")
-    unknown = model.tokenizer.unk_token
-    lines: list[str] = []
-    words: list[str] = []
-    for word in (corpus.vocab[i] for i in corpus.train[:pieces].tolist()):
-        if word == "<eos>":
-            lines.append(" ".join(words))
-            words = []
-        else:
-            words.append(unknown if word == "<unk>" else word)
-    encoded = model.tokenizer(
-        [line for line in lines if line], add_special_tokens=False, verbose=False
-    )["input_ids"]
-    return torch.tensor([piece for line in encoded for piece in line])[:pieces]
-
-
-def sequences(model: MaskedLM, text: Tensor, length: int) -> Sequences:
-    """A stream cut into sequences of ``length`` pieces with the first and the last token; the last
-    is shorter.
-    """
-    ends = (
-        torch.tensor([model.tokenizer.cls_token_id]),
-        torch.tensor([model.tokenizer.sep_token_id]),
-    )
-    parts = [torch.cat([ends[0], part, ends[1]]) for part in text.split(length - 2)]
-    return [(ids, torch.zeros_like(ids)) for ids in parts]
-
-
-def _untrained(model: str, names: Sequence[str]) -> MaskedLM:
-    if model != "tiny":
-        return load(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return tiny(
-            [e.first for name in names for e in tasks.load(name, "train")[:200]],
-            width=16,
-            limit=512,
-        )
-
-
-def with_shares(model: MaskedLM, text: Tensor) -> MaskedLM:
-    """The model before pretraining: the bias of a new head is set to the log-shares of a text's
-    pieces, in place.
-    """
-    if isinstance(model.head, Head):
-        counts = (
-            torch.bincount(text, minlength=model.vocab_size).double() + 1
-        )  # on the CPU, as the text is
-        model.head.bias.data.copy_((counts / counts.sum()).log())
-    return model
-
-
-def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, list[float]]:
-    """The common starting point of all arms, and its course of pretraining: from its file, or
-    trained and written.
-
-    A model with a masked-LM head of its own is taken as it is.
-    """
-    model = _untrained(config["model"], config["tasks"]).to(device)
-    if not isinstance(model.head, Head):
-        return model, []
-    from safetensors.torch import load_file, save
-
-    plan = config["pretrain"]
-    made = [
-        config["model"],
-        plan,
-        *(config["tasks"] if config["model"] == "tiny" else []),
-    ]  # whose words it knows
-    name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
-    file = data.cache() / "masked" / f"{name}.safetensors"
-    course = file.with_suffix(".json")
-    if file.is_file() and course.is_file():
-        model.load_state_dict(load_file(file))
-        return model, json.loads(course.read_text())["loss"]
-    text = stream(model, plan["pieces"])
-    settings = training.Settings(epochs=plan["epochs"], batch=plan["batch"], lr=plan["lr"])
-    unfinished = file.with_suffix(".pt")
-    cut = sequences(model, text, plan["length"])
-    losses = training.pretrain(with_shares(model, text), cut, settings, unfinished)
-    results.write_bytes(course, json.dumps({"loss": losses}).encode())
-    results.write_bytes(file, save(model.state_dict()))
-    unfinished.unlink(missing_ok=True)
-    return model, losses
-
-
-def target(encoded: Sequences, config: dict) -> Mixture:
-    """The mixture of the task's bigram and that of WikiText-2."""
-    large = _large(config["model"], tuple(config["tasks"]), config["target_pieces"])
-    return fit(
-        [ids for ids, _ in encoded], copy.deepcopy(large)
-    )  # a copy, as Module.to moves it for good
-
-
-@functools.lru_cache(maxsize=1)
-def _large(model: str, names: tuple[str, ...], pieces: int) -> KneserNeyBigram:
-    """WikiText-2's bigram, which takes a tenth of a unit's time, and is the same for all units."""
-    known = _untrained(model, names)
-    return KneserNeyBigram.fit(stream(known, pieces), known.vocab_size)
-
-
-def examples(name: str, config: dict, seed: int = 0) -> dict[str, list[Example]]:
-    """A task's examples, in random order (the files are sorted by source); as many as declared.
-
-    Every seed draws its own training examples, so that an interval over seeds is also one over
-    them; all have the same dev examples. With "held_out" these of the seed's training split stand
-    for the dev split, which remains for what is reported; another seed may train on them.
-    """
-    found = {
-        split: _shuffled(tasks.load(name, split), seed if split == "train" else 0)
-        for split in tasks.SPLITS
-    }
-    if "held_out" in config:
-        found["dev"] = found["train"][slice(*config["held_out"])]
-    return {split: found[split][: config["examples"][name][split]] for split in tasks.SPLITS}
-
-
-def _shuffled(found: list[Example], seed: int) -> list[Example]:
-    return [
-        found[i]
-        for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-    ]
 
 
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
@@ -168,8 +39,8 @@ def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     words.
     """
     found, parts = {}, examples(unit["task"], config, unit["seed"])
-    untrained = _untrained(config["model"], config["tasks"])
-    before = with_shares(untrained, stream(untrained, config["pretrain"]["pieces"])).to(device)
+    raw = untrained(config["model"], config["tasks"])
+    before = with_shares(raw, stream(raw, config["pretrain"]["pieces"])).to(device)
     for when, model in (("before", before), ("after", start(config, device)[0])):
         encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
         prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
@@ -262,7 +133,7 @@ def _arms(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> Experiment:
+def _experiment(name: str, full: dict, gpu: bool = False) -> Experiment:
     quick = {
         **_CI,
         **_QUICK,
@@ -271,7 +142,6 @@ def _experiment(name: str, description: str, full: dict, gpu: bool = False) -> E
     }
     return Experiment(
         name=name,
-        description=description,
         scales={"full": full, "ci": quick},
         units=_arms,
         run=_task,
@@ -330,7 +200,6 @@ _CHOICE_MRPC = {
 EXPERIMENTS = [
     Experiment(
         name="masked-pretrain",
-        description="a masked-LM head for the encoder of PyPI, trained on WikiText-2 with the encoder",
         scales={"full": {**_FULL, "tasks": []}, "ci": {**_CI, "tasks": ["CoLA"]}},
         units=lambda config, seed: [{"seed": seed}],
         run=_pretrain,
@@ -339,7 +208,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-premise",
-        description="does the target know what the model's induced bigram does not? before and after pretraining",
         scales={
             "full": {
                 **_FULL,
@@ -355,7 +223,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice",
-        description="the weight of masked words, and λ, by held-out examples of CoLA's training file",
         scales={
             "full": {
                 **_FULL,
@@ -372,7 +239,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="masked-choice-mrpc",
-        description="the same for MRPC, and λ for noising too",
         scales={
             "full": {
                 **_FULL,
@@ -390,7 +256,6 @@ EXPERIMENTS = [
     *(
         _experiment(
             f"masked-{name.lower()}",
-            f"fine-tuning on {name}: the task alone, with masked words, with IMM, noising, and a control",
             {**_TUNED, **_OWN.get(name, {}), "tasks": [name], "examples": {name: limits}},
         )
         for name, limits in _TRAINED.items()
@@ -398,7 +263,6 @@ EXPERIMENTS = [
     *(
         _experiment(
             f"masked-{name.lower()}-all",
-            f"the same on all examples of {name}, by the default encoder (Table 2); for a GPU",
             {**_TUNED, **_OWN[name], "tasks": [name], "examples": {name: _ALL[name]}},
             gpu=True,
         )
@@ -406,7 +270,6 @@ EXPERIMENTS = [
     ),
     _experiment(
         "masked-paper",
-        "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub",
         {**_TUNED, **_PAPER, "model": "bert-base-uncased", "tasks": list(_ALL), "examples": _ALL},
         gpu=True,
     ),

@@ -131,7 +131,8 @@ def _download(name: str, split: str) -> Path:
     advice = f"set IMM_DATA to a folder that holds {wanted}"
     if task.archive is None:
         raise files.DataError(
-            f"{name} has no public archive: rebuild its files from Microsoft's paraphrase corpus, and {advice}"
+            f"{name} has no public archive: rebuild its files from Microsoft's paraphrase corpus, "
+            f"and {advice}"
         )
     path = folders.cache() / wanted
     with files.keeping(path.parent, name):

@@ -1,4 +1,6 @@
-"""Fine-tuning an encoder on a task with masked words and a causal term, and pretraining its head."""
+"""Fine-tuning an encoder on a task with masked words and a causal term, and pretraining its
+head.
+"""
 
 import dataclasses
 import hashlib

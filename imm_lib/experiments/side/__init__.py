@@ -2,7 +2,16 @@
 information.
 """
 
-from imm_lib.experiments.side import asymptotics, choice, real, several, sources, tuning, weights
+from imm_lib.experiments.side import (
+    asymptotics,
+    choice,
+    networks,
+    real,
+    several,
+    sources,
+    tuning,
+    weights,
+)
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, complete, fit
 
 EXPERIMENTS = [
@@ -22,6 +31,7 @@ __all__ = [
     "choice",
     "complete",
     "fit",
+    "networks",
     "real",
     "several",
     "sources",

@@ -127,8 +127,8 @@ def _check(config: dict) -> None:
 
 
 def table(cell: dict[str, str | Callable[[Row], str]], name: str) -> Table:
-    """Of risks by theory and simulated: ``cell`` says which, and has a field ``name`` for the key of
-    "cells".
+    """Of risks by theory and simulated: ``cell`` says which, and has a field ``name`` for the key
+    of "cells".
     """
     return Table(
         f"cells/{{{name}}}",
@@ -147,7 +147,6 @@ _GRID = {"runs": 2000, "n": [25, 50, 100, 200, 800, 3200], "lam": [0.0, 0.3, 1.0
 EXPERIMENTS = [
     Experiment(
         name="worth-asymptotics",
-        description="excess risk of IMM on a finite world, simulated and by theory, over n, λ, m, with π known or not",
         scales={
             "full": {**_GRID, "ratio": [0.5, 2.0, INFINITE]},
             "ci": {**_GRID, "runs": 100, "n": [100], "ratio": [2.0, INFINITE]},
@@ -167,7 +166,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="worth-noising",
-        description="the floor of noising's excess risk: infinite data, and simulated",
         scales={"full": _GRID, "ci": {**_GRID, "runs": 100, "n": [100]}},
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_noising,

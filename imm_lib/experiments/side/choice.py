@@ -192,7 +192,6 @@ _COMMON = {"n": 100, "m": ["inf", 200], "divergences": list(COMPARED)}
 EXPERIMENTS = [
     Experiment(
         name="side-divergences",
-        description="divergences on induced models and on the model itself: excess risk, accuracy and calibration",
         scales={
             "full": {
                 **{"runs": 200, **_COMMON},

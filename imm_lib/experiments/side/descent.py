@@ -71,7 +71,9 @@ def _first(eye: Tensor, slope: Tensor) -> Tensor:
 def _search(
     both: Callable, theta: Tensor, value: Tensor, slope: Tensor, direction: Tensor, going: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) sizes of the step, 0 where none was found, with (R,) values and (R, d) gradients there."""
+    """(R,) sizes of the step, 0 where none was found, with (R,) values and (R, d) gradients
+    there.
+    """
     down = (slope * direction).sum(1)
     low, high = torch.zeros_like(value), torch.full_like(value, torch.inf)
     size, found = torch.ones_like(value), torch.zeros_like(value)

@@ -1,4 +1,6 @@
-"""Several restricted models at once, a coarser one beside a finer, and views that are no feature."""
+"""Several restricted models at once, a coarser one beside a finer, and views that are no
+feature.
+"""
 
 from functools import reduce
 
@@ -54,7 +56,6 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 EXPERIMENTS = [
     Experiment(
         name="side-several",
-        description="excess risk with several restricted models, coarser ones and views that are no feature",
         scales={
             "full": {"runs": 1000, "n": [100, 400, 1600], "lam": 3.0},
             "ci": {"runs": 50, "n": [100], "lam": 3.0},

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from imm_lib import checks
 
+CLIP = 5.0
+"""Standardised features are clipped there: few cases estimate the scale of a heavy tail badly."""
+
 
 class Part(NamedTuple):
     """N labelled examples; features are standardised."""
@@ -86,9 +89,10 @@ def check_sizes(name: str, sizes: list[int], side: dict[str, int]) -> None:
             )
 
 
-def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
+def scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """Standardises features by the mean and deviation of ``values``, and clips them at CLIP."""
     mean, deviation = values.mean(0), values.std(0).clamp(min=1e-3)
-    return lambda x: ((x - mean) / deviation).clamp(-5, 5)
+    return lambda x: ((x - mean) / deviation).clamp(-CLIP, CLIP)
 
 
 def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
@@ -123,8 +127,8 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     train, side, test = order[:n], order[n : n + m], order[n + m :]
     rest = [i for i in range(features.shape[1]) if i not in set(seen)]
     short_of, rest_of = (
-        _scaler(features[order[: n + m]][:, seen]),
-        _scaler(features[train][:, rest]),
+        scaler(features[order[: n + m]][:, seen]),
+        scaler(features[train][:, rest]),
     )
 
     def part(index: Tensor) -> Part:

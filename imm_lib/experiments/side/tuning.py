@@ -15,6 +15,7 @@ from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.sources import Part, check_sizes, draw
 from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
+from imm_lib.experiments.training import minimise
 from imm_lib.results import mean_interval
 from imm_lib.worth import suggest_lambda
 
@@ -99,18 +100,7 @@ class Clinic:
         part = self.without(held_out)
         size = (1 + part.short.shape[1] + part.rest.shape[1]) * self.labels
         theta = torch.zeros(size, dtype=torch.float64, device=part.short.device)
-        theta.requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [theta], max_iter=200, tolerance_change=1e-10, line_search_fn="strong_wolfe"
-        )
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = self.objective(theta, part, lam)
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
+        minimise(lambda: self.objective(theta, part, lam), [theta], 200, tolerance_change=1e-10)
         return theta.detach()
 
 
@@ -223,7 +213,6 @@ def _table(result: dict) -> list[list[str]]:
 EXPERIMENTS = [
     Experiment(
         name="side-tuning",
-        description="the rules that choose λ on real tables: breast cancer and wine, logistic regression",
         scales={
             "full": {
                 "m": {"breast cancer": 300, "wine": 60},

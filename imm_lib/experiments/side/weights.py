@@ -5,7 +5,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment, options, paper
 from imm_lib.experiments.side.finite import (
     LogitWorld,
     Restriction,
@@ -52,7 +52,9 @@ class Data:
         return reduce(torch.add, [self.folds[i] for i in folds]) / len(folds)
 
     def term(self, counts: Tensor, lam: float | Tensor) -> Restriction:
-        """The IMM term with π counted from the same points; (R,) weights are folded into the pairs."""
+        """The IMM term with π counted from the same points; (R,) weights are folded into the
+        pairs.
+        """
         cells = counts.sum(-1)
         short = by_view(cells, self.view)
         scale = torch.as_tensor(lam, dtype=torch.float64, device=counts.device).reshape(-1, 1, 1)
@@ -67,8 +69,8 @@ class Data:
 
 
 def schedule(n: int) -> float:
-    """The paper's weight for n points, λ / (1 + λ) = .818 - .0111 n or 0 (Appendix D.1.1)."""
-    rho = max(0.0, 0.818 - 0.0111 * n)
+    """The paper's weight λ for n points."""
+    rho = paper.schedule(n)
     return rho / (1 - rho)
 
 
@@ -170,7 +172,6 @@ def _check(config: dict) -> None:
 EXPERIMENTS = [
     Experiment(
         name="side-weights",
-        description="rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, validation gradient",
         scales={
             "full": {"runs": 200, "n": [25, 50, 100, 400], "m": [50, 500, INFINITE]},
             "ci": {"runs": 10, "n": [50], "m": [INFINITE]},
