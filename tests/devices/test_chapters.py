@@ -74,8 +74,8 @@ SMALL = {
             'logistic.train(data.first(n), "baseline", steps=2)',
         ),
         (
-            'logistic.train(together, "IMM exact", rho(n))',
-            'logistic.train(together, "IMM exact", rho(n), steps=2)',
+            "weights = logistic.train(together.first(n), method, rho(n))",
+            "weights = logistic.train(together.first(n), method, rho(n), steps=2)",
         ),
     ],
     "19": [
@@ -118,11 +118,11 @@ SMALL = {
     "06": [
         ("torch.logspace(-1, 1.5, 16)", "torch.logspace(-1, 1.5, 2)"),
         (
-            'in tuning.RULES.items() if name != "none"',
-            'in tuning.RULES.items() if name in ("plug-in", "m / n")',
+            "for name, rule in tuning.RULES.items()}",
+            'for name, rule in tuning.RULES.items() if name in ("none", "plug-in")}',
         ),
-        ("(0.0, 0.3, 1.0, 3.0, 10.0)", "(0.0, 1.0)"),
-        ("for seed in range(5)", "for seed in range(1)"),
+        ("firsts = (0.0, 0.3, 1.0, 3.0, 10.0)", "firsts = (0.0, 1.0)"),
+        ("for seed in range(5)]", "for seed in range(1)]"),
     ],
     "22": [
         (
@@ -154,7 +154,7 @@ SMALL = {
         ("for seed in range(3)", "for seed in range(2)"),
         ("range(1, 16)", "range(1, 2)"),
     ],
-    "04": [("for seed in range(5):", "for seed in range(2):")],
+    "04": [("DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)", "DECAYS = (0.1,)")],
 }
 
 

@@ -4,21 +4,9 @@ one all of few.
 Every unit is one random partition of the breast-cancer data that scikit-learn ships: ``old`` cases,
 of which only the sensor and the label are used, to fit the restricted model; n ``new`` cases with
 all sensors, to train on; cases to choose settings with; cases to test on. All methods of a unit see
-the same partition, so that they are paired. ``python -m imm_lib.experiments.sensors`` draws the
-stored result into book/_static/payoff.svg, for the front page.
+the same partition, so that they are paired.
 """
 
-from imm_lib.experiments.sensors.pictures import (
-    cells,
-    curve,
-    diagnostics,
-    draw,
-    draw_curves,
-    draw_diagnostics,
-    gain,
-    payoff,
-    write_picture,
-)
 from imm_lib.experiments.sensors.problem import (
     Task,
     candidates,
@@ -27,23 +15,18 @@ from imm_lib.experiments.sensors.problem import (
     scores,
     task,
 )
+from imm_lib.experiments.sensors.readings import METHODS, cells, gain
 from imm_lib.experiments.sensors.runs import EXPERIMENTS
 
 __all__ = [
     "EXPERIMENTS",
+    "METHODS",
     "Task",
     "candidates",
     "cells",
-    "curve",
-    "diagnostics",
-    "draw",
-    "draw_curves",
-    "draw_diagnostics",
     "fit",
     "gain",
     "imm_penalties",
-    "payoff",
     "scores",
     "task",
-    "write_picture",
 ]
