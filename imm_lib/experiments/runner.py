@@ -36,7 +36,8 @@ class Experiment:
         scales: configuration by scale, JSON objects: "full", and "ci" for a quick look.
         units: (config, seed) -> list of JSON objects, one per unit of work.
         run: (unit, config, device) -> JSON object of numbers.
-        table: result -> rows of text, the first of them the header.
+        table: result -> rows of text, the first of them the header; a ``table.Table``, or
+            ``reading.listed`` of its columns.
         gpu: the full scale takes days without one, so that --all leaves it out on a CPU.
         devices: the kinds of device that it can run on.
         check: config -> nothing; raises ValueError or TypeError for one that cannot work.

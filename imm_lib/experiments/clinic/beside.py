@@ -53,7 +53,9 @@ def _every(term: terms.Term, every: int) -> terms.Term:
 
 
 def descend(data: Data, term: terms.Term, rho: float, steps: int) -> Tensor:
-    """(4, R) weights by full-batch gradient descent of (1 - ρ) · cross-entropy + ρ · term, from 0."""
+    """(4, R) weights by full-batch gradient descent of (1 - ρ) · cross-entropy + ρ · term, from
+    0.
+    """
     weights = data.short.new_zeros(4, data.short.shape[1])
 
     def own(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,8 @@ class Judged(NamedTuple):
 
 
 def rivals(judged: dict, tables: dict) -> list[Judged]:
-    """Rules that choose a use, and one use for all, beside the best method of each task in hindsight.
+    """Rules that choose a use, and one use for all, beside the best method of each task in
+    hindsight.
 
     "by the target's loss" takes interpolation where the target is better on the training cases than
     plain training on those that it was not shown, and IMM at λ = 1 elsewhere. A use is within a

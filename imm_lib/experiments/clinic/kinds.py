@@ -35,7 +35,9 @@ class Classes:
 
     @staticmethod
     def average(weight: Tensor, answer: Tensor) -> Tensor:
-        """(R, P, i, n) weights, (R, S, P, n, Y) -> (R, S, P, i, Y) the answer of the induced model."""
+        """(R, P, i, n) weights, (R, S, P, n, Y) -> (R, S, P, i, Y) the answer of the induced
+        model.
+        """
         return _averaged(weight, answer.exp()).clamp(min=1e-30).log()
 
     @staticmethod

@@ -11,6 +11,7 @@ from imm_lib.coarse import coarsen
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.side.descent import minimise
 from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.table import Table
 from imm_lib.means import linear_worth
 from imm_lib.worth import Worth
 
@@ -131,28 +132,6 @@ def _check(config: dict) -> None:
     options.filled("ratio", config.get("ratio", [0.0]))
 
 
-def _table_lam(result: dict) -> list[list[str]]:
-    first = next(iter(result["units"][0]["numbers"]["by_lam"].values()))
-    inner = [name for name in first if isinstance(first[name], dict)]
-    names = inner or ["simulated"]
-    key = "n" if "n" in result["units"][0]["unit"] else "ratio"
-    rows = [[key, "λ", "theory", *names]]
-    for entry in result["units"]:
-        for lam, row in entry["numbers"]["by_lam"].items():
-            cells = [row[name] for name in inner] or [row]
-            shown = [f"{cell['mean']:.5f} ± {cell['se']:.5f}" for cell in cells]
-            rows.append([str(entry["unit"][key]), lam, f"{row['theory']:.5f}", *shown])
-    return rows
-
-
-def _table_coarse(result: dict) -> list[list[str]]:
-    rows = [["n", "method", "excess risk, nats"]]
-    for entry in result["units"]:
-        for name, cell in entry["numbers"]["methods"].items():
-            rows.append([str(entry["unit"]["n"]), name, f"{cell['mean']:.4f} ± {cell['se']:.4f}"])
-    return rows
-
-
 _LAM = [0.0, 0.3, 1.0, 3.0, 10.0]
 
 EXPERIMENTS = [
@@ -164,7 +143,18 @@ EXPERIMENTS = [
         },
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_means,
-        table=_table_lam,
+        table=Table(
+            "by_lam/{lam}",
+            {
+                "n": "{n}",
+                "λ": "{lam}",
+                "theory": "{theory:.5f}",
+                **{
+                    name: f"{{{name}/mean:.5f}} ± {{{name}/se:.5f}}"
+                    for name in ("IMM", "reverse distillation")
+                },
+            },
+        ),
         check=_check,
         devices=("cpu",),
     ),
@@ -181,7 +171,15 @@ EXPERIMENTS = [
         },
         units=lambda config, seed: [{"seed": seed, "ratio": r} for r in config["ratio"]],
         run=_unlabelled,
-        table=_table_lam,
+        table=Table(
+            "by_lam/{lam}",
+            {
+                "ratio": "{ratio}",
+                "λ": "{lam}",
+                "theory": "{theory:.5f}",
+                "simulated": "{mean:.5f} ± {se:.5f}",
+            },
+        ),
         check=_check,
         devices=("cpu",),
     ),
@@ -198,7 +196,14 @@ EXPERIMENTS = [
         },
         units=lambda config, seed: [{"seed": seed, "n": n} for n in config["n"]],
         run=_coarse,
-        table=_table_coarse,
+        table=Table(
+            "methods/{method}",
+            {
+                "n": "{n}",
+                "method": "{method}",
+                "excess risk, nats": "{mean:.4f} ± {se:.4f}",
+            },
+        ),
         check=_check,
         devices=("cpu",),
     ),

@@ -1,4 +1,5 @@
-"""Every method on R splits of one table at once: searches by folds, and what the best say of test cases.
+"""Every method on R splits of one table at once: searches by folds, and what the best say of test
+cases.
 
 Shapes are those of :mod:`imm_lib.experiments.clinic.training`.
 """

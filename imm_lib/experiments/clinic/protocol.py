@@ -39,7 +39,9 @@ METHODS = (
 
 
 def folds(n: int, generator: torch.Generator) -> Tensor:
-    """(FOLDS + 1, n) which of n cases each training uses: all but one fold, and all of them last."""
+    """(FOLDS + 1, n) which of n cases each training uses: all but one fold, and all of them
+    last.
+    """
     fold = torch.arange(n)[torch.randperm(n, generator=generator)] % FOLDS
     left_out = fold.unsqueeze(0) == torch.arange(FOLDS).unsqueeze(1)
     return torch.cat([~left_out, torch.ones(1, n, dtype=torch.bool)])

@@ -52,7 +52,9 @@ class Against(NamedTuple):
 
 
 def against(by_method: dict[str, Tensor], method: str, rival: str = "plain") -> Against:
-    """The paired difference of two methods on one task; raises ValueError for fewer than two runs."""
+    """The paired difference of two methods on one task; raises ValueError for fewer than two
+    runs.
+    """
     from scipy.stats import t as student
 
     difference = by_method[method] - by_method[rival]

@@ -8,7 +8,9 @@ from imm_lib.experiments.logistic.problem import Plane
 
 
 def whole(config: dict, *names: str, least: int = 1) -> None:
-    """Raise ValueError unless these entries are whole numbers, alone or in lists, of at least that."""
+    """Raise ValueError unless these entries are whole numbers, alone or in lists, of at least
+    that.
+    """
     for name in names:
         values = config[name]
         for value in values if isinstance(values, list | tuple) else [values]:
@@ -21,7 +23,8 @@ def check_blocks(config: dict) -> None:
     whole(config, "repetitions", "block")
     if config["repetitions"] % config["block"]:
         raise ValueError(
-            f"repetitions must be a multiple of block {config['block']}, got {config['repetitions']}"
+            f"repetitions must be a multiple of block {config['block']}, got "
+            f"{config['repetitions']}"
         )
 
 

@@ -1,4 +1,6 @@
-"""λ by :mod:`imm_lib.worth` for the benchmark's models: nothing but their last layer is looked at."""
+"""λ by :mod:`imm_lib.worth` for the benchmark's models: nothing but their last layer is looked
+at.
+"""
 
 from collections.abc import Callable
 

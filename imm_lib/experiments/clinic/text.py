@@ -1,9 +1,9 @@
-"""The benchmark's texts: settings are chosen on validation text, for each seed, and reported on test
-text.
+"""The benchmark's texts: settings are chosen on validation text, for each seed, and reported on
+test text.
 
-A training run that is stored under the same configuration is read, not repeated. The knobs are those
-that the language experiments train: the learning rate of plain training, λ of the two terms, and
-the weight of a mixture with the bigram. Scores are nats per word.
+A training run that is stored under the same configuration is read, not repeated. The knobs are
+those that the language experiments train: the learning rate of plain training, λ of the two terms,
+and the weight of a mixture with the bigram. Scores are nats per word.
 """
 
 import math

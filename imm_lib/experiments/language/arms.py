@@ -1,9 +1,13 @@
-"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and stores."""
+"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and
+stores.
+"""
 
+from functools import partial
 from typing import Any
 
-from imm_lib.experiments import Experiment
+from imm_lib.experiments import Experiment, reading
 from imm_lib.experiments.language import runs, snippets
+from imm_lib.experiments.table import Table
 
 _SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40}
 _ARMS = {
@@ -243,7 +247,16 @@ EXPERIMENTS = [
         },
         units=snippets.units,
         run=snippets.run,
-        table=snippets.table,
+        table=partial(
+            reading.listed,
+            columns={
+                "test perplexity": "test",
+                "mixed with the target": "mixture/test",
+                "CPU s": "cpu_s",
+            },
+            against="baseline",
+            where="arms/{arm}",
+        ),
         check=snippets.check,
     ),
     Experiment(
@@ -258,7 +271,17 @@ EXPERIMENTS = [
             for s in range(config["seeds"])
         ],
         run=runs.fidelity_run,
-        table=runs.fidelity_table,
+        table=Table(
+            "estimators/{estimator}",
+            {
+                "text": "{text}",
+                "seed": "{seed}",
+                "estimator": "{estimator}",
+                "cosine": "{cosine:.3f}",
+                "error": "{error:.3f}",
+                "norm ratio": "{norm_ratio:.3f}",
+            },
+        ),
         check=runs.check_fidelity,
     ),
 ]

@@ -125,7 +125,9 @@ class Histories(nn.Module):
         if size > room:
             kind = str(self.dtype).removeprefix("torch.")
             raise MemoryError(
-                f"cache must fit on {device}: {len(self.stream.words)} states take {size / 1e9:.2f} GB in {kind}, "
-                f"{room / 1e9:.2f} GB are free; choose dtype=torch.float16, device='cpu', fewer lines, or cache=False "
+                f"cache must fit on {device}: {len(self.stream.words)} states take "
+                f"{size / 1e9:.2f} GB in {kind}, "
+                f"{room / 1e9:.2f} GB are free; choose dtype=torch.float16, device='cpu', fewer "
+                "lines, or cache=False "
                 "with more steps"
             )

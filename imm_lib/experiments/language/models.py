@@ -34,7 +34,9 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def hidden(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) words, (B, ...) state -> (B, T, H) features, (B, ...) state after the last word."""
+        """(B, T) words, (B, ...) state -> (B, T, H) features, (B, ...) state after the last
+        word.
+        """
         raise NotImplementedError
 
     def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

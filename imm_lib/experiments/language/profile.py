@@ -1,5 +1,5 @@
-"""How long the paper's language models take on this machine: seconds of an epoch by arm, and in what
-it pays to compute.
+"""How long the paper's language models take on this machine: seconds of an epoch by arm, and in
+what it pays to compute.
 
 The first units ask for the fastest way that holds the CPU's loss to 1 %; the others measure a step
 of each kind of arm in that way, so that what fits into the minutes that are left can be told.
@@ -88,7 +88,9 @@ def _way(unit: dict, config: dict, device: torch.device) -> dict:
 
 
 def _arm(unit: dict, config: dict, device: torch.device) -> dict:
-    """Seconds of an arm's epoch, from those of a step, of its pass over the text, and validation."""
+    """Seconds of an arm's epoch, from those of a step, of its pass over the text, and
+    validation.
+    """
     run = _begin(config, unit["arm"], device)
     _wait(device)
     start = time.perf_counter()

@@ -85,7 +85,9 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
 
 
 def _skip(corpus: data.Corpus) -> KneserNeyBigram:
-    """The Kneser-Ney skip-bigram: in the text's every other word, neighbours are two places apart."""
+    """The Kneser-Ney skip-bigram: in the text's every other word, neighbours are two places
+    apart.
+    """
     return KneserNeyBigram.fit(
         torch.cat([corpus.train[::2], corpus.train[1::2]]), len(corpus.vocab)
     )
@@ -306,20 +308,3 @@ def _valid(model, corpus: data.Corpus, settings: Settings) -> float:
     """Validation perplexity of a model."""
     stream = Stream(corpus.valid, settings.batch, settings.unroll)
     return measures.perplexity(measures.label_log_probs(model, stream))
-
-
-def fidelity_table(result: dict) -> list[list[str]]:
-    """A row for each text, seed and estimator."""
-    rows = [["text", "seed", "estimator", "cosine", "error", "norm ratio"]]
-    for entry in result["units"]:
-        for name, f in entry["numbers"]["estimators"].items():
-            values = (f[key] for key in ("cosine", "error", "norm_ratio"))
-            rows.append(
-                [
-                    entry["unit"]["text"],
-                    str(entry["unit"]["seed"]),
-                    name,
-                    *(f"{v:.3f}" for v in values),
-                ]
-            )
-    return rows

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from imm_lib import checks, data, results
+from imm_lib import checks, data
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
@@ -280,22 +280,3 @@ def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
         }
         for lines, runs in found.items()
     }
-
-
-def table(result: dict) -> list[list[str]]:
-    """Means over the seeds, and differences from the baseline with 95 % intervals."""
-    rows = [
-        ["side text", "arm", "test perplexity", "less baseline", "mixed with the target", "CPU s"]
-    ]
-    for lines, runs in readings(result).items():
-        for arm, run in runs.items():
-            several = len(run["test"]) > 1 and arm not in ("target", "baseline")
-            less = run["test"] - runs["baseline"]["test"]
-            change = "{:+.2f} ± {:.2f}".format(*results.mean_interval(less)) if several else ""
-            rest = (
-                [f"{run['mixed'].mean():.2f}", f"{run['cpu_s'].mean():.0f}"]
-                if "mixed" in run
-                else ["", ""]
-            )
-            rows.append([f"{lines} lines", arm, f"{run['test'].mean():.2f}", change, *rest])
-    return rows

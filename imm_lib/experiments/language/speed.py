@@ -17,7 +17,9 @@ from imm_lib.targets import KneserNeyBigram
 
 
 class Bench:
-    """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in turn."""
+    """A text of a few blocks, a bigram of a whole one, and training steps over the blocks in
+    turn.
+    """
 
     def __init__(self, config: dict, device: torch.device):
         words, self.size = tokens()
