@@ -228,7 +228,7 @@ def move_together(
     size = (len(found.short), module.shape[1]) if dense else (len(module.table),)
     sums = module.table.new_zeros(size)
     for step in steps:
-        q = head.softmax(step.part.points)[1]
+        q = head.probabilities(step.part.points)
         if dense:  # what nothing counts for is not among them, and adds 0
             place = torch.searchsorted(found.short, step.part.groups.short)
             sums.index_add_(0, place.clamp_(max=len(sums) - 1), row_sums(head, step, q))

@@ -18,7 +18,7 @@ from imm_lib.averages import Step, row_sums
 from imm_lib.corrections import CORRECTIONS, move_together, seen
 from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Target
-from imm_lib.head import Batch, Head, Scratch
+from imm_lib.head import Batch, Head, Scratch, scratch_of
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import parts, split
 from imm_lib.tables import (
@@ -108,11 +108,11 @@ class FusedIMM(KeepsPrecision):
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
         self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
-        if labels == "seen":
-            self._register_pairs()
-        size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.pair_target),)
+        size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.bigram.keys) + 1,)
         self.register_buffer("table", torch.empty(size))
         self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        if labels == "seen":
+            self._register_pairs()
         self.register_load_state_dict_pre_hook(check_sizes)
         self.reset_parameters()
 
@@ -130,12 +130,13 @@ class FusedIMM(KeepsPrecision):
         found = {name: torch.cat([x, x.new_zeros(1)]) for name, x in pairs.items()}
         found |= {"gamma": bigram.gamma, "unseen": unseen, "backoff": bigram.backoff}
         for name, value in found.items():
-            self.register_buffer(name, value, persistent=False)
+            kind = self.table.dtype if value.is_floating_point() else value.dtype
+            self.register_buffer(name, value.to(kind), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         if self.labels == "seen":
-            self._register_pairs()  # in the bigram's new precision
+            self._register_pairs()  # in the new precision
         return self
 
     def forward(
@@ -180,7 +181,7 @@ class FusedIMM(KeepsPrecision):
                 "FusedIMM does not work under torch.func, as its gradient is formed in the forward "
                 "pass: use cross-entropy plus SampledIMM"
             )
-        head = Head(hidden, weight, bias, self.table.dtype, self._memory(hidden))
+        head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and checks.visible(short) and self.labels != "none":
@@ -223,10 +224,10 @@ class FusedIMM(KeepsPrecision):
         total = torch.zeros_like(self.table)
         count = torch.zeros_like(self.visited, dtype=torch.long)
         for hidden, short in pairs_of(batches, "hidden"):
-            head = Head(hidden, weight, bias, self.table.dtype, self._memory(hidden))
+            head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
             short = self._short(head, short)
             for step in self._steps(short, None, head.room):
-                _, q, _ = head.softmax(step.part.points)
+                q = head.probabilities(step.part.points)
                 if self.labels == "all":
                     total.index_add_(0, step.part.groups.short, row_sums(head, step, q))
                 elif self.labels == "seen":
@@ -287,10 +288,6 @@ class FusedIMM(KeepsPrecision):
                 counts = None if counted is None else counted[part.points] > 0
                 steps.append(Step(part, counts, kept, step, False))
         return steps
-
-    def _memory(self, hidden: Tensor) -> Scratch:
-        """Memory to work in: kept on a CPU; elsewhere its allocator keeps it."""
-        return self.memory if isinstance(hidden, Tensor) and checks.visible(hidden) else Scratch()
 
     def _short(self, head: Head, short: Tensor) -> Tensor:
         """Checked (N,) short contexts."""

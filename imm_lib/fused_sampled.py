@@ -1,5 +1,8 @@
 """The sampled IMM risk together with the last linear layer, over parts of the drawn contexts."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,7 @@ from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Drawing, Query, Target, checked_contexts, drawing
-from imm_lib.head import Head, Scratch
+from imm_lib.head import Head, Scratch, scratch_of
 from imm_lib.induced import cross_entropy
 from imm_lib.targets.table import as_target
 
@@ -18,6 +21,11 @@ class FusedSampledIMM(Drawing):
     The risk's gradient by the logits of the k contexts, the cached one of Appendix C.2, is formed
     in the forward pass for a part of them at a time. So the memory for log-probabilities depends
     neither on k nor on the number of labels; that for what ``query`` computes does.
+
+    An extended context that is drawn twice for a short context is run once and counts twice, where
+    that can be seen without making a GPU wait: a random ``query`` gives both the same answer. What
+    is left are three products of hidden states and weight per context, two thirds of the cost, and
+    ``query`` with its backward pass.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
@@ -53,7 +61,7 @@ class FusedSampledIMM(Drawing):
         self.group = checked_group(group)
         self.k, self.generator = checks.count("k", k), checks.generator(generator)
         self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = as_target(target, contexts)
+        self.target, self.memory = as_target(target, contexts), Scratch()
 
     def forward(
         self, query: Query, short: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -68,42 +76,84 @@ class FusedSampledIMM(Drawing):
         """
         asked, count, total = drawing(short, self.group)
         rows = self.target(asked)
-        extended = self.contexts.sample(asked, self.k, self.generator)
-        hidden = query(asked.repeat_interleave(self.k, dim=0), extended.flatten())
+        drawn = _distinct(self.contexts.sample(asked, self.k, self.generator))
+        hidden = query(asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
-        head = Head(hidden, weight, bias, wide, Scratch())
-        if len(hidden) != extended.numel() or len(weight) != rows.shape[1]:
+        head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
+        if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:
             raise ValueError(
-                f"query(short, extended) must be ({extended.numel()}, H) and weight ({rows.shape[1]}, H), with the "
+                f"query(short, extended) must be ({len(drawn.owner)}, H) and weight ({rows.shape[1]}, H), with the "
                 f"target's labels, got {checks.describe(hidden)} and {checks.describe(weight)}"
             )
         with torch.no_grad():
             share = count.to(wide) / total
-            some = max(1, head.room // self.k)  # short contexts of a part
             risk = share.new_zeros(())
-            for begin in range(0, len(asked), some):
-                own = slice(begin, begin + some)
-                risk = risk + self._part(head, begin, rows[own].to(wide), share[own])
+            for groups, points in _parts(drawn.ends, head.room):
+                owner = drawn.owner[points] - groups.start
+                weight = drawn.times[points].to(wide).div_(self.k).unsqueeze(1)
+                own = rows[groups].to(wide), share[groups]
+                risk = risk + _risk(head, points, owner, weight, *own)
         self.risk = distributed.mean(risk, self.group)
         return head.scalar(risk)
 
-    def _part(self, head: Head, begin: int, target: Tensor, share: Tensor) -> Tensor:
-        """The risk of whole short contexts, from ``begin`` on; its gradient goes to ``head``."""
-        first, last = begin * self.k, (begin + len(target)) * self.k
-        pieces = [slice(a, min(a + head.room, last)) for a in range(first, last, head.room)]
-        inverse = torch.arange(first, last, device=share.device) // self.k - begin
-        induced = torch.zeros_like(target)
-        for piece in pieces:
-            q = head.softmax(piece)[1]
-            place = inverse[piece.start - first : piece.stop - first]
-            induced.index_add_(0, place, q)
-        log_induced = induced.div_(self.k).log()
-        tiny = torch.finfo(target.dtype).tiny
-        scale = target / induced.clamp_(min=tiny) * (share / self.k).unsqueeze(1)
-        for piece in pieces if any(head.wanted) else ():
-            if len(pieces) > 1:
-                q = head.softmax(piece)[1]
-            place = inverse[piece.start - first : piece.stop - first]
-            w = torch.index_select(scale, 0, place, out=head.scratch("w", len(q))).mul_(q)
-            head.add(piece, q.mul_(w.sum(1, keepdim=True)).sub_(w), torch.ones_like(share[0]))
-        return share @ cross_entropy(target, log_induced)
+
+class _Drawn(NamedTuple):
+    """N extended contexts of D short ones, those of a short context side by side."""
+
+    extended: Tensor  # (N,)
+    owner: Tensor  # (N,) the short context
+    times: Tensor  # (N,) how often each was drawn
+    ends: list[int]  # (D,) one behind the last context of each
+
+
+def _distinct(extended: Tensor) -> _Drawn:
+    """(D, k) extended contexts, each once for its short context if values may be looked at."""
+    size, k = extended.shape
+    owner = torch.arange(size, device=extended.device).repeat_interleave(k)
+    if not checks.visible(extended):
+        ends = list(range(k, size * k + 1, k))
+        return _Drawn(extended.flatten(), owner, torch.ones_like(owner), ends)
+    most = int(extended.amax()) + 1
+    keys, times = torch.unique(owner * most + extended.flatten(), return_counts=True)
+    owner = keys // most
+    return _Drawn(keys % most, owner, times, owner.bincount().cumsum(0).tolist())
+
+
+def _parts(ends: list[int], room: int) -> Iterator[tuple[slice, slice]]:
+    """Whole short contexts, and their extended ones: at most ``room``, if the first has no more."""
+    first = begun = 0
+    for group, end in enumerate(ends, start=1):
+        if group == len(ends) or ends[group] - begun > room:
+            yield slice(first, group), slice(begun, end)
+            first, begun = group, end
+
+
+def _risk(
+    head: Head, points: slice, owner: Tensor, weight: Tensor, target: Tensor, share: Tensor
+) -> Tensor:
+    """The risk of whole short contexts, the ``owner`` (n,) of extended ones that have a ``weight``
+    (n, 1); its gradient goes to ``head``.
+    """
+    size, room = points.stop - points.start, head.room
+    pieces = [slice(begin, min(begin + room, size)) for begin in range(0, size, room)]
+
+    def probabilities(own: slice) -> Tensor:
+        """Weighted."""
+        found = slice(points.start + own.start, points.start + own.stop)
+        return head.probabilities(found).mul_(weight[own])
+
+    induced = torch.zeros_like(target)
+    for own in pieces:
+        q = probabilities(own)
+        induced.index_add_(0, owner[own], q)
+    log_induced = induced.log()
+    tiny = torch.finfo(target.dtype).tiny
+    scale = target / induced.clamp_(min=tiny) * share.unsqueeze(1)
+    for own in pieces if any(head.wanted) else ():
+        if len(pieces) > 1:
+            q = probabilities(own)
+        w = torch.index_select(scale, 0, owner[own], out=head.scratch("w", len(q))).mul_(q)
+        mass = w.sum(1, keepdim=True).div_(weight[own])
+        found = slice(points.start + own.start, points.start + own.stop)
+        head.add(found, q.mul_(mass).sub_(w), torch.ones_like(share[0]))
+    return share @ cross_entropy(target, log_induced)

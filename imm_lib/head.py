@@ -84,6 +84,11 @@ class Scratch:
         return found[: shape[0]]
 
 
+def scratch_of(memory: Scratch, hidden: Tensor) -> Scratch:
+    """``memory`` on a CPU; elsewhere fresh memory, as its allocator keeps it."""
+    return memory if isinstance(hidden, Tensor) and checks.visible(hidden) else Scratch()
+
+
 class Head:
     """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
 
@@ -139,17 +144,27 @@ class Head:
         """(size,) zeros of that name; who uses them leaves zeros behind."""
         return self.memory.take(name + ", zeros", (size,), self.hidden, self.dtype)
 
-    def softmax(self, points: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, Y) logits of some data points, (n, Y) probabilities, and (n,) the log of their sum;
-        the first two until the next call.
-        """
+    def _logits(self, points: Tensor | slice) -> Tensor:
+        """(n, Y) logits of some data points, until the next call."""
         hidden = self.hidden[points]
-        logits, q = (self.scratch(name, len(hidden)) for name in ("logits", "q"))
+        logits = self.scratch("logits", len(hidden))
         if self.low == self.dtype and self.bias is not None:
             torch.addmm(self.bias, hidden, self.weight.T, out=logits)
         else:
             logits.copy_(torch.nn.functional.linear(hidden, self.weight, self.bias))
-        torch.softmax(logits, 1, out=q)
+        return logits
+
+    def probabilities(self, points: Tensor | slice) -> Tensor:
+        """(n, Y) probabilities of some data points, until the next call."""
+        logits = self._logits(points)
+        return torch.softmax(logits, 1, out=self.scratch("q", len(logits)))
+
+    def softmax(self, points: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, Y) logits of some data points, (n, Y) probabilities, and (n,) the log of their sum;
+        the first two until the next call.
+        """
+        logits = self._logits(points)
+        q = torch.softmax(logits, 1, out=self.scratch("q", len(logits)))
         log_sum = logits.amax(1) - q.amax(1).log()
         if self.rules_out:  # so that 0 times a logit is 0
             logits.clamp_(min=torch.finfo(self.dtype).min)
@@ -261,7 +276,10 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
     for name, value in (("hidden", hidden), ("weight", weight)):
         if checks.floating(name, value).dim() != 2 or value.numel() == 0:
-            raise ValueError(f"{name} must be a non-empty matrix, got {checks.describe(value)}")
+            hint = "; join batch and time by flatten(0, 1)" if value.dim() == 3 else ""
+            raise ValueError(
+                f"{name} must be a non-empty matrix, got {checks.describe(value)}{hint}"
+            )
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got {checks.describe(weight)}"
@@ -288,6 +306,8 @@ def _check_values(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         largest[name] = max(abs(low), abs(high)) if name != "bias" else high
         if not largest[name] < float("inf"):
             raise ValueError(f"{name} must be finite, got values from {low:g} to {high:g}")
+        if high == -float("inf"):
+            raise ValueError(f"{name} must leave some label possible, got -inf for all of them")
     product = largest["hidden"] * largest["weight"] * hidden.shape[1] + largest.get("bias", 0.0)
     if product > torch.finfo(hidden.dtype).max:
         raise ValueError(

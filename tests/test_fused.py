@@ -1,7 +1,9 @@
 """The fused last layer against its slow twin: cross-entropy plus an estimator of log-probabilities."""
 
 import copy
+import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -189,6 +191,72 @@ def test_in_eval_mode_the_table_stands_still():
         torch.testing.assert_close(value, right, rtol=1e-12, atol=1e-12)
         assert_same(*(torch.autograd.grad(x, inputs) for x in (value, right)))
         assert torch.equal(before.nan_to_num(), module.table.nan_to_num())
+
+
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
+def test_a_target_of_another_precision(labels):
+    """A bigram that another module has taken along to double precision."""
+    inputs = [x.detach().float() for x in layer()]
+    single, double = (copy.deepcopy(BIGRAM), copy.deepcopy(BIGRAM).double())
+    values = [
+        imm.FusedIMM(t, S, Y, 0.3, labels=labels)(*inputs, *batch()) for t in (single, double)
+    ]
+    assert values[0].dtype == values[1].dtype == torch.float32
+    torch.testing.assert_close(*values)
+
+
+def duplicates(module):
+    """Copies of three kinds."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(file, weights_only=False),
+    )
+
+
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
+def test_a_copy_in_the_middle_of_training_goes_on_like_the_original(labels):
+    module, inputs = fused(labels), layer()
+    module(*inputs, *batch(1))
+    copies = [module, *duplicates(module)]
+    values = [one(*inputs, *batch(2)) for one in copies]
+    assert torch.stack(values).unique().numel() == 1
+    for one in copies[1:]:
+        assert torch.equal(one.table.nan_to_num(), module.table.nan_to_num())
+
+
+def test_a_copy_of_the_sampled_term_draws_like_the_original():
+    contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
+    term = imm.FusedSampledIMM(TARGET, contexts, 3)
+    term(lambda _, e: hidden[e], batch()[1], weight, bias)
+    values = []
+    for one in (term, *duplicates(term)):
+        torch.manual_seed(5)
+        values.append(one(lambda _, e: hidden[e], batch()[1], weight, bias))
+    assert torch.stack(values).unique().numel() == 1
+
+
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
+def test_layouts_and_a_scaled_loss(labels):
+    """Transposed, strided and repeated hidden states, and the factor of a gradient scaler."""
+    (_, weight, bias), (ids, short) = layer(), batch()
+    draw = torch.randn(2 * N, 2 * H, dtype=torch.float64)
+    for hidden in (
+        draw[:N, :H],
+        draw[::2, ::2],
+        draw.T.contiguous()[:H, :N].T,
+        draw[:1, :H].expand(N, H),
+    ):
+        hidden = hidden.detach().requires_grad_()
+        found = []
+        for module in (fused(labels), Twin(fused(labels))):
+            value = 2.0**12 * module(hidden, weight, bias, ids, short)
+            grads = torch.autograd.grad(value, (hidden, weight, bias))
+            found.append([g / 2.0**12 for g in grads])
+        assert_same(*found)
 
 
 def test_tied_embeddings_and_dropout_before_the_layer():
@@ -388,6 +456,15 @@ BAD = {
     "hidden: a list": (0, [1.0], TypeError, "hidden must be a torch.Tensor"),
     "hidden: ids": (0, GOOD[3], TypeError, "hidden must be a floating-point"),
     "hidden: three dimensions": (0, GOOD[0][None], ValueError, "hidden must be a non-empty matrix"),
+    "hidden: batch and time": (0, GOOD[0][None], ValueError, r"join batch and time by flatten"),
+    "hidden: NaN": (0, GOOD[0] * math.nan, ValueError, "hidden must be finite"),
+    "hidden: half": (0, GOOD[0].bfloat16(), ValueError, "weight must have hidden's dtype"),
+    "hidden: sparse": (0, GOOD[0].to_sparse(), TypeError, "hidden must be a dense tensor"),
+    "weight: a layer": (1, nn.Linear(H, Y), TypeError, "weight must be a torch.Tensor"),
+    "weight: transposed": (1, GOOD[1].T, ValueError, "weight must be .Y, H. with hidden's H"),
+    "bias: False": (2, False, TypeError, "bias must be a torch.Tensor"),
+    "bias: rules all out": (2, GOOD[2] * 0 - math.inf, ValueError, "bias must leave some label"),
+    "labels: one-hot": (3, F.one_hot(GOOD[3], Y), ValueError, "labels must be .17,."),
     "hidden: none": (0, GOOD[0][:0], ValueError, "hidden must be a non-empty matrix"),
     "hidden: width": (0, GOOD[0][:, :2], ValueError, "weight must be .Y, H. with hidden's H = 2"),
     "hidden: float32": (0, GOOD[0].float(), ValueError, "weight must have hidden's dtype"),
@@ -427,6 +504,10 @@ def test_bad_input_is_refused(name):
     [
         ({"lam": -1}, ValueError, "lam must be a finite number in"),
         ({"lam": "1"}, TypeError, "lam must be a real number"),
+        ({"lam": math.nan}, ValueError, "lam must be a finite number in"),
+        ({"lam": torch.tensor(1.0)}, TypeError, "lam must be a real number"),
+        ({"ignore_index": None}, TypeError, "ignore_index must be an int"),
+        ({"label_weights": [1.0] * Y}, TypeError, "label_weights must be a torch.Tensor"),
         ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int"),
         ({"label_weights": torch.ones(2)}, ValueError, "label_weights must be .6,."),
         ({"label_weights": torch.zeros(Y)}, ValueError, "label_weights must be finite"),
@@ -506,10 +587,24 @@ def test_the_sampled_risk_is_that_of_log_probabilities(k, rows, look, monkeypatc
     assert_same(*found)
 
 
+def test_a_context_that_is_drawn_twice_is_run_once():
+    contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
+    asked = []
+
+    def query(short, extended):
+        asked.append(torch.stack([short, extended]))
+        return hidden[extended]
+
+    imm.FusedSampledIMM(TARGET, contexts, 50)(query, batch()[1], weight, bias)
+    (found,) = asked
+    assert len(found.unique(dim=1).T) == len(found.T) < 50
+    assert torch.equal(found[0], found[0].sort().values)
+
+
 def test_the_sampled_risk_refuses_what_does_not_fit():
     contexts, (hidden, weight, bias) = imm.GroupedContexts(TEXT, S), layer(0, len(TEXT))
     term = imm.FusedSampledIMM(TARGET, contexts, 2)
-    with pytest.raises(ValueError, match=r"query\(short, extended\) must be \(12, H\)"):
+    with pytest.raises(ValueError, match=r"query\(short, extended\) must be \(\d+, H\)"):
         term(lambda _, e: hidden[e[1:]], torch.arange(S), weight, bias)
     with pytest.raises(ValueError, match=r"weight \(6, H\)"):
         term(lambda _, e: hidden[e], torch.arange(S), weight[:3], None)

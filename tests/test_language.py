@@ -471,6 +471,19 @@ def test_the_induced_bigram_is_the_mean_over_histories(texts, bigram):
     assert numbers["valid"]["paper"] == pytest.approx(math.exp(loss[:70].mean()))
 
 
+@pytest.mark.parametrize("lag", [0, 2])
+def test_the_fused_pass_for_the_induced_bigram_is_that_over_log_probabilities(texts, bigram, lag):
+    model, stream = lstm(dropout=0.5).train(), Stream(texts.train[texts.train != 3], 3, 4)
+    slow = imm.SerializedIMM(bigram, V, V)
+    slow.refresh(
+        (model.log_probs(features).flatten(0, 1), block.short(stream.words, lag).flatten())
+        for block, features in lm.histories.read(model, stream)
+    )
+    found = measures.induced(model, stream, bigram, lag)
+    assert torch.equal(found.visited, slow.visited) and not found.visited[3]
+    torch.testing.assert_close(found.table, slow.table, equal_nan=True)
+
+
 @pytest.mark.parametrize("lag", [1, 3])
 def test_the_induced_skip_bigram_is_the_mean_over_histories(texts, bigram, lag):
     model, stream = lstm(), Stream(texts.train, 1, 400)
@@ -520,6 +533,36 @@ def test_words_without_a_history_in_the_induced_bigram(texts, bigram):
 
 
 # training
+
+
+@pytest.mark.parametrize("build", [lstm, transformer])
+@pytest.mark.parametrize("name", ["average", "uncorrected", "cached"])
+def test_a_step_with_a_fused_term_is_that_without(texts, bigram, build, name):
+    """Value, and clipped gradients of every weight."""
+    settings, gradients, table = dataclasses.replace(SMALL, dropout=0.0), [], None
+
+    def histories():
+        return Histories(Stream(texts.train, 4, 5), V, dtype=torch.float64)
+
+    pairs = {
+        "average": [lambda: MovingAverage(bigram, 0.5), lambda: lm.Fused(bigram, 0.5, "all")],
+        "uncorrected": [lambda: Uncorrected(bigram, 0.5), lambda: lm.Fused(bigram, 0.5, "none")],
+        "cached": [
+            lambda: Sampled(bigram, 0.5, histories(), k=9),
+            lambda: lm.FusedSampled(bigram, 0.5, histories(), k=9),
+        ],
+    }
+    for term in pairs[name]:
+        run = Run(texts, term().double(), settings)
+        run.model = build()
+        run.term.begin_epoch(run.model, run.train, True)
+        if name == "average":  # the slow term's table comes in single precision
+            table = table or copy.deepcopy(run.term.imm.state_dict())
+            run.term.imm.load_state_dict(table)
+        value, _ = run.step(next(iter(run.train)), run.model.begin(4), 0, True)
+        gradients.append([torch.tensor(value), *(p.grad for p in run.model.parameters())])
+    for slow, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
 
 
 def terms(texts, bigram):

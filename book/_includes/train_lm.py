@@ -5,7 +5,7 @@ torchrun --standalone --nproc-per-node 2 train_lm.py
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import imm_lib as imm
@@ -22,8 +22,7 @@ class LSTM(torch.nn.Module):
         self.head = torch.nn.Linear(32, V)
 
     def forward(self, words, state=None):
-        out, state = self.lstm(self.embedding(words), state)
-        return self.head(out).log_softmax(-1), state
+        return self.lstm(self.embedding(words), state)
 
 
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -39,7 +38,9 @@ text, side, held_out = (
 torch.manual_seed(0)
 model = DistributedDataParallel(LSTM().to(device))
 bigram = imm.KneserNeyBigram.fit(side, V)
-term = imm.MovingAverageIMM(bigram, V, V, group=dist.group.WORLD).to(device)
+world = dist.group.WORLD
+term = imm.FusedIMM(bigram, V, V, labels="seen", group=world).to(device)
+last = model.module.head
 optimiser = torch.optim.Adam(model.parameters(), 1e-2)
 words = text[: len(text) // STREAMS * STREAMS].view(STREAMS, -1)
 words = words[rank::ranks]  # this process's streams; as many on each
@@ -47,16 +48,19 @@ for _ in range(2):
     state = None
     for start in range(0, words.shape[1] - 1, UNROLL):
         block = words[:, start : start + UNROLL + 1]
-        log_q, state = model(block[:, :-1], state)
+        hidden, state = model(block[:, :-1], state)
         state = tuple(part.detach() for part in state)
-        log_q, short = log_q.flatten(0, 1), block[:, :-1].flatten()
-        loss = nll_loss(log_q, block[:, 1:].flatten()) + term(log_q, short)
+        short, label = block[:, :-1].flatten(), block[:, 1:].flatten()
+        # the cross-entropy and IMM, with the last layer
+        loss = term(
+            hidden.flatten(0, 1), last.weight, last.bias, label, short
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
 if rank == 0:
     with torch.no_grad():
-        log_q, _ = model.module.eval()(held_out[None, :-1])
-    loss = nll_loss(log_q[0], held_out[1:]).item()
+        hidden, _ = model.module.eval()(held_out[None, :-1])
+        loss = cross_entropy(last(hidden[0]), held_out[1:]).item()
     print(f"held-out loss: {loss:.3f} nats; risk {term.risk.item():.3f}")
 dist.destroy_process_group()

@@ -33,6 +33,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "logistic-columns": (
             "all three columns of Table 4 for many planes, with soft and redrawn hard labels"
         ),
+        "logistic-confirmed": (
+            "the nearest settings of logistic-columns on other runs, at all sizes of Table 4"
+        ),
         "logistic-lambda": "accuracy and restricted risk against λ / (1 + λ) (Figures 4 and 6)",
         "logistic-quality": "targets of lower quality, and a λ lowered with them (Figure 8)",
         "logistic-variants": (

@@ -27,6 +27,7 @@ SMALL = {
     "logistic-search": {"runs": 2, "steps": [5], "sizes": [5]},
     "logistic-plane": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-columns": {"runs": 2, "steps": [5], "sizes": [5]},
+    "logistic-confirmed": {"runs": 2, "steps": [5], "sizes": [5]},
     "logistic-lambda": {"runs": 2, "steps": 5},
     "logistic-quality": {"runs": 2, "steps": 5, "sizes": [5]},
     "logistic-variants": {"runs": 2, "steps": 5, "sizes": [5]},

@@ -17,7 +17,7 @@ WIDTH, OUTPUT_WIDTH = 78, 80
 SKELETON = ("## What can go wrong", "## Summary", "## Exercises")
 FOLDED = {"hide-cell", "hide-input"}
 # Chapters that still have the old width and length of cells. The list only shrinks.
-OLD_NUMBERS = (11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
+OLD_NUMBERS = ()
 OLD = tuple(path.stem for path in CHAPTERS if int(path.stem[:2]) in OLD_NUMBERS)
 
 

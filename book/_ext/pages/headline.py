@@ -228,8 +228,8 @@ def _table_4() -> Iterator[str]:
         nearest = logistic.against(other)
         count = sum(map(logistic.inside, nearest))
         told += (
-            f" and {noising(nearest)} on (1, 3, 3), the nearest of those searched. There {count} of the "
-            f"table's {len(nearest)} means are inside"
+            f" and {noising(nearest)} on (1, 3, 3). There {count} of the table's {len(nearest)} means are "
+            "inside; no setting that was tried has the late rise in full"
         )
     yield f"{told}. {_link('17-lambda-and-table-4')}."
 

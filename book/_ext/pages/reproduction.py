@@ -331,7 +331,7 @@ _NOTES = {
 (1, 1, 1) and goes through the centre of the cube. The errors of the paper's means are read off its
 bars. Baseline and IMM are near the printed means, though not always inside; the noising column is
 not. [Chapter 17](17-lambda-and-table-4.ipynb) has the search for a plane, and all three columns on the
-nearest one, (1, 3, 3).""",
+nearest ones.""",
     "Table 5": """The restricted model is in the paper's convention for perplexities ([chapter
 13](13-kneser-ney.ipynb)).""",
 }

@@ -13,6 +13,7 @@ from imm_lib.experiments.language import (
     snippets,
     speed,
 )
+from imm_lib.experiments.language.fused import Fused, FusedSampled
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import (
@@ -42,6 +43,8 @@ __all__ = [
     "MODELS",
     "Block",
     "Diverged",
+    "Fused",
+    "FusedSampled",
     "Histories",
     "LanguageModel",
     "MovingAverage",

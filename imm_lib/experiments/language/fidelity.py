@@ -10,7 +10,7 @@ from torch import Tensor
 from imm_lib.experiments.language.measures import induced
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.terms import Term
-from imm_lib.experiments.language.text import Stream
+from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.training import without_dropout
 from imm_lib.targets import KneserNeyBigram
 
@@ -49,6 +49,15 @@ def exact_gradient(model: LanguageModel, stream: Stream, bigram: KneserNeyBigram
     return _flat(model, parts())
 
 
+def _added(term: Term, model: LanguageModel, features: Tensor, block: Block) -> Tensor | None:
+    """What a term adds at λ = 1 to the pass of the cross-entropy."""
+    with_term = term.joint(model, features, block, 1.0)
+    without = term.joint(model, features, block, 0.0)
+    if with_term is None or without is None:
+        return term.shared(model.log_probs(features), block)
+    return with_term[0] - without[0]
+
+
 def mean_gradient(model: LanguageModel, stream: Stream, term: Term, passes: int = 1) -> Tensor:
     """(P,) the mean over blocks of what a term adds at λ = 1, over whole passes; the model's
     dropout as it is set.
@@ -58,9 +67,9 @@ def mean_gradient(model: LanguageModel, stream: Stream, term: Term, passes: int 
         for _ in range(passes):
             state = model.begin(stream.batch)
             for block in stream:
-                log_q, state = model(block.words, state.detach())
+                features, state = model.hidden(block.words, state.detach())
                 share = block.words.numel() / len(stream.words) / passes
-                shared = term.shared(log_q, block)
+                shared = _added(term, model, features, block)
                 if shared is not None:
                     yield share * shared
                 for part in term.own(model, block):

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from imm_lib import checks
-from imm_lib.experiments.language.histories import read
+from imm_lib.experiments.language.histories import Histories, read
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.terms import Sampled, Term
 from imm_lib.experiments.language.text import Block, Stream
@@ -50,6 +50,16 @@ class _Some(FusedIMM):
 def _counts(tokens: Tensor, size: int) -> Tensor:
     """(pairs,) how often each pair of neighbours occurs, in the order of a bigram's keys."""
     return torch.unique(tokens[:-1] * size + tokens[1:], return_counts=True)[1]
+
+
+def _joint(
+    module: FusedIMM, model: LanguageModel, features: Tensor, block: Block, lam: float
+) -> tuple[Tensor, Tensor]:
+    if not torch.isfinite(features).all():
+        return features.sum(), features.detach().sum()  # the run says where it diverged
+    labels, short = block.labels.flatten(), block.words.flatten()
+    loss = module(features.flatten(0, 1), *model.last_layer, labels, short, lam)
+    return loss, checks.tensor("cross_entropy", module.cross_entropy)
 
 
 class Fused(Term):
@@ -99,19 +109,28 @@ class Fused(Term):
     def joint(
         self, model: LanguageModel, features: Tensor, block: Block, lam: float
     ) -> tuple[Tensor, Tensor]:
-        if not torch.isfinite(features).all():
-            return features.sum(), features.detach().sum()  # the run says where it diverged
-        labels, short = block.labels.flatten(), block.words.flatten()
-        loss = self.imm(features.flatten(0, 1), *model.last_layer, labels, short, lam)
-        return loss, checks.tensor("cross_entropy", self.imm.cross_entropy)
+        return _joint(self.imm, model, features, block, lam)
 
 
 class FusedSampled(Sampled):
-    """Sampled IMM over histories, its log-probabilities a part at a time: the same numbers as of
-    :class:`Sampled`, to rounding.
+    """Sampled IMM over histories, its log-probabilities and those of the cross-entropy a part at a
+    time: the same numbers as of :class:`Sampled`, to rounding. So ``chunk`` bounds features only.
     """
 
     _estimator = FusedSampledIMM
+
+    def __init__(
+        self, bigram: KneserNeyBigram, lam: float, histories: Histories, chunk: int = 1400, **rest
+    ):
+        super().__init__(bigram, lam, histories, chunk=chunk, **rest)
+        sizes = (bigram.vocab_size,) * 2
+        self.plain = FusedIMM(bigram, *sizes, labels="none")
+
+    @override
+    def joint(
+        self, model: LanguageModel, features: Tensor, block: Block, lam: float
+    ) -> tuple[Tensor, Tensor] | None:
+        return _joint(self.plain, model, features, block, 0.0)
 
     @override
     def _risk(self, model: LanguageModel, words: Tensor) -> Tensor:

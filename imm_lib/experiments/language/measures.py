@@ -11,6 +11,7 @@ from imm_lib import checks, data
 from imm_lib.experiments.language.histories import read
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Stream
+from imm_lib.fused import FusedIMM
 from imm_lib.surrogates import SerializedIMM
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.kneser_ney import BLOCK
@@ -51,13 +52,20 @@ def induced(
     not ``.visited``.
 
     One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all
-    places of the text; with a lag, over those with x that many words before their end.
+    places of the text; with a lag, over those with x that many words before their end. The last
+    layer is fused with the mean, so that no more than a part of a block's probabilities is held.
     """
-    found = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size).to(stream.words.device)
-    found.refresh(
-        (model.log_probs(features).flatten(0, 1), block.short(stream.words, lag).flatten())
-        for block, features in read(model, stream)
+    sizes = (bigram.vocab_size,) * 2
+    fused = FusedIMM(bigram, *sizes).to(stream.words.device)
+    fused.refresh(
+        (
+            (features.flatten(0, 1), block.short(stream.words, lag).flatten())
+            for block, features in read(model, stream)
+        ),
+        *model.last_layer,
     )
+    found = SerializedIMM(bigram, *sizes).to(stream.words.device)
+    found.table, found.visited = fused.table, fused.visited
     return found
 
 

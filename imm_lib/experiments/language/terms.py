@@ -54,8 +54,9 @@ class Term(nn.Module):
     def joint(
         self, model: LanguageModel, features: Tensor, block: Block, lam: float
     ) -> tuple[Tensor, Tensor] | None:
-        """Cross-entropy + lam times the term, and the first of the two, detached, from the block's
-        (B, T, H) features; None where the two are computed apart.
+        """Cross-entropy + lam times what the term adds here, and the first of the two, detached,
+        from the block's (B, T, H) features; None where the two are computed apart. What ``own``
+        gives comes on top.
         """
         return None
 

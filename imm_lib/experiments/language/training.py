@@ -291,13 +291,12 @@ class Run:
             if not math.isfinite(value):
                 return value, state
             shared: Tensor | None = None
-            parts: Iterable[Tensor] = ()
             if joint is None:
                 shared = self.term.shared(log_q, block) if acts else None
                 shared = shared if shared is None else length * shared
                 del log_q  # or it would still be there during the term's own passes
-                own = self.term.own(self.model, block) if acts else ()
-                parts = (length * part for part in own)
+            own = self.term.own(self.model, block) if acts else ()
+            parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
         self.acted += acts
         return value, state.detach()

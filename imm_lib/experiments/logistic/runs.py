@@ -159,6 +159,19 @@ EXPERIMENTS = [
         _table_columns,
     ),
     _experiment(
+        "confirmed",
+        {
+            "normals": [[1, 2, 3], [1, 3, 3]],
+            "sizes": list(paper.TABLE_4),
+            "lam": paper.LAM,
+            "steps": [3000],
+        },
+        {"steps": [50], "sizes": [5, 20]},
+        ("normals",),
+        units.columns,
+        _table_columns,
+    ),
+    _experiment(
         "lambda",
         {
             "normals": [[1, 1, 1]],
