@@ -15,7 +15,6 @@ from imm_lib.estimators import (
     Target,
     answers,
     checked_contexts,
-    drawing,
     mean_risk,
 )
 from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, weighted
@@ -58,9 +57,7 @@ class SampledNoising(Drawing):
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`imm_lib.ExactIMM.forward`."""
-        asked, count, total = drawing(short, self.group, weight)
-        rows = self.target(asked)
-        extended = self.contexts.sample(asked, self.k, self.generator)
+        asked, rows, extended, count, total = self.draw(short, weight)
         log_q = answers(query, asked, extended, rows.shape[1])
         risk = self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
         mean = mean_risk(risk, count, total).to(risk.dtype)

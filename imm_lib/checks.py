@@ -142,9 +142,23 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     return value
 
 
+NARROW = {"mps"}
+"""Kinds of device that have no float64."""
+
+
 def wide(device: torch.device) -> torch.dtype:
     """The dtype to add up probabilities in: float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float32 if device.type in NARROW else torch.float64
+
+
+def double(name: str, value: Tensor) -> Tensor:
+    """``value`` in float64; raises TypeError on a device that has none."""
+    if value.device.type in NARROW:
+        raise TypeError(
+            f"{name} must be on a device with float64, got {describe(value)}: move the data and "
+            "the model to the CPU, or set IMM_DEVICE=cpu"
+        )
+    return value.double()
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -265,10 +279,11 @@ def point_weights(value: Any, short: Tensor) -> Tensor:
     value = value.float() if value.dtype in FLOATS[2:] else value
     if visible(value):
         low, total = value.min().item(), value.sum().item()
-        if not (low >= 0 and 0 < total < math.inf):
+        # the inverse of a subnormal sum is infinite
+        if not (low >= 0 and torch.finfo(value.dtype).tiny <= total < math.inf):
             raise ValueError(
-                f"weight must be finite, not negative and not all 0, got a minimum of {low:g} and a "
-                f"sum of {total:g}"
+                f"weight must be finite, not negative and not all 0, with a sum that {value.dtype} "
+                f"resolves, got a minimum of {low:g} and a sum of {total:g}"
             )
     return value
 

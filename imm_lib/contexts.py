@@ -16,6 +16,7 @@ since they are the data.
 """
 
 import math
+import operator
 from typing import Protocol
 
 import torch
@@ -26,6 +27,8 @@ from imm_lib.induced import accumulator
 from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
+MOST = 2**31
+"""Short contexts in a table of counts: what has more, hashes for instance, is no number of them."""
 
 
 class Contexts(Protocol):
@@ -82,6 +85,11 @@ class GroupedContexts(KeepsPrecision):
         if num_short is not None:
             checks.count("num_short", num_short)
         short = checks.ids("short", short, num_short)
+        if num_short is None and (top := int(short.max())) >= MOST:
+            raise ValueError(
+                f"short must hold ids that count from 0, below {MOST}, got up to {top}: "
+                "torch.unique(short, return_inverse=True)[1] gives such ids"
+            )
         counts = torch.bincount(short, minlength=num_short or 0)
         order = torch.argsort(short, stable=True)
         self.hold(short=short.clone(), order=order, counts=counts, starts=counts.cumsum(0) - counts)
@@ -101,8 +109,12 @@ class GroupedContexts(KeepsPrecision):
         10.
 
         Raises:
+            TypeError: ``s`` is not an integer.
             ValueError: ``s`` is outside [0, num_short).
         """
+        if isinstance(s, bool) or not hasattr(s, "__index__"):
+            raise TypeError(f"s must be an integer, got {checks.describe(s)}")
+        s = operator.index(s)
         if not 0 <= s < len(self.counts):
             raise ValueError(f"s must be in [0, {len(self.counts)}), got {s}")
         start, count = self.starts[s], self.counts[s]
@@ -124,7 +136,10 @@ class GroupedContexts(KeepsPrecision):
         """
         short = self._known(short)
         same = short.unsqueeze(1) == self.short
-        return torch.where(same, -self.counts[short].double().log().unsqueeze(1), -math.inf)
+        return torch.where(same, self._log_share(self.counts[short]).unsqueeze(1), -math.inf)
+
+    def _log_share(self, count: Tensor) -> Tensor:
+        return -count.to(checks.wide(count.device)).log()
 
     def support(self, short: Tensor) -> Support:
         """The N pairs with positive weight: ``row`` (N,) into ``short``, ``extended`` (N,),
@@ -134,7 +149,7 @@ class GroupedContexts(KeepsPrecision):
         count = self.counts[short]
         row = torch.repeat_interleave(count)
         within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        return row, self.order[self.starts[short][row] + within], -count.double().log()[row]
+        return row, self.order[self.starts[short][row] + within], self._log_share(count)[row]
 
     def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """(B,) ids -> (B, k) data points drawn uniformly with replacement from extend(s).
@@ -150,9 +165,9 @@ class GroupedContexts(KeepsPrecision):
         count = self.counts[short].unsqueeze(1)
         device = generator.device if generator is not None else short.device
         # float64: float32 could not reach every one of more than 2^24 data points
-        u = _uniform((len(short), k), generator, device, torch.float64)
+        u = _uniform((len(short), k), generator, device, checks.wide(device))
         # a copy to a GPU need not be waited for; one from a GPU must be
-        u = u.to(short.device, non_blocking=device.type == "cpu")
+        u = u.to(short.device, checks.wide(short.device), non_blocking=device.type == "cpu")
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)
@@ -254,12 +269,14 @@ class KernelContexts(_DenseContexts):
             raise ValueError(
                 f"short must be a non-empty batch like values {tuple(self.values.shape)}, got {checks.describe(short)}"
             )
-        if checks.visible(short) and not torch.isfinite(short).all():
+        asked = short.to(self.values.dtype)
+        if checks.visible(asked) and not torch.isfinite(asked).all():
             raise ValueError(
-                f"short must be finite, got NaN or infinite entries in {checks.describe(short)}"
+                f"short must be finite in {asked.dtype}, got NaN, infinite or too large entries in "
+                f"{checks.describe(short)}"
             )
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
-        query = (short.unsqueeze(1) if short.dim() == 1 else short).to(points.dtype)
+        query = asked.unsqueeze(1) if asked.dim() == 1 else asked
         distance = torch.cdist(query, points, p=1)
         # relative to the nearest point, so that a small bandwidth cannot send all n weights to 0
         return torch.log_softmax(

@@ -51,8 +51,9 @@ def find(name: str | torch.device, argument: str = "device") -> torch.device:
 def device() -> torch.device:
     """What ``IMM_DEVICE`` names, else CUDA where there is one, else MPS, else the CPU.
 
-    MPS knows no float64, in which sampling and several chapters compute: set ``IMM_DEVICE=cpu``
-    there.
+    MPS knows no float64. Contexts, estimators and baselines compute in float32 there (among more
+    than 2^24 data points of one short context a draw does not reach all); what needs float64, such
+    as worth, premise and fitting a bigram, says so and asks for ``IMM_DEVICE=cpu``.
 
     Raises:
         ValueError: ``IMM_DEVICE`` is not the name of a device, or this machine does not have it.

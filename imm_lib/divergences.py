@@ -183,9 +183,9 @@ def plackett_luce(target: Tensor, log_q: Tensor) -> Tensor:
     Luce's model of Q̂.
 
     It looks at the order alone: not a proper divergence, as its least value is not at Q̂ = P̂.
-    Each label is chosen from itself and all that the target ranks below it; labels of equal
-    probability are not compared. So a target that is 0 but for its first k labels asks for the
-    order of these alone.
+    Each label is chosen from itself and all that the target ranks below it; labels whose
+    probabilities are equal up to rounding are not compared. So a target that is 0 but for its first
+    k labels asks for the order of these alone.
 
     >>> round(plackett_luce(torch.tensor([0.6, 0.4]), torch.tensor([0.9, 0.1]).log()).item(), 4)
     0.1054
@@ -197,7 +197,7 @@ def plackett_luce(target: Tensor, log_q: Tensor) -> Tensor:
     ranked = log_q.clamp_min(floor).gather(-1, order)
     rest = ranked.flip(-1).logcumsumexp(-1).flip(-1)
     # where the next lower probability begins; no label is below the last group
-    falls = target[..., :-1] > target[..., 1:]
+    falls = target[..., :-1] > target[..., 1:] * (1 + 8 * torch.finfo(target.dtype).eps)
     places = torch.arange(1, target.shape[-1], device=target.device)
     last = target.shape[-1]
     below = torch.where(falls, places, last).flip(-1).cummin(-1).values.flip(-1)

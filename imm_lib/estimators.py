@@ -24,6 +24,7 @@ from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
 from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, segment_logsumexp
+from imm_lib.segments import groups
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.table import as_target
 
@@ -71,23 +72,6 @@ def distinct(
     return own, count, total / distributed.ranks(group)
 
 
-def drawing(
-    short: Tensor, group: Group = None, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """As :func:`distinct`, for short contexts that draw extended ones.
-
-    Equal short contexts draw once where counting them makes no GPU wait and breaks no compiled
-    graph, and in a group, which waits anyway. Elsewhere every data point draws for itself: the same
-    expectation, less variance.
-    """
-    if checks.visible(_batch(short)) or group is not None:
-        return distinct(short, group, weight)
-    if weight is None:
-        return short, torch.ones(len(short), dtype=torch.long, device=short.device), len(short)
-    weight = checks.point_weights(weight, short)
-    return short, weight, weight.sum()
-
-
 def mean_risk(risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
     """Σ count · risk / total; what counts for nothing may be infinite."""
     count = count.to(risk.dtype)
@@ -99,6 +83,7 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     log-probabilities.
     """
     log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "
@@ -181,9 +166,45 @@ class ExactIMM(nn.Module):
 
 
 class Drawing(nn.Module):
-    """A module that draws, and whose generator, if it has one of its own, is in ``state_dict``."""
+    """A module that draws extended contexts, and whose generator, if it has one of its own, is in
+    ``state_dict``.
+    """
 
+    target: nn.Module
+    contexts: Contexts
+    k: int
     generator: torch.Generator | None
+    group: Group
+
+    def draw(
+        self, short: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | float]:
+        """(D, ...) the short contexts of a batch that are run here, their (D, Y) targets, the
+        (D, k) extended contexts that they draw, and as of :func:`distinct` (D,) counts and what
+        their sum is divided by.
+
+        Equal short contexts draw once, in the order of their values. As many rows are drawn as
+        there are data points, whatever D is, so that a seed means the same on every device: where
+        values may not be looked at, D is the size of the batch, and the rows left over count for
+        nothing. In a group every rank draws for what it runs.
+        """
+        if self.group is not None:
+            asked, count, total = distinct(short, self.group, weight)
+            rows = self.target(asked)
+            return asked, rows, self.contexts.sample(asked, self.k, self.generator), count, total
+        asked, inverse, count = groups(_batch(short))
+        rows, total = self.target(asked), float(len(short))
+        spare = asked[-1:].expand(len(short) - len(asked), *asked.shape[1:])
+        drawn = self.contexts.sample(torch.cat([asked, spare]), self.k, self.generator)
+        extended = drawn[: len(asked)]
+        if weight is None:
+            return asked, rows, extended, count, total
+        weight = checks.point_weights(weight, short)
+        count = torch.zeros_like(count, dtype=weight.dtype).index_add_(0, inverse, weight)
+        if checks.visible(count):  # what counts for nothing is not run: its risk may be infinite
+            some = count > 0
+            asked, rows, extended, count = asked[some], rows[some], extended[some], count[some]
+        return asked, rows, extended, count, weight.sum()
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -206,8 +227,9 @@ class SampledIMM(Drawing):
 
     Equal short contexts in a batch share their k samples and are weighted by their count: the
     expectation is unchanged and the cost falls. (Not on a GPU or in a compiled graph, where
-    counting them would wait: there every data point draws for itself.) The risk itself is biased
-    upwards by about Var/(2k), as the logarithm is taken of a mean.
+    counting them would wait: there as many are run as there are data points, and those left over
+    count for nothing.) The risk itself is biased upwards by about Var/(2k), as the logarithm is
+    taken of a mean.
 
     Args:
         target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
@@ -218,8 +240,8 @@ class SampledIMM(Drawing):
             replayed if they come from torch's default generators; BatchNorm statistics are updated
             twice. Its ``query`` is called with one extended context per distinct short context at a
             time.
-        generator: source of the samples; torch's default generator by default. Its state is in
-            ``state_dict``.
+        generator: source of the samples; one on the CPU draws the same on every device. By default
+            torch's of the device of ``short``. Its state is in ``state_dict``.
         divergence: between target and induced model, a function or a name of
             :mod:`imm_lib.divergences`.
         group: ranks whose batches count as one (:mod:`imm_lib.distributed`), each with the contexts
@@ -259,9 +281,7 @@ class SampledIMM(Drawing):
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
-        asked, count, total = drawing(short, self.group, weight)
-        rows = self.target(asked)
-        extended = self.contexts.sample(asked, self.k, self.generator)
+        asked, rows, extended, count, total = self.draw(short, weight)
         if self.sequential:
             passes = [
                 partial(_answer, query, asked, column, rows.shape[1])

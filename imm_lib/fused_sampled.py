@@ -9,7 +9,7 @@ from torch import Tensor
 from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
-from imm_lib.estimators import Drawing, Query, Target, checked_contexts, drawing
+from imm_lib.estimators import Drawing, Query, Target, checked_contexts
 from imm_lib.head import Head, Scratch, scratch_of
 from imm_lib.induced import cross_entropy
 from imm_lib.targets.table import as_target
@@ -74,9 +74,8 @@ class FusedSampledIMM(Drawing):
             weight: (Y, H) of the last layer.
             bias: (Y,) of the last layer, or None.
         """
-        asked, count, total = drawing(short, self.group)
-        rows = self.target(asked)
-        drawn = _distinct(self.contexts.sample(asked, self.k, self.generator))
+        asked, rows, extended, count, total = self.draw(short)
+        drawn = _distinct(extended)
         hidden = query(asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
@@ -156,4 +155,5 @@ def _risk(
         mass = w.sum(1, keepdim=True).div_(weight[own])
         found = slice(points.start + own.start, points.start + own.stop)
         head.add(found, q.mul_(mass).sub_(w), torch.ones_like(share[0]))
-    return share @ cross_entropy(target, log_induced)
+    risk = cross_entropy(target, log_induced)
+    return share @ risk.masked_fill_(share == 0, 0.0)

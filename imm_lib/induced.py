@@ -291,7 +291,7 @@ def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
     Raises:
         TypeError: an argument is not a floating-point tensor.
         ValueError: another number of weights or another device; on CPU also weights that are not
-            finite and above 0.
+            finite and above 0, or a row of logits with NaN, inf or nothing but -inf.
 
     >>> import torch
     >>> weight = torch.tensor([1.0, 9.0])                        # the second of two classes is rare
@@ -307,8 +307,14 @@ def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
         )
     if checks.visible(weight) and not (weight.isfinite() & (weight > 0)).all():
         raise ValueError(f"weight must be finite and above 0, got {weight.tolist()[:8]}")
+    if checks.visible(logits) and not logits.detach().amax(-1).isfinite().all():
+        raise ValueError(
+            "logits must have a finite largest entry in each row, got NaN, inf or -inf"
+        )
     logits = accumulator(logits)
-    return (logits - checks.usable(weight).to(logits.dtype).log()).log_softmax(-1)
+    # the logarithm first: a weight of float64 may be too small for float32
+    log_weight = accumulator(checks.usable(weight)).log()
+    return (logits - log_weight.to(logits.dtype)).log_softmax(-1)
 
 
 def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:

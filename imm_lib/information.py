@@ -39,6 +39,7 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
     log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
             f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}"
@@ -102,6 +103,8 @@ def informations(
         raise ValueError(
             f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
         )
+    extended = checks.ids("extended", extended)
+    checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
     if checks.probabilities("weight", weight).shape != (len(short),):

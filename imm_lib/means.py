@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import checked_contexts
+from imm_lib.targets.table import check_rows
 from imm_lib.worth import Worth
 
 Regressor = Callable[[Tensor], Tensor]
@@ -60,10 +61,10 @@ def _values(name: str, value: Tensor, least: int) -> Tensor:
 class _MeanTarget(nn.Module):
     """A restricted regressor, its answers looked at."""
 
-    def __init__(self, function: Regressor | Tensor):
+    def __init__(self, function: Regressor | Tensor, contexts: object):
         super().__init__()
         if not callable(function):
-            _values("target", function, 2)
+            check_rows(_values("target", function, 2), contexts)
         self.held = (function,)
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class ExactMean(nn.Module):
     def __init__(self, target: Regressor | Tensor, contexts: Contexts):
         super().__init__()
         self.target, self.contexts, self.risk = (
-            _MeanTarget(target),
+            _MeanTarget(target, contexts),
             checked_contexts(contexts),
             None,
         )
@@ -167,7 +168,7 @@ class SampledMean(nn.Module):
         if checks.count("k", k) < 2:
             raise ValueError(f"k must be at least 2, as a variance is estimated, got {k}")
         self.target, self.contexts, self.risk = (
-            _MeanTarget(target),
+            _MeanTarget(target, contexts),
             checked_contexts(contexts),
             None,
         )
@@ -219,9 +220,10 @@ class MovingAverageMean(nn.Module):
         self, target: Regressor | Tensor, num_short: int, outputs: int = 1, momentum: float = 0.1
     ):
         super().__init__()
-        self.target, self.risk = _MeanTarget(target), None
+        self.num_short = checks.count("num_short", num_short)
+        self.target, self.risk = _MeanTarget(target, self), None
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        shape = checks.count("num_short", num_short), checks.count("outputs", outputs)
+        shape = num_short, checks.count("outputs", outputs)
         self.register_buffer("table", torch.zeros(shape))
         self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
 
@@ -277,7 +279,8 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
     if _values("theta", theta, 1).shape != inputs.shape[1:]:
         raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
-    inputs, averaged, theta = inputs.double(), averaged.double(), theta.double()
+    inputs = checks.double("inputs", inputs)
+    averaged, theta = averaged.double(), theta.double()
     hidden = (inputs - averaged) @ theta
 
     def moment(rows: Tensor) -> Tensor:

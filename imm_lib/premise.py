@@ -147,7 +147,7 @@ def lead(
     distinct, inverse = torch.unique(
         short, dim=None if short.dim() == 1 else 0, return_inverse=True
     )
-    rows = target(distinct).double()
+    rows = checks.double("target(short)", target(distinct))
     label = checks.ids("label", label, rows.shape[1]).unsqueeze(1)
     parts = [induced_rows(query, contexts, part, rows.shape[1]) for part in distinct.split(PART)]
     log_q = torch.cat(parts).double()
@@ -215,7 +215,7 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
         raise ValueError(
             f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}"
         )
-    p = rows.double()
+    p = checks.double("rows", rows)
     p = p / p.sum(1, keepdim=True)
     log_p = torch.where(
         p > 0, p, 1.0

@@ -18,7 +18,7 @@ from imm_lib.induced import segment_max
 class Groups(NamedTuple):
     """The short contexts of B data points, one group each, in the order of their ids."""
 
-    short: Tensor  # (G,) ids; groups without members repeat the last one
+    short: Tensor  # (G, ...) ids; groups without members repeat the last one
     inverse: Tensor  # (B,) group of each data point
     members: Tensor  # (G,) how many data points each has
 
@@ -32,20 +32,26 @@ class Groups(NamedTuple):
 
 
 def groups(short: Tensor) -> Groups:
-    """The groups of (B,) ids: one sort, O(B log B).
+    """The groups of (B,) ids or (B, d) rows: one sort, O(B log B), of each column.
 
     >>> groups(torch.tensor([7, 3, 7]))
     Groups(short=tensor([3, 7]), inverse=tensor([1, 0, 1]), members=tensor([1, 2]))
     """
     if checks.visible(short):
-        return Groups(*torch.unique(short, return_inverse=True, return_counts=True))
-    ordered, order = short.sort()
-    begins = torch.ones_like(ordered)
-    begins[1:] = ordered[1:] != ordered[:-1]
+        dim = None if short.dim() == 1 else 0
+        return Groups(*torch.unique(short, dim=dim, return_inverse=True, return_counts=True))
+    order = torch.arange(len(short), device=short.device)
+    for column in reversed(short.flatten(1).unbind(1)) if short.dim() > 1 else [short]:
+        order = order[column[order].sort(stable=True).indices]
+    ordered = short[order]
+    begins = torch.ones_like(order)
+    other = ordered[1:] != ordered[:-1]
+    begins[1:] = other if other.dim() == 1 else other.flatten(1).any(1)
     place = begins.cumsum(0) - 1
     inverse = torch.empty_like(place).scatter_(0, order, place)
-    ids = ordered[-1:].repeat(len(ordered)).scatter_(0, place, ordered)
-    return Groups(ids, inverse, torch.zeros_like(ids).scatter_add_(0, place, torch.ones_like(ids)))
+    ids = ordered[-1:].expand_as(ordered).clone().index_copy_(0, place, ordered)
+    members = torch.zeros_like(place).scatter_add_(0, place, torch.ones_like(place))
+    return Groups(ids, inverse, members)
 
 
 class Part(NamedTuple):

@@ -100,6 +100,7 @@ class Worth:
                 checks.floating(name, value).dim() != 2
                 or value.shape != full.shape
                 or len(value) != value.shape[1]
+                or len(value) == 0
             ):
                 raise ValueError(
                     f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
@@ -111,7 +112,7 @@ class Worth:
                     f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
                 )
         damping = checks.number("damping", damping, 0)
-        full, induced = full.double(), induced.double()
+        full, induced = checks.double("full", full), checks.double("induced", induced)
         full = full + damping * full.diagonal().mean() * torch.eye(
             len(full), dtype=full.dtype, device=full.device
         )
@@ -124,6 +125,10 @@ class Worth:
             )
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
+        if gain[0] < -1e-3 * max(1.0, gain[-1].item()):
+            raise ValueError(
+                f"induced must have no negative eigenvalue, got {gain[0]:.3g} in units of full's"
+            )
         gain, basis = gain.flip(0).clamp(min=0), (white @ basis).flip(1)
         price = (
             torch.zeros_like(gain)
@@ -218,7 +223,9 @@ class Worth:
 
     def _terms(self, lam: float, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
         cost = self._cost(n, m, known, unlabelled)
-        return (1 + lam**2 * cost) / (1 + lam * self.gain.double()) ** 2
+        share = 1 / (1 + lam * self.gain.double())
+        # a direction without a price has none at any λ
+        return share**2 + (cost * (lam * share) ** 2).masked_fill(cost == 0, 0.0)
 
 
 def measure(
@@ -283,7 +290,7 @@ def suggest_lambda(
     largest = checks.number("largest", largest, 0, open_low=True)
     row, _, log_w = checked_contexts(contexts).support(short)
     squares = torch.zeros(len(short), dtype=torch.float64).index_add_(
-        0, row.cpu(), (2 * log_w.double().cpu()).exp()
+        0, row.cpu(), (2 * log_w.cpu().double()).exp()
     )
     if (neighbours := (1 / squares).mean().item()) < FEW:
         warnings.warn(

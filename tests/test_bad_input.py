@@ -8,6 +8,7 @@ import torch
 from worlds import PairModel, random_log_q, random_probabilities
 
 import imm_lib as imm
+from imm_lib.worth import Worth, informations
 
 DATA = torch.tensor([0, 1, 0, 2])
 GROUPED = imm.GroupedContexts(DATA, num_short=4)
@@ -76,6 +77,51 @@ CASES = {
         lambda: imm.GroupedContexts(DATA, 2),
         ValueError,
         "short .*\\[0, 2\\).*2",
+    ),
+    "grouped: hashes for ids": (
+        lambda: imm.GroupedContexts(torch.tensor([3, 2**41])),
+        ValueError,
+        "short must hold ids that count from 0.*torch.unique",
+    ),
+    "grouped: extend half a context": (lambda: GROUPED.extend(0.5), TypeError, "s must be an int"),
+    "grouped: extend a word": (lambda: GROUPED.extend("0"), TypeError, "s must be an int"),
+    "kernel: beyond its dtype": (
+        lambda: imm.KernelContexts(torch.zeros(2)).sample(
+            torch.tensor([1e300], dtype=torch.float64), 2
+        ),
+        ValueError,
+        "short must be finite in torch.float32",
+    ),
+    "query: on another device": (
+        lambda: sampled(k=2)(lambda s, e: torch.zeros(len(e), 3, device="meta"), DATA),
+        ValueError,
+        "query.* is on meta but short is on cpu",
+    ),
+    "weights: a sum without an inverse": (
+        lambda: imm.ReverseKD(TARGET)(LOG_Q, DATA, torch.full((len(DATA),), 1e-44)),
+        ValueError,
+        "weight must be finite.*resolves",
+    ),
+    "informations: extended of floats": (
+        lambda: informations(
+            lambda s, e: LOG_Q[e.long()],
+            [ONE],
+            GROUPED,
+            DATA,
+            torch.arange(float(len(DATA))),
+        ),
+        TypeError,
+        "extended must be an integer tensor",
+    ),
+    "worth: nothing": (
+        lambda: Worth.of(torch.zeros(0, 0), torch.zeros(0, 0)),
+        ValueError,
+        r"full must be \(d, d\)",
+    ),
+    "worth: no information": (
+        lambda: Worth.of(torch.eye(2), -torch.eye(2)),
+        ValueError,
+        "induced must have no negative eigenvalue, got -1 ",
     ),
     "grouped: num_short 0": (lambda: imm.GroupedContexts(DATA, 0), ValueError, "num_short .*0"),
     "extend: too large": (lambda: GROUPED.extend(4), ValueError, "s must be in \\[0, 4\\), got 4"),

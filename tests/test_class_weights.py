@@ -93,6 +93,14 @@ def test_it_is_the_formula_and_undoes_itself():
     assert F.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1]), weight).isfinite()
 
 
+def test_a_weight_too_small_for_the_dtype_of_the_logits():
+    logits = torch.tensor([[-math.inf, 0.0, 1.0]])
+    weight = torch.tensor([1e-60, 1.0, 1.0], dtype=torch.float64)
+    found = imm.undo_class_weights(logits, weight)
+    torch.testing.assert_close(found, logits.log_softmax(-1))
+    assert imm.undo_class_weights(torch.zeros(1, 3), weight)[0, 0] == 0.0  # that of the rare class
+
+
 @pytest.mark.parametrize(
     "logits, weight, error, words",
     [
@@ -105,6 +113,9 @@ def test_it_is_the_formula_and_undoes_itself():
         (torch.ones(4, 3).long(), WEIGHT, TypeError, "logits must be a floating"),
         (random_log_q(4, 3), WEIGHT.to("meta"), ValueError, "weight is on meta"),
         (torch.tensor(1.0), WEIGHT, ValueError, r"weight must be \(Y,\)"),
+        (torch.full((1, 3), math.nan), WEIGHT, ValueError, "logits must have a finite largest"),
+        (torch.full((1, 3), -math.inf), WEIGHT, ValueError, "logits must have a finite largest"),
+        (torch.full((1, 3), math.inf), WEIGHT, ValueError, "logits must have a finite largest"),
     ],
 )
 def test_bad_input(logits, weight, error, words):

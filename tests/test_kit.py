@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -93,18 +94,43 @@ def test_the_fastest_way_that_holds_the_loss():
 
 
 def test_a_way_that_fails_is_not_taken(monkeypatch, tmp_path):
-    def broken(self, **_):
+    def broken(function, **_):
         raise RuntimeError("no compiler here")
 
     import torch
 
-    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    monkeypatch.setattr(torch, "compile", broken)
     experiment = experiments.find("language-profile")
     config = {**experiment.scales["ci"], "corpus": "topics", "lines": 200, "held_out": None}
     found = experiment.run({"way": "bfloat16, compiled"}, config, torch.device("cpu"))
     assert found == {"failed": "RuntimeError: no compiler here"}
     found = experiment.run({"way": "float32"}, config, torch.device("cpu"))
     assert 3 < found["loss"] < 4 and found["step_s"] > 0  # of 40 words, log 40 = 3.69
+
+
+def test_what_a_step_calls_is_what_is_compiled(monkeypatch):
+    """Not ``forward``, which no step calls."""
+    import torch
+
+    called = Counter()
+
+    def compiled(function, mode):
+        def call(*arguments):
+            called[function.__name__, mode] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    experiment = experiments.find("language-profile")
+    config = {**experiment.scales["ci"], "corpus": "topics", "lines": 200, "held_out": None}
+    config |= {"compared": 2, "warm": 0, "seconds": 0.0}
+    plain = experiment.run({"way": "bfloat16"}, config, torch.device("cpu"))
+    assert not called
+    found = experiment.run({"way": "bfloat16, compiled"}, config, torch.device("cpu"))
+    assert set(called) == {("hidden", "default"), ("log_probs", "default")}
+    assert min(called.values()) >= 3  # two compared steps and one that is timed
+    assert found["loss"] == plain["loss"]
 
 
 @pytest.fixture(scope="module")

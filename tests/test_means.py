@@ -203,6 +203,13 @@ def test_a_map_that_leaves_a_label_out_is_refused(labels, error, message):
         (lambda s, v, t: ExactMean(t, imm.GroupedContexts(s))(None, s[:0]), "non-empty batch"),
         (lambda s, v, t: MovingAverageMean(t, 3, 2)(v[:2], s), r"values must be \(6, 2\)"),
         (lambda s, v, t: MovingAverageMean(t[:, :1], 3, 2)(v, s), "target must have the values' 2"),
+        (
+            lambda s, v, t: ExactMean(v.detach(), imm.GroupedContexts(s)),
+            "one row for each of the 3",
+        ),
+        (lambda s, v, t: SampledMean(t[:2], imm.GroupedContexts(s)), "one row for each of the 3"),
+        (lambda s, v, t: MovingAverageMean(v.detach(), 3, 2), "one row for each of the 3"),
+        (lambda s, v, t: ExactMean(t, imm.KernelContexts(v[:, 0].detach())), "must be a function"),
         (lambda s, v, t: linear_worth(v, v[:2], v[0], 1.0), "averaged must be"),
         (lambda s, v, t: linear_worth(v, v, v[:, 0], 1.0), "theta must be"),
         (lambda s, v, t: linear_worth(v, v, v[0], 0.0), "noise"),

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib import worth
+from imm_lib import checks, divergences, worth
 from imm_lib.induced import dot
 from imm_lib.premise import surprise
+from imm_lib.targets.table import CallableTarget, TableTarget
 
 
 def test_a_kernel_of_two_columns_is_that_of_the_sum_of_distances():
@@ -84,3 +85,40 @@ def test_damping_is_in_units_of_the_information():
     for scale in (1.0, 1e-3, 1e6):
         found = worth.Worth.of(scale * information, scale * induced, damping=0.2)
         torch.testing.assert_close(found.gain, expected.values)
+
+
+def test_errors_of_targets_name_what_came():
+    table, log_q = torch.tensor([[0.7, 0.3], [0.5, 0.5]]), torch.zeros(2, 1, 2) - math.log(2)
+    target = TableTarget(table)
+    with pytest.raises(ValueError, match=r"^short is on meta but target is on cpu"):
+        target(torch.zeros(1, dtype=torch.long, device="meta"))
+    with pytest.raises(ValueError, match=r"^short must hold ids in \[0, 2\), got 2..2"):
+        target(torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"^target must have a column for each"):
+        TableTarget(torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"^target is on meta but log_q is on cpu"):
+        imm.imm_risk(table.to("meta"), log_q)
+    with pytest.raises(TypeError, match=r"^target must be a floating-point tensor"):
+        imm.imm_risk(table.long(), log_q)
+    with pytest.raises(ValueError, match=r"^weight is on meta but logits is on cpu"):
+        imm.undo_class_weights(log_q, torch.ones(2, device="meta"))
+
+
+def test_a_callables_first_answer_is_looked_at_on_every_device(monkeypatch):
+    monkeypatch.setattr(checks, "visible", lambda x: False)
+    with pytest.raises(ValueError, match=r"target\(short\) must sum to 1"):
+        CallableTarget(lambda short: torch.ones(len(short), 2))(torch.tensor([0]))
+
+
+def test_class_weights_of_one_row_without_a_batch():
+    found = imm.undo_class_weights(torch.zeros(2), torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(found.exp(), torch.tensor([0.75, 0.25]))
+    assert imm.undo_class_weights(torch.ones(1), torch.ones(1)).tolist() == [0.0]
+
+
+def test_the_mean_of_two_divergences_is_half_each_by_default():
+    p, log_q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]).log()
+    both = divergences.forward_kl(p, log_q) + divergences.reverse_kl(p, log_q)
+    torch.testing.assert_close(divergences.balanced()(p, log_q), both / 2)
+    assert divergences.balanced(0) is divergences.reverse_kl
+    assert divergences.balanced(1) is divergences.forward_kl

@@ -158,17 +158,42 @@ def test_what_cannot_be_refused_does_not_stay(unseen):
     assert not term.table[term.visited].isnan().any()
 
 
-def test_without_a_look_every_point_draws_its_own(unseen):
-    """The expectation over draws is that of shared ones, at k = 1 the mean over extended contexts."""
-    term = imm.SampledIMM(TARGET, CONTEXTS, 1)
-    asked = []
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_without_a_look_the_draws_are_the_same(monkeypatch, sequential, weighted):
+    """Step after step, batches with more and with fewer short contexts."""
+    found = []
+    for look in (True, False):
+        source = torch.Generator().manual_seed(3)
+        term = imm.SampledIMM(TARGET, CONTEXTS, 3, sequential, source)
+        weight = torch.tensor([0.0, 2.0, 0.5, 1.0]).repeat(8) if weighted else None
+        for size in (8, 3, 1, 8):
+            logits = LOG_Q.clone().requires_grad_()
+            with monkeypatch.context() as patch:
+                if not look:
+                    patch.setattr(checks, "visible", lambda x: False)
+                own = None if weight is None else weight[1 : size + 1]
+                query = lambda short, extended: logits.log_softmax(1)[extended]  # noqa: B023, E731
+                value = term(query, TEXT[:size], own)
+            value.backward()
+            found.append((look, value.detach(), logits.grad, source.get_state()))
+    half = len(found) // 2
+    for (_, *near), (_, *far) in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(near, far)
 
-    def query(short, extended):
-        asked.append(short)
-        return LOG_Q[extended]
 
-    draws = torch.stack([term(query, TEXT[:8]) for _ in range(2000)])
-    assert torch.equal(asked[0], TEXT[:8])
-    rows = -(TARGET[TEXT] * LOG_Q).sum(1)
-    expected = torch.stack([rows[CONTEXTS.extend(int(s))].mean() for s in TEXT[:8]]).mean()
-    assert abs(draws.mean() - expected) <= 4 * draws.std() / math.sqrt(len(draws))
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_groups_of_rows_of_known_shape_are_the_distinct_rows(seed, size, width):
+    draw = torch.Generator().manual_seed(seed)
+    short = torch.randint(-1, 2, (size, width), generator=draw) / 2
+    compact = segments.groups(short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "visible", lambda x: False)
+        fixed = segments.groups(short)
+    some = len(compact.short)
+    assert fixed.short.shape == short.shape
+    assert torch.equal(fixed.short[:some], compact.short)
+    assert (fixed.short[some:] == compact.short[-1]).all() and not fixed.members[some:].any()
+    assert torch.equal(fixed.members[:some], compact.members)
+    assert torch.equal(fixed.inverse, compact.inverse)

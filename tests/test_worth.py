@@ -126,6 +126,16 @@ def test_a_mixture_of_useless_and_priceless_directions():
     assert found.excess_risk(best, 100) <= risks.min().item() * (1 + 1e-6)
 
 
+def test_a_weight_beyond_any_square():
+    """Useless directions stay as they are, priced ones have a limit."""
+    gain, price = torch.tensor([0.5, 0.0]), torch.tensor([0.2, 0.0])
+    found = Worth(gain, price)
+    limit = (0.2 / 0.5**2 + 1) / (2 * 10)
+    for lam in (1e12, 1e200, 1e300):
+        assert found.excess_risk(lam, 10) == pytest.approx(limit)
+    assert found.effective_multiplier(1e300, 10) == pytest.approx(2 / (20 * limit))
+
+
 def test_on_a_network_with_sampled_contexts():
     """K by simulation: the covariance of the IMM gradient over data sets of extended contexts,
     times their size.

@@ -236,6 +236,18 @@ def test_tied_labels_are_exchangeable():
                 torch.testing.assert_close(plackett_luce(target, log_q[order]), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_labels_that_only_rounding_parts_are_tied(dtype):
+    eps = torch.finfo(dtype).eps
+    exact = torch.tensor([0.3, 0.3, 0.3, 0.1], dtype=dtype)
+    log_q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=dtype).log()
+    for a, b in itertools.product((-2, 0, 2), repeat=2):
+        near = exact * torch.tensor([1 + a * eps, 1.0, 1 + b * eps, 1.0], dtype=dtype)
+        torch.testing.assert_close(plackett_luce(near, log_q), plackett_luce(exact, log_q))
+    parted = exact * torch.tensor([1 + 1000 * eps, 1.0, 1.0, 1.0], dtype=dtype)
+    assert plackett_luce(parted, log_q) > plackett_luce(exact, log_q) + 0.1
+
+
 def test_a_top_k_teacher_asks_for_the_order_of_its_labels():
     q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
     target = torch.tensor([0.6, 0.4, 0.0, 0.0], dtype=torch.float64)

@@ -140,10 +140,11 @@ class KneserNeyBigram(KeepsPrecision):
                 f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
             )
         keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
+        counted = checks.double("short", counts)
         left, right = keys // vocab_size, keys % vocab_size
         d = discounts(counts)
         total = torch.zeros(vocab_size, dtype=torch.float64, device=keys.device).index_add_(
-            0, left, counts.double()
+            0, left, counted
         )
         removed = counts.new_tensor([0.0, *d], dtype=torch.float64)[counts.clamp(max=3)]
         # a word that nothing follows keeps no mass of its own: all of it backs off
@@ -207,7 +208,8 @@ class KneserNeyBigram(KeepsPrecision):
         key = short * self.vocab_size + label
         place = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
         seen = torch.where(self.keys[place] == key, self.values[place], 0.0)
-        return (seen.double() + self.gamma[short].double() * self.backoff[label].double()).log()
+        wide = checks.wide(seen.device)
+        return (seen.to(wide) + self.gamma[short].to(wide) * self.backoff[label].to(wide)).log()
 
     def dense(self) -> Tensor:
         """The whole (V, V) table of probabilities: 4 V² bytes, 400 MB for 10,000 words."""

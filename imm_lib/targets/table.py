@@ -94,19 +94,28 @@ def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = No
             context.
     """
     found = _as_target(target)
-    if isinstance(found, TableTarget) and hasattr(contexts, "num_short"):
-        size = contexts.num_short
-        if size is None:
-            raise ValueError(
-                "target must be a function short -> (B, Y), as the short contexts are continuous, "
-                f"got a table {tuple(found.table.shape)}"
-            )
-        if size != len(found.table):
-            raise ValueError(
-                f"target must have one row for each of the {size} short contexts (num_short) of "
-                f"contexts, got {tuple(found.table.shape)}; answers for data points are no table"
-            )
+    if isinstance(found, TableTarget):
+        check_rows(found.table, contexts)
     return found
+
+
+def check_rows(table: Tensor, contexts: object) -> None:
+    """Raise ValueError unless a table has one row for each short context of ``contexts``, if these
+    can tell.
+    """
+    if not hasattr(contexts, "num_short"):
+        return
+    size = contexts.num_short
+    if size is None:
+        raise ValueError(
+            "target must be a function of short, as the short contexts are continuous, got a table "
+            f"{tuple(table.shape)}"
+        )
+    if size != len(table):
+        raise ValueError(
+            f"target must have one row for each of the {size} short contexts (num_short) of "
+            f"contexts, got {tuple(table.shape)}; answers for data points are no table"
+        )
 
 
 def _as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:

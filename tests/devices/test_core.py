@@ -10,11 +10,13 @@ import math
 
 import pytest
 import torch
-from second import SECOND, second_device
+from second import KIND, SECOND, Elsewhere, second_device
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import imm_lib as imm
-from imm_lib import divergences
+from imm_lib import checks, divergences, means, premise, worth
 from imm_lib.device import count, find
 from imm_lib.fused import FusedIMM
 
@@ -71,8 +73,8 @@ CONTEXTS = {
 
 
 def asked(kind: str, device: torch.device) -> torch.Tensor:
-    """Short contexts in order, each once: elsewhere a GPU draws for each data point."""
-    values = draw(3, seed=5).sort().values if kind == "kernel" else torch.arange(S)
+    """Short contexts in any order, some of them more than once."""
+    values = draw(3, seed=5).repeat(2) if kind == "kernel" else SHORT
     return values.to(device)
 
 
@@ -315,6 +317,81 @@ def test_a_state_travels_between_devices(device):
         back.load_state_dict(here.state_dict())
         assert back[0].table.device.type == device.type
         torch.testing.assert_close(back[0].table, there[0].table, equal_nan=True)
+
+
+class NoDouble(TorchDispatchMode):
+    """As on MPS: no tensor there has float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Elsewhere) and value.dtype == torch.float64:
+                raise TypeError(f"Cannot convert a tensor to float64 ({func.__name__})")
+        return found
+
+
+@contextlib.contextmanager
+def without_float64(monkeypatch):
+    monkeypatch.setattr(checks, "NARROW", {KIND})
+    with second_device(), NoDouble():
+        yield
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+@pytest.mark.parametrize("half", [torch.float32, torch.float16], ids=str)
+def test_the_core_on_a_device_without_float64(monkeypatch, kind, half):
+    with without_float64(monkeypatch):
+        with pytest.raises(TypeError):
+            torch.ones(1).to(SECOND).double()
+        contexts = CONTEXTS[kind]().float().to(SECOND)
+        target = TARGET.float().to(SECOND)
+        if kind == "kernel":
+            target = lambda short: (short.unsqueeze(-1) * torch.ones(Y, device=SECOND)).softmax(-1)  # noqa: E731
+        short = asked(kind, CPU)
+        short = (short.float() if kind == "kernel" else short).to(SECOND)
+        contexts.log_weights(short)
+        logits = LOG_Q.to(half).to(SECOND).requires_grad_()
+        query = lambda short, extended: logits.log_softmax(-1)[extended]  # noqa: E731
+        for term in (
+            imm.ExactIMM(target, contexts),
+            imm.SampledIMM(target, contexts, 3, generator=seeded()),
+            imm.SampledIMM(target, contexts, 3, sequential=True),
+            imm.SampledNoising(target, contexts, 3),
+        ):
+            assert all(torch.isfinite(x).all() for x in gradient(term(query, short), logits))
+        if kind == "kernel":
+            return
+        for term in (imm.MovingAverageIMM(target, S, Y).to(SECOND), imm.ReverseKD(target)):
+            value = term(logits.log_softmax(-1), SHORT.to(SECOND))
+            assert all(torch.isfinite(x).all() for x in gradient(value, logits))
+        bigram = imm.KneserNeyBigram.fit(SHORT, S).to(SECOND)
+        assert torch.isfinite(bigram.log_prob(short, short)).all()
+        assert torch.isfinite(bigram(short)).all()
+
+
+@pytest.mark.filterwarnings("ignore:contexts give")
+def test_what_needs_float64_says_so(monkeypatch):
+    with without_float64(monkeypatch):
+        short, target = SHORT.to(SECOND), TARGET.float().to(SECOND)
+        contexts = imm.GroupedContexts(SHORT).to(SECOND)
+        logits = LOG_Q.float().to(SECOND).requires_grad_()
+        query = lambda short, extended: logits.log_softmax(-1)[extended]  # noqa: E731
+        points, square = torch.arange(N).to(SECOND), torch.eye(2).to(SECOND)
+        label = short % Y
+        calls = (
+            lambda: premise.lead(query, contexts, target, short, label),
+            lambda: premise.surprise(target[short], label),
+            lambda: worth.informations(query, [logits], contexts, short, points),
+            lambda: worth.suggest_lambda(query, [logits], contexts, short, points),
+            lambda: worth.Worth.of(square, square),
+            lambda: means.linear_worth(square, square, square[0], 1.0),
+            lambda: imm.KneserNeyBigram.fit(short, S),
+        )
+        for call in calls:
+            with pytest.raises(
+                TypeError, match=r"must be on a device with float64, .*IMM_DEVICE=cpu"
+            ):
+                call()
 
 
 def test_the_device_of_this_process(monkeypatch):

@@ -42,6 +42,7 @@ SLOW = " and ".join(
 # a line of a message: what a sentence says is for people, and tests name its words
 MESSAGES = [r'^\s*f?"', r"^\s*raise \w+\(f?\"", r"warnings\.warn", r"^\s*assert "]
 KILLED, OPEN = ("killed", "timeout", "segfault", "suspicious"), ("survived", "no tests")
+SURVIVED, NO_TESTS = 0, 33  # mutmut's exit statuses
 
 
 def copied(modules: list[str]) -> None:
@@ -62,8 +63,22 @@ def copied(modules: list[str]) -> None:
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in options.items()]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    section = "\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
-    (WHERE / "pyproject.toml").write_text(text + section, encoding="utf-8")
+    text += "\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
+    configured = WHERE / "pyproject.toml"
+    if configured.is_file() and configured.read_text(encoding="utf-8") != text:
+        # which tests run a function was found out for the modules of then
+        (WHERE / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+        forget({NO_TESTS})
+    configured.write_text(text, encoding="utf-8")
+
+
+def forget(statuses: set[int]) -> None:
+    """Mutants with one of these outcomes are to be tried again."""
+    for path in (WHERE / "mutants").rglob("*.py.meta"):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        found = held["exit_code_by_key"].items()
+        held["exit_code_by_key"] = {k: None if v in statuses else v for k, v in found}
+        path.write_text(json.dumps(held, indent=4), encoding="utf-8")
 
 
 def mutmut(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -107,10 +122,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", default=list(CORE), help="such as targets/table")
     parser.add_argument("--children", default="1", help="mutants tried at the same time")
+    parser.add_argument("--again", action="store_true", help="try survivors again, by newer tests")
     parser.add_argument("--report", action="store_true", help="of what has been tried, run nothing")
     options = parser.parse_args()
     if not options.report:
         copied(options.modules)
+        if options.again:
+            forget({SURVIVED, NO_TESTS})
         print(f"mutmut's own account: {WHERE / 'run.log'}", flush=True)
         with (WHERE / "run.log").open("w", encoding="utf-8") as log:
             mutmut("run", "--max-children", options.children, stdout=log, stderr=log)

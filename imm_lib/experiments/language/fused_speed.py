@@ -84,7 +84,7 @@ def _induced(config: dict, device: torch.device, repeats: int) -> dict:
     """
     bench = Bench(config, device)
     run = bench.run(terms.Term())
-    table = FusedIMM(bench.bigram, bench.size, bench.size)
+    table = FusedIMM(bench.bigram, bench.size, bench.size).to(device)
 
     def sweep(blocks: int) -> None:
         found = zip(range(blocks), read(run.model, bench.stream), strict=False)

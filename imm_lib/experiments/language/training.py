@@ -41,7 +41,7 @@ class How:
 
     Attributes:
         half: bfloat16 autocast, on CUDA.
-        compiled: a mode of torch.compile for the model's forward pass; "" for none.
+        compiled: a mode of torch.compile for what a step calls of the model; "" for none.
     """
 
     half: bool = True
@@ -205,8 +205,11 @@ class Run:
         self.train = Stream(texts.train, settings.batch, settings.unroll)
         self.valid = Stream(texts.valid, settings.batch, settings.unroll)
         self.model = settings.build(len(texts.vocab)).to(self.device)
+        # not kept in the model, whose copies would call this one's
+        self.hidden, self.log_probs = self.model.hidden, self.model.log_probs
         if self.how.compiled:
-            self.model.compile(mode=self.how.compiled)
+            self.hidden = torch.compile(self.hidden, mode=self.how.compiled)
+            self.log_probs = torch.compile(self.log_probs, mode=self.how.compiled)
         self.best = copy.deepcopy(self.model.state_dict())
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.term = term.to(self.device)
@@ -279,13 +282,13 @@ class Run:
         if settings.warmup:
             lam *= min(1.0, self.acted / settings.warmup)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            features, state = self.model.hidden(block.words, state)
+            features, state = self.hidden(block.words, state)
             joint = self.term.joint(self.model, features, block, lam) if acts else None
             if joint is not None:
                 loss, entropy = joint
                 value = entropy.item()
             else:
-                log_q = self.model.log_probs(features)
+                log_q = self.log_probs(features)
                 loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
                 value = loss.item()
             if not math.isfinite(value):
@@ -299,7 +302,8 @@ class Run:
             parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
         self.acted += acts
-        return value, state.detach()
+        # a copy, as a CUDA graph writes what it returns anew at each call
+        return value, state.detach().clone()
 
     def _where(self, number: int) -> str:
         return (
