@@ -16,9 +16,6 @@ MAX_CELL_LINES = 25
 WIDTH, OUTPUT_WIDTH = 78, 80
 SKELETON = ("## What can go wrong", "## Summary", "## Exercises")
 FOLDED = {"hide-cell", "hide-input"}
-# Chapters that still have the old width and length of cells. The list only shrinks.
-OLD_NUMBERS = ()
-OLD = tuple(path.stem for path in CHAPTERS if int(path.stem[:2]) in OLD_NUMBERS)
 
 
 def code_cells(notebook):
@@ -128,11 +125,7 @@ def unformatted(notebook) -> bool:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_the_chapter_reads_well(path):
-    found = unreadable(nbformat.read(path, as_version=4))
-    if path.stem in OLD:
-        assert found, f"{path.stem} fits the page: take it off the list OLD"
-    else:
-        assert found == []
+    assert unreadable(nbformat.read(path, as_version=4)) == []
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

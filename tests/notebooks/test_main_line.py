@@ -11,8 +11,10 @@ import pytest
 BOOK = Path(__file__).resolve().parents[2] / "book"
 MAIN_LINE = sorted(path for path in BOOK.glob("*.ipynb") if int(path.stem[:2]) <= 16)
 AGREES = "agrees"  # tags the cell that holds what is written from scratch against the library
-AGREEING = range(1, 9)
-"""Chapters that have such a cell. The list only grows."""
+AGREEING = [number for number in range(1, 17) if number != 13]
+"""Chapters that have such a cell: all of the main line but that on Kneser–Ney, which trains no
+model.
+"""
 
 # The goal is 26,000. Until it is reached, the number of today, which only shrinks.
 WORDS = 27_900
