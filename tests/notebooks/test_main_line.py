@@ -17,7 +17,7 @@ model.
 """
 
 # The goal is 26,000. Until it is reached, the number of today, which only shrinks.
-WORDS = 27_900
+WORDS = 26_800
 PROSE = ("exercise", "solution", "figure", "prf:", "admonition", "note", "tip", "warning")
 
 # What a reader of the front page and of chapters 1 to 4 can answer, and the heading it stands under.
