@@ -555,6 +555,7 @@ def test_a_step_with_a_fused_term_is_that_without(texts, bigram, build, name):
     for term in pairs[name]:
         run = Run(texts, term().double(), settings)
         run.model = build()
+        run.hidden, run.log_probs = run.model.hidden, run.model.log_probs
         run.term.begin_epoch(run.model, run.train, True)
         if name == "average":  # the slow term's table comes in single precision
             table = table or copy.deepcopy(run.term.imm.state_dict())

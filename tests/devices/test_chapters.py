@@ -145,9 +145,10 @@ SMALL = {
         ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
     ],
     "10": [
-        ("epochs=60", "epochs=1"),
-        ("for seed in range(10)", "for seed in range(2)"),
-        ("for _ in range(100):", "for _ in range(1):"),
+        ("epochs=40", "epochs=1"),
+        ("*known, seeds=5", "*known, seeds=2"),
+        ("train_s, seeds=5", "train_s, seeds=2"),
+        ("size=2048, steps=25", "size=64, steps=2"),
         ("(3000, 30000, 3000)", "(300, 3000, 300)"),
         ("epochs=15", "epochs=1"),
         ("for seed in range(3)", "for seed in range(2)"),
