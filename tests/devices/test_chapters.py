@@ -209,7 +209,7 @@ FORGOTTEN = [
     ("08", "shown = (part.cpu().numpy()", "shown = (part.numpy()"),
     ("04", "dtype=x.dtype).to(x.device)", "dtype=x.dtype)"),
     ("02", "target = nurse.float().to(device)", "target = nurse.float()"),
-    ("10", "torch.tensor(data.target).to(device)", "torch.tensor(data.target)"),
+    ("10", "data.target.to_numpy()).to(device)", "data.target.to_numpy())"),
 ]
 
 
