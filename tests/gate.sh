@@ -10,12 +10,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MKL_NUM_THREADS=${MKL_NUM_THREADS:-
 # Committed outputs are a CPU's. `make test IMM_DEVICE=cuda` tests on a GPU too, and re-executes every chapter there, with
 # all its assertions; what cells print is then compared but for its numbers, which a GPU rounds otherwise.
 export IMM_DEVICE=${IMM_DEVICE:-cpu}
-# Files are shared out among as many processes; a file's tests, and a chapter's cells, stay together and in order.
-workers=(-n "${WORKERS:-$($py -c 'import os; print(min(os.cpu_count(), 4))')}" --dist loadfile)
 loosely=()
 if [[ $IMM_DEVICE != cpu* ]]; then
   loosely=(--nbval-sanitize-with tests/notebooks/other-device.cfg)
 fi
+# Files are shared out among as many processes; a file's tests, and a chapter's cells, stay together and in order.
+workers=(-n "${WORKERS:-$($py -c 'import os; print(min(os.cpu_count(), 4))')}" --dist loadfile)
 step() { printf '\n== %s\n' "$*"; }
 
 rm -rf "$reports"

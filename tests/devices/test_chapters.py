@@ -148,8 +148,9 @@ SMALL = {
         ("epochs=40", "epochs=1"),
         ("*known, seeds=5", "*known, seeds=2"),
         ("train_s, seeds=5", "train_s, seeds=2"),
+        ("for seed in range(5)", "for seed in range(2)"),
         ("size=2048, steps=25", "size=64, steps=2"),
-        ("(3000, 30000, 3000)", "(300, 3000, 300)"),
+        ("(3000, 30000, 3000)", "(1100, 3000, 300)"),
         ("epochs=15", "epochs=1"),
         ("for seed in range(3)", "for seed in range(2)"),
         ("range(1, 16)", "range(1, 2)"),
@@ -162,8 +163,9 @@ def run_there(number: str, changes: list[tuple[str, str]]) -> None:
     """Run a chapter on the second device; raises Failed, or AssertionError where the CPU works."""
     mode = run(number, changes)
     here, there = (sum(mode.computed[kind].values()) for kind in ("cpu", KIND))
-    # chapter 2 computes small worlds by hand; only its last section trains
-    least = 0 if number == "02" else here
+    # chapter 2 computes small worlds by hand, and only its last section trains; the exercises of
+    # chapter 12 plan exactly, which is work for a CPU
+    least = 0 if number in ("02", "12") else here
     assert there > least, f"the CPU computed {here}, the device {there}"
 
 
