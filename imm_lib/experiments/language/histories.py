@@ -25,7 +25,7 @@ def read(
     model: LanguageModel, stream: Stream, states: bool = False
 ) -> Iterator[tuple[Block, Tensor]]:
     """One pass without dropout or gradients: each block, and its features or the states before its
-    words. Whoever asks keeps his own gradient mode between two blocks (the decorator sees to it).
+    words. Between two blocks the caller's own gradient mode holds; the decorator restores it.
     """
     with without_dropout(model):
         state, step = model.begin(stream.batch), model.states if states else model.hidden
