@@ -104,7 +104,7 @@ _TABLE = {"term": "fused", "labels": "all"}
 _DROPOUT = {
     f"dropout {dropout:g}, λ = {lam:g}": {"dropout": dropout}
     | ({**_TABLE, "lam": lam} if lam else {})
-    for dropout in (0.2, 0.35, 0.5, 0.65)
+    for dropout in (0.2, 0.5, 0.65)
     for lam in (0.0, 0.5, 1.0)
 }
 _FRONTIER = {
@@ -269,7 +269,7 @@ EXPERIMENTS = [
             "induced": False,
         },
     ),
-    _experiment("language-dropout", {**_SMALL, "sizes": [[421, 4]], "arms": _DROPOUT}),
+    _experiment("language-dropout", {**_SMALL, "sizes": [[421, 3]], "arms": _DROPOUT}),
     _experiment("language-frontier", {**_SMALL, "sizes": [[421, 3]], "arms": _FRONTIER}),
     Experiment(
         name="language-snippets",
