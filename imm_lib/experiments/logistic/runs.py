@@ -134,7 +134,7 @@ EXPERIMENTS = [
     _experiment(
         "plane",
         {
-            "runs": 4 * paper.RUNS,
+            "runs": paper.RUNS,
             "normals": [[1, 3, 3]],
             "sizes": list(paper.TABLE_4),
             "lam": paper.LAM,
@@ -161,7 +161,6 @@ EXPERIMENTS = [
     _experiment(
         "confirmed",
         {
-            "runs": 4 * paper.RUNS,
             "normals": [[1, 2, 3], [1, 3, 3]],
             "sizes": list(paper.TABLE_4),
             "lam": paper.LAM,
