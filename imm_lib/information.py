@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
-from imm_lib.induced import segment_logsumexp
+from imm_lib.induced import accumulator, segment_logsumexp
 
 
 def jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
@@ -37,7 +37,9 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
 
 
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
-    """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
+    """(N, Y) log-probabilities of a query, looked at, in the dtype to accumulate in; raises
+    ValueError.
+    """
     log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
@@ -52,7 +54,7 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         raise ValueError(
             "query(short, extended) must depend on parameters, got an answer without a gradient"
         )
-    return log_q
+    return accumulator(log_q)
 
 
 def informations(

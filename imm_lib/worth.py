@@ -210,12 +210,7 @@ class Worth:
         return grid[risk.argmin()].item()
 
     def _sizes(self, n: float, m: float) -> tuple[float, float]:
-        n = checks.number("n", n, 0, open_low=True)
-        if m != math.inf and not (isinstance(m, int | float) and m > 0):
-            raise ValueError(
-                f"m must be a positive number, or infinite for a perfect target, got {m!r}"
-            )
-        return n, m
+        return checks.number("n", n, 0, open_low=True), checks.limit("m", m, 0, open_low=True)
 
     def _cost(self, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
         counted = n / (n + checks.number("unlabelled", unlabelled, 0))

@@ -323,7 +323,7 @@ def test_worth_refuses():
     with pytest.raises(ValueError, match="gain must be"):
         Worth(torch.ones(0), torch.ones(0))
     for m in (0, -1.0, math.nan, "10"):
-        with pytest.raises(ValueError, match="m must be a positive number"):
+        with pytest.raises(ValueError, match="m must be"):
             Worth(torch.ones(1), torch.ones(1)).excess_risk(1.0, 10, m)
 
 

@@ -191,6 +191,7 @@ class ClassifierTarget(KeepsPrecision):
                 f"short must be (B, {width}), as target.encode(frame) gives it, "
                 f"got {checks.describe(short)}"
             )
+        checks.resolves("short", short, len(self.coding.keys) - 1)
         rows = short.detach().cpu().double().numpy() + 0.0  # no -0
         group, values = rows[:, 0], rows[:, 1:]
         if not (
