@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -95,7 +94,9 @@ def load(file: Path) -> dict:
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # garbage makes torch raise almost anything
         raise ValueError(
             f"checkpoint must be a file that train has written, got {file.name}: {error}"
         ) from None
