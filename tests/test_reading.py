@@ -156,6 +156,9 @@ def test_the_command_line_shows_the_same(capsys):
     assert "--by, --against and --where need --columns" in capsys.readouterr().err
     assert main(["show", "side-tuning", "--columns", "loss", "--where", "rule/{rule}"]) == 2
     assert "--where: no 'rule' in side-tuning's numbers" in capsys.readouterr().err
+    for deeper in ("rules/{rule}/{a}/{b}", "rules/none/loss/more"):  # below a number
+        assert main(["show", "side-tuning", "--columns", "loss", "--where", deeper]) == 2
+        assert "error: --where: no '" in capsys.readouterr().err
 
 
 def test_an_experiments_table_is_the_readings(capsys):

@@ -419,6 +419,8 @@ def test_a_changed_value_is_of_its_kind():
         (["run", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
         (["show", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
         (["show", "quite-other"], "got 'quite-other': `python -m imm_lib list` names them"),
+        (["run", "toy", "--seed", "-1"], "seed must be in [0, 2^62), got -1"),
+        (["run", "toy", "--seed", "9" * 30], "seed must be in [0, 2^62), got 999"),
         (["run"], "name one experiment, or give --all"),
         (["run", "toy", "--all"], "name one experiment, or give --all"),
         (["run", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
@@ -432,6 +434,13 @@ def test_mistakes_on_the_command_line(toys, capsys, words, pattern):
     error = capsys.readouterr().err
     assert pattern in error and "Traceback" not in error
     assert not list(toys.glob("*.json"))
+
+
+def test_a_folder_of_nobody_is_a_mistake_in_the_call(toys, capsys):
+    for words in (["run", "toy"], ["show", "toy"], ["bench"], ["paper", "--minutes", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, "--out", "~nobody-of-this-name/results"])
+        assert "~nobody-of-this-name/results' stands for no home" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(toys, capsys, monkeypatch):

@@ -119,7 +119,7 @@ def run(
         The result's file.
 
     Raises:
-        ValueError: an unknown scale or device, a configuration that cannot work, a folder that
+        ValueError: an unknown scale or device, a seed or configuration that cannot work, a folder that
             cannot be written or is being written by another run of the same name, or a partial run
             that is neither resumed nor discarded, or is of another configuration, seed, device or
             code.
@@ -127,6 +127,8 @@ def run(
     """
     options.check(experiment, scale)
     checks.count("jobs", jobs)
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"seed must be in [0, 2^62), got {seed}")
     device = device_of(experiment, device)
     where, config, name = (
         where or results.folder(),
