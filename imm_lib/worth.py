@@ -25,7 +25,7 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
-from imm_lib.information import informations
+from imm_lib.information import damped, informations
 from imm_lib.uses import Comparison, Expected, compare
 
 __all__ = [
@@ -105,24 +105,15 @@ class Worth:
                 raise ValueError(
                     f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
                 )
+            rounding = 1e-6 * value.abs().max().item()
             if not value.isfinite().all() or not torch.allclose(
-                value, value.T, rtol=1e-4, atol=1e-6
+                value, value.T, rtol=1e-4, atol=rounding
             ):
                 raise ValueError(
                     f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
                 )
-        damping = checks.number("damping", damping, 0)
-        full, induced = checks.double("full", full), checks.double("induced", induced)
-        full = full + damping * full.diagonal().mean() * torch.eye(
-            len(full), dtype=full.dtype, device=full.device
-        )
-        values, vectors = torch.linalg.eigh(full)
-        if values[0] <= 1e-10 * values[-1]:
-            raise ValueError(
-                f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
-                f"{values[-1]:.3g}: the data do not determine every parameter (those of a softmax never are); "
-                "use fewer, more data, or damping > 0, say 0.001"
-            )
+        _, values, vectors = damped(checks.double("full", full), damping)
+        induced = checks.double("induced", induced)
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
         if gain[0] < -1e-3 * max(1.0, gain[-1].item()):
