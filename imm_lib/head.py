@@ -7,6 +7,7 @@ multiplies it.
 
 import math
 import threading
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ class Batch(NamedTuple):
             TypeError, ValueError: for tensors of other kinds, sizes or devices, and on a CPU for
                 labels out of range, negative weights, and a batch of which nothing counts.
         """
-        if isinstance(ignored, bool) or not isinstance(ignored, int):
+        if isinstance(ignored, bool) or not isinstance(ignored, Integral):
             raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")
         size, points = len(head.weight), len(head.hidden)
         if checks.tensor("labels", labels).shape != (points,):

@@ -5,6 +5,7 @@ states, threads.
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -269,3 +270,18 @@ def test_a_label_that_is_asked_for_and_ruled_out_costs_infinitely_much():
     distilled, exact = imm.ReverseKD(rows), imm.ExactIMM(rows, imm.GroupedContexts(short))
     assert exact(lambda s, e: log_q[e], short) == math.inf
     assert distilled(log_q, short) == math.inf and average.risk == math.inf
+
+
+def test_a_weight_of_0_is_none_whatever_the_gradient():
+    w = torch.zeros(2, requires_grad=True)
+    w.grad = torch.ones(2)
+    _, norm = imm.clipped_backward((2 * w).sum(), w.sqrt().sum(), [w], lam=0.0, max_norm=10.0)
+    assert norm == math.inf and w.grad.tolist() == [3.0, 3.0]
+
+
+def test_an_ignored_label_may_be_of_numpy():
+    fused, labels = imm.FusedIMM(ROWS, 2, 2), torch.tensor([0, 1, -1, 1, -1])
+    given = LOG_Q, torch.eye(2), None, labels, SHORT
+    value = fused(*given, ignore_index=np.int64(-1))
+    fused.reset_parameters()
+    assert value == fused(*given, ignore_index=-1)
