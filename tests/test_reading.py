@@ -73,6 +73,7 @@ def test_a_spread_is_students_interval(values):
         ({"by": ["arms"]}, "by must be of arm, n, seed, got 'arms'"),
         ({"against": "MLM"}, "against must be one of plain, IMM, got 'MLM'"),
         ({"result": {"units": []}}, "result must have a unit, got none"),
+        ({"result": {"units": stored()["units"] * 2}}, "rows must differ in .*, got two alike"),
     ],
 )
 def test_what_cannot_be_read_is_named(change, message):

@@ -69,7 +69,7 @@ class FinitePOMDP(NamedTuple):
 
         Raises:
             ValueError: a row that does not sum to 1: a state or an observation is missing from its
-                list.
+                list. Or a reward that differs from one call to the next.
         """
 
         def table(
@@ -87,9 +87,13 @@ class FinitePOMDP(NamedTuple):
         observation = table(states, observations, lambda a, after, o: sees.probability(o, after, a))
         reward = torch.zeros(transition.shape[:2], dtype=torch.float64)
         for a, s, after in transition.nonzero().tolist():
-            reward[a, s] += transition[a, s, after] * pays.sample(
-                states[s], actions[a], states[after]
-            )
+            found, again = (pays.sample(states[s], actions[a], states[after]) for _ in range(2))
+            if found != again:
+                raise ValueError(
+                    "agent must have a deterministic reward model, or one of mean rewards, got "
+                    f"{found} and {again} for one step"
+                )
+            reward[a, s] += transition[a, s, after] * found
         return cls.of(transition, observation, reward)
 
     def update(self, belief: Tensor, action: int, observation: int) -> Tensor:
