@@ -263,7 +263,7 @@ def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, 
             f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}"
         )
     # the log-odds, since the probabilities of a sure model are all 1
-    predicted, odds = log_probs.argmax(1), (log_probs[:, 1] - log_probs[:, 0]).nan_to_num()
+    predicted, odds = log_probs.argmax(1), (log_probs[:, 1] - log_probs[:, 0]).clamp(-1e9, 1e9)
     known = {
         "accuracy": metrics.accuracy_score,
         "mcc": metrics.matthews_corrcoef,
