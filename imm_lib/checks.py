@@ -99,11 +99,16 @@ def limit(name: str, value: Any, low: float, open_low: bool = False) -> float:
     return number(name, value, low, open_low=open_low)
 
 
-def finite(name: str, value: Tensor) -> Tensor:
-    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+def held(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds values, as a tensor on the meta device does not; raises ValueError."""
     if value.is_meta:
         raise ValueError(f"{name} must hold values, got {describe(value)}")
-    if not torch.isfinite(value).all():
+    return value
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+    if not torch.isfinite(held(name, value)).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
     return value
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, checked_contexts
+from imm_lib.estimators import Query, checked_batch, checked_contexts
 from imm_lib.induced import segment_logsumexp
 
 
@@ -96,14 +96,11 @@ def informations(
             "parameters must hold at least one tensor that requires a gradient, got none"
         )
     contexts = checked_contexts(contexts)
-    if (
-        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
-        or len(short) == 0
-    ):
+    short, extended = checked_batch(short), checks.ids("extended", extended)
+    if len(short) != len(extended):
         raise ValueError(
-            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
+            f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"
         )
-    extended = checks.ids("extended", extended)
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)

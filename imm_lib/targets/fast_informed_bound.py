@@ -50,8 +50,7 @@ class FinitePOMDP(NamedTuple):
             raise ValueError(
                 f"reward must be (A, S) = {tuple(transition.shape[:2])}, got {checks.describe(reward)}"
             )
-        if not torch.isfinite(reward).all():
-            raise ValueError("reward must be finite, got NaN or infinite entries")
+        checks.finite("reward", reward)
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
             checks.normalised(table.double()) for table in (transition, observation)

@@ -4,10 +4,11 @@ find?
 ``make mutate`` runs mutmut on a copy under ``_build/mutation``, goes on where it was stopped,
 prints the score of every module and the survivors, and writes them to
 ``tests/mutation/score.json``. Reasons for survivors that no test can or should find are in
-``tests/mutation/reasons.toml``.
+``tests/mutation/reasons.toml``. How many tests a mutant is shown is said in ``budget.py``.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,21 +23,22 @@ ROOT = Path(__file__).resolve().parents[2]
 WHERE = ROOT / "_build" / "mutation"
 STORE = ROOT / "tests" / "mutation"
 CORE = (
-    *("baselines", "checks", "clipping", "contexts", "divergences", "estimators", "induced"),
-    *("mixed", "precision", "premise", "segments", "sequential", "surrogates", "tabular"),
-    *("transport", "worth", "targets/fast_informed_bound", "targets/kneser_ney", "targets/table"),
+    *("baselines", "checks", "clipping", "coarse", "contexts", "corrections", "divergences"),
+    *("estimators", "induced", "information", "mixed", "precision", "premise", "segments"),
+    *("sequential", "surrogates", "tabular", "transport", "uses", "worth"),
+    *("targets/fast_informed_bound", "targets/kneser_ney", "targets/table"),
 )
 TESTS = (
     *("accepted", "bad_input", "baselines", "class_weights", "clipping", "contexts", "divergences"),
-    *("estimators", "grid", "induced", "kneser_ney", "mutants", "segments", "stopping", "tabular"),
-    *("weights", "worth", "zeros"),
+    *("estimators", "from_sklearn", "fused", "fuzz", "grid", "induced", "kneser_ney", "means"),
+    *("mutants", "segments", "stopping", "tabular", "uses", "weights", "worth", "zeros"),
 )
-# several processes, compiled graphs (which refuse mutmut's switches), or minutes
+# several processes, compiled graphs (which refuse mutmut's switches), minutes, or random input
 SLOW = " and ".join(
     f"not {word}"
     for word in (
         *("processes", "beyond_two_to_the_24", "every_experiment", "papers_numbers"),
-        *("one_graph", "compile"),
+        *("one_graph", "compile", "anything"),
     )
 )
 # a line of a message: what a sentence says is for people, and tests name its words
@@ -45,7 +47,7 @@ KILLED, OPEN = ("killed", "timeout", "segfault", "suspicious"), ("survived", "no
 SURVIVED, NO_TESTS = 0, 33  # mutmut's exit statuses
 
 
-def copied(modules: list[str]) -> None:
+def copied() -> None:
     """The sources and tests to mutate, with a configuration of their own."""
     # a folder that is not there when Python starts is not looked into later
     (WHERE / "mutants" / "tests" / "tools").mkdir(parents=True, exist_ok=True)
@@ -53,13 +55,18 @@ def copied(modules: list[str]) -> None:
         shutil.copytree(ROOT / name, WHERE / name, dirs_exist_ok=True)
     options = {
         "source_paths": ["imm_lib"],
-        "only_mutate": [f"imm_lib/{module}.py" for module in modules],
+        "only_mutate": [f"imm_lib/{module}.py" for module in CORE],
         "do_not_mutate_patterns": MESSAGES,
         "also_copy": ["imm_lib"],
         "process_isolation": "fork",
         "timeout_constant": 60.0,
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-k", SLOW, "-o", "addopts=", "-x"],
-        "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in TESTS],
+        "pytest_add_cli_args": [
+            *("-p", "no:cacheprovider", "-p", "budget", "-k", SLOW, "-o", "addopts=", "-x"),
+        ],
+        "pytest_add_cli_args_test_selection": [
+            *(f"tests/test_{name}.py" for name in TESTS),
+            "tests/devices/test_core.py",
+        ],
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in options.items()]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -86,21 +93,39 @@ def mutmut(*arguments: str, **options) -> subprocess.CompletedProcess:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     here = {"PYTHONPATH": f"{WHERE / 'mutants'}:{WHERE / 'mutants' / 'tests' / 'tools'}"}
     command = [sys.executable, "-m", "mutmut", *arguments]
-    return subprocess.run(
-        command, cwd=WHERE, env={**os.environ, **threads, **here}, text=True, **options
-    )
+    return subprocess.run(command, cwd=WHERE, env={**os.environ, **threads, **here}, **options)
 
 
 def outcomes() -> dict[str, str]:
-    """What became of every mutant, by its name."""
-    told = mutmut("results", "--all", "true", capture_output=True).stdout
-    return dict(re.findall(r"^\s*(\S+): ([\w ]+?)\s*$", told, re.MULTILINE))
+    """What became of every mutant, by its name; empty before there are any."""
+    from mutmut.stats import status_by_exit_code
+
+    held = {}
+    for path in (WHERE / "mutants").rglob("*.py.meta"):
+        held |= json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+    return {name: status_by_exit_code[code] for name, code in held.items()}
 
 
 def change(name: str) -> list[str]:
     """The lines that a mutant takes out and puts in."""
-    told = mutmut("show", name, capture_output=True).stdout
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    with contextlib.chdir(WHERE):
+        told = get_diff_for_mutant(name)
     return [line for line in told.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
+
+
+def run(modules: list[str], children: str, minutes: float) -> None:
+    """Try the mutants of some modules that have no outcome yet, as far as the time goes."""
+    found = outcomes()
+    names = [n for n, value in found.items() if value == "not checked" and module(n) in modules]
+    if found and not names:
+        return
+    print(f"mutmut's own account: {WHERE / 'run.log'}", flush=True)
+    with (WHERE / "run.log").open("w", encoding="utf-8") as log:
+        command = ("run", "--max-children", children, *names)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            mutmut(*command, stdout=log, stderr=log, timeout=60 * minutes)
 
 
 def module(name: str) -> str:
@@ -109,11 +134,11 @@ def module(name: str) -> str:
 
 
 def reason(name: str, lines: list[str], reasons: list[dict]) -> str | None:
-    """Why a survivor is none to find, if a reason's module and words fit."""
+    """Why a survivor is none to find: that of the first entry whose pattern the change fits."""
     text = " ".join(" ".join(lines).split())
     for entry in reasons:
-        if entry["module"] == module(name) and entry["change"] in text:
-            return entry.get("reason", [])
+        if entry.get("module", module(name)) == module(name) and re.search(entry["change"], text):
+            return entry["reason"]
     return None
 
 
@@ -122,16 +147,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", default=list(CORE), help="such as targets/table")
     parser.add_argument("--children", default="1", help="mutants tried at the same time")
+    parser.add_argument("--minutes", type=float, default=1e4, help="stop after so long, and report")
     parser.add_argument("--again", action="store_true", help="try survivors again, by newer tests")
     parser.add_argument("--report", action="store_true", help="of what has been tried, run nothing")
     options = parser.parse_args()
     if not options.report:
-        copied(options.modules)
+        copied()
         if options.again:
             forget({SURVIVED, NO_TESTS})
-        print(f"mutmut's own account: {WHERE / 'run.log'}", flush=True)
-        with (WHERE / "run.log").open("w", encoding="utf-8") as log:
-            mutmut("run", "--max-children", options.children, stdout=log, stderr=log)
+        run(options.modules, options.children, options.minutes)
     found = outcomes()
     reasons_file = STORE / "reasons.toml"
     reasons = tomllib.loads(reasons_file.read_text(encoding="utf-8")).get("reason", [])
