@@ -51,7 +51,6 @@ def checked_batch(short: Tensor, name: str = "short") -> Tensor:
     real = short.dtype in checks.FLOATS or not (short.is_floating_point() or short.is_complex())
     if not real or short.dtype == torch.bool:
         raise TypeError(f"{name} must hold ids or real values, got {checks.describe(short)}")
-    checks.held(name, short)
     return short.long() if short.dtype in UNSIGNED else short
 
 
@@ -63,7 +62,7 @@ def distinct(
 
     Of the joint batch of a group, every rank runs its share.
     """
-    joint, _ = distributed.gathered(checked_batch(short), group)
+    joint, _ = distributed.gathered(checks.held("short", checked_batch(short)), group)
     dim = None if short.dim() == 1 else 0
     values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
     total: Tensor | float = float(len(joint))

@@ -96,7 +96,8 @@ def informations(
             "parameters must hold at least one tensor that requires a gradient, got none"
         )
     contexts = checked_contexts(contexts)
-    short, extended = checked_batch(short), checks.ids("extended", extended)
+    short = checks.held("short", checked_batch(short))
+    extended = checks.ids("extended", extended)
     if len(short) != len(extended):
         raise ValueError(
             f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"

@@ -101,7 +101,7 @@ def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Te
 
 def _batch(short: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct short contexts of a batch, and their shares."""
-    short = checked_batch(short)
+    short = checks.held("short", checked_batch(short))
     dim = None if short.dim() == 1 else 0
     distinct, count = torch.unique(short, dim=dim, return_counts=True)
     return distinct, count / len(short)

@@ -131,7 +131,7 @@ def lead(
     0.47
     """
     target, contexts = as_target(target, contexts), checked_contexts(contexts)
-    if len(short := checked_batch(short)) < 2:
+    if len(short := checks.held("short", checked_batch(short))) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
     if len(checks.ids("label", label)) != len(short):
         raise ValueError(

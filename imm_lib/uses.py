@@ -321,7 +321,7 @@ def _target_error(
 ) -> Bias:
     """b̄ on restricted pairs."""
     short, label = pairs
-    short = checked_batch(short, "pairs")
+    short = checks.held("pairs", checked_batch(short, "pairs"))
     if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)

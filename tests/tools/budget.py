@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-BUDGET = 5.0
+BUDGET = 3.0
 
 
 def pytest_collection_modifyitems(config, items):
