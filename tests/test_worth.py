@@ -524,10 +524,10 @@ def test_the_neighbours_that_suggest_lambda_counts(monkeypatch):
         return torch.stack([zero, theta[extended % 3]], 1).log_softmax(1)
 
     short = torch.tensor([0, 0, 0, 0, 1, 1])
-    with pytest.warns(UserWarning, match=r"only 3\.3 extended contexts"):
-        with monkeypatch.context() as patch:
-            patch.setattr(imm.worth, "FEW", 3.5)
-            suggest_lambda(query, [theta], imm.GroupedContexts(short), short, torch.arange(6))
+    many = imm.GroupedContexts(short)
+    with monkeypatch.context() as few, pytest.warns(UserWarning, match=r"only 3\.3 extended"):
+        few.setattr(imm.worth, "FEW", 3.5)
+        suggest_lambda(query, [theta], many, short, torch.arange(6))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one = torch.zeros(3, dtype=torch.long)  # as many as are enough
