@@ -5,6 +5,7 @@ GPU wait: on CPU tensors, outside compiled or vmapped code.
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -64,6 +65,13 @@ def floating(name: str, value: Any) -> Tensor:
     """``value``, if it is a floating-point tensor; raises TypeError."""
     if tensor(name, value).dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
+    return value
+
+
+def function(name: str, value: Any) -> Callable:
+    """``value``, if it can be called; raises TypeError."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {describe(value)}")
     return value
 
 

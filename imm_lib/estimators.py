@@ -86,7 +86,8 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(

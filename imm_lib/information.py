@@ -38,7 +38,8 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
 
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
@@ -88,7 +89,7 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    if isinstance(parameters, nn.Module | Tensor):
+    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
     parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
     if not parameters:

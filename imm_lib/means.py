@@ -89,7 +89,8 @@ class _MeanTarget(nn.Module):
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = _values("query(short, extended)", query(short, extended), 2)
+    found = checks.function("query", query)(short, extended)
+    found = _values("query(short, extended)", found, 2)
     if found.shape != (len(extended), width):
         raise ValueError(
             f"query(short, extended) must be {(len(extended), width)}, with the target's D outputs, "

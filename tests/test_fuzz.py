@@ -629,6 +629,8 @@ def changes(value):
     yield from (value.detach().to(dtype) for dtype in ODD_DTYPES)
     if value.dtype.is_floating_point:
         yield from (value.detach() * 0, value.detach() * math.nan, -value.detach())
+    else:
+        yield from (value + 1000, value - 1000)
     for dim in range(value.dim()):
         yield from (
             value.narrow(dim, 0, 0),
@@ -662,7 +664,9 @@ def altered(arguments, open_to):
         value = arguments[key]
         if isinstance(value, torch.Tensor):
             yield from ((key, other) for other in changes(value))
-        elif key == "query":
+        if key != "zero":  # a word has errors of its own
+            yield from ((key, other) for other in (object(), "text", -2, 2.5, math.nan, True))
+        if key == "query":
             forms = len(list(changes(torch.ones(1, 2))))
             yield from (
                 (key, lambda *asked, n=n, query=value: list(changes(query(*asked)))[n])
@@ -671,7 +675,7 @@ def altered(arguments, open_to):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_tensor_in_another_form_is_answered_or_refused(name):
+def test_an_argument_in_another_form_is_answered_or_refused_by_name(name):
     call, valid = CALLS[name]
     wrong = []
     for seed in range(3):
