@@ -19,7 +19,7 @@ from imm_lib.experiments.clinic import reading
 from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings as masked
-from imm_lib.experiments.side import real
+from imm_lib.experiments.real import readings as real
 from pages.execution import stored
 from pages.reproduction import NORMAL, numbers
 
