@@ -1,4 +1,4 @@
-"""What the stored comparisons on real tables say: gains, and harm by what could be measured before."""
+"""What the stored comparisons on real tables say: gains, and what foretells harm."""
 
 from itertools import pairwise
 from typing import NamedTuple
