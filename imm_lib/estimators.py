@@ -43,8 +43,8 @@ def checked_contexts(contexts: Contexts) -> Contexts:
 
 
 def checked_batch(short: Tensor, name: str = "short") -> Tensor:
-    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little can
-    be looked up, as int64. Raises TypeError or ValueError.
+    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little
+    can be looked up, as int64. Raises TypeError or ValueError.
     """
     if checks.tensor(name, short).dim() < 1 or short.numel() == 0:
         raise ValueError(f"{name} must be a non-empty batch, got {checks.describe(short)}")

@@ -157,8 +157,8 @@ def alpha_of_a_label(order, p, log_q):
 
 
 def value_and_slopes(name, p, log_q):
-    """A divergence of one row by Python's arithmetic, zeros in the limit, and where it is finite its
-    derivatives by log q, up to a multiple of q.
+    """A divergence of one row by Python's arithmetic, zeros in the limit, and where it is finite
+    its derivatives by log q, up to a multiple of q.
     """
     q, log_p = [math.exp(x) for x in log_q], [log(a) for a in p]
     pairs = list(zip(p, q, strict=True))

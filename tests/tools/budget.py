@@ -1,5 +1,5 @@
-"""A pytest plugin of the mutation tests: a mutant is shown to the fastest tests that run its function,
-so many that together they take ``BUDGET`` seconds.
+"""A pytest plugin of the mutation tests: a mutant is shown to the fastest tests that run its
+function, so many that together they take ``BUDGET`` seconds.
 
 A mutant that survives is run by all the tests it is given, and a function at the bottom is run by
 almost every test; without a limit the survivors take most of the time.

@@ -109,7 +109,7 @@ def forget(module: str, statuses: set[int]) -> None:
         path.write_text(json.dumps(held, indent=4), encoding="utf-8")
 
 
-# The run that measures the tests has shown that they pass: they are not run again before each piece.
+# The run that measures the tests has shown that they pass: not again before each piece.
 RUN = """
 from mutmut import __main__ as mutmut
 from mutmut.workers.isolation import ForkRunner
