@@ -60,7 +60,7 @@ def _concerns(name: str, modules: set[str]) -> bool:
 
 def _imported(module: str | None, root: Path) -> set[str]:
     """A module of the catalogue with those that it imports, and that these import."""
-    found, left = set[str](), {module} & set(CATALOGUE)
+    found, left = set[str](), {name for name in CATALOGUE if name == module}
     while left:
         name = left.pop()
         found.add(name)
