@@ -36,10 +36,6 @@ SMALL = {
             "weights = logistic.train(data.first(n), method, rho)",
             "weights = logistic.train(data.first(n), method, rho, steps=2)",
         ),
-        (
-            "logistic.train(ten, method, logistic.schedule(10))",
-            "logistic.train(ten, method, logistic.schedule(10), steps=2)",
-        ),
         ('"IMM exact", rho, bandwidth=h)', '"IMM exact", rho, bandwidth=h, steps=2)'),
     ],
     "12": [
