@@ -61,7 +61,8 @@ SMALL = {
     ],
     "18": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
-        ("method, rho, **own)", "method, rho, steps=2, **own)"),
+        ("data.first(n), method, rho, **own)", "data.first(n), method, rho, steps=2, **own)"),
+        ("(few, method, rho, **own)", "(few, method, rho, steps=2, **own)"),
         ("torch.zeros(4, 100, device=device)", "torch.zeros(4, 4, device=device)"),
         ("range(1, 1001)", "range(1, 51)"),
     ],
@@ -84,6 +85,7 @@ SMALL = {
     "20": [
         ("itertools.islice(steps, 299, None)", "itertools.islice(steps, 2, None)"),
         ("zip(range(1, 201), steps", "zip(range(1, 26), steps"),
+        ("zip(range(1, 501), steps", "zip(range(1, 26), steps"),
     ],
     "14": [
         ("((4000, 2000, 4000))", "((400, 200, 400))"),
