@@ -100,7 +100,10 @@ SMALL = {
     "15": [
         ("examples(400, 1, only=1), examples(300, 3)", "examples(40, 1, only=1), examples(40, 3)"),
         ("epochs=30, batch=40", "epochs=1, batch=40"),
-        ("examples(5000, 4, only=1)", "examples(200, 4, only=1)"),
+        (
+            "large = model.encode(examples(5000, 4, only=1))",
+            "large = model.encode(examples(200, 4, only=1))",
+        ),
         ("places=300, k=10", "places=9, k=2"),
         ("for seed in range(3)", "for seed in range(1)"),
         ("epochs=15,", "epochs=1,"),
