@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, checked_contexts
+from imm_lib.estimators import Query, checked_batch, checked_contexts
 from imm_lib.induced import accumulator, segment_logsumexp
 
 
@@ -45,9 +45,9 @@ def damped(full: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(full)
     if values[0] <= 1e-10 * values[-1]:
         raise ValueError(
-            f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
-            f"{values[-1]:.3g}: the data do not determine every parameter (those of a softmax never are); "
-            "use fewer, more data, or damping > 0, say 0.001"
+            "full must be invertible, got a Fisher information with eigenvalues from "
+            f"{values[0]:.3g} to {values[-1]:.3g}: the data do not determine every parameter "
+            "(those of a softmax never are); use fewer, more data, or damping > 0, say 0.001"
         )
     return full, values, vectors
 
@@ -56,7 +56,8 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at, in the dtype to accumulate in; raises
     ValueError.
     """
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
@@ -64,7 +65,8 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         )
     if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
         raise ValueError(
-            "query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax"
+            "query(short, extended) must be log-probabilities that sum to 1 over labels: use "
+            "log_softmax"
         )
     if not log_q.requires_grad:
         raise ValueError(
@@ -77,7 +79,7 @@ def differentiable(parameters: Iterable[Tensor]) -> list[Tensor]:
     """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
     one may be, is one. Raises TypeError, ValueError.
     """
-    if isinstance(parameters, nn.Module | Tensor):
+    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
     found = {id(p): p for p in parameters if checks.tensor("parameters", p).requires_grad}
     if not found:
@@ -122,14 +124,12 @@ def informations(
     """
     parameters = differentiable(parameters)
     contexts = checked_contexts(contexts)
-    if (
-        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
-        or len(short) == 0
-    ):
-        raise ValueError(
-            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
-        )
+    short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)
+    if len(short) != len(extended):
+        raise ValueError(
+            f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"
+        )
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
