@@ -79,7 +79,7 @@ def test_a_table_moves_by_its_momentum_and_stands_still_in_eval_mode():
         average(torch.tensor([[9.0]]), torch.tensor([0]))
     other = MovingAverageMean(torch.zeros(2, 1), 2)
     other.load_state_dict(average.state_dict())
-    assert other.table.equal(average.table)
+    torch.testing.assert_close(other.table, average.table, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_worth_of_a_mean_is_that_of_a_simulation():

@@ -119,10 +119,10 @@ def run(
         The result's file.
 
     Raises:
-        ValueError: an unknown scale or device, a seed or configuration that cannot be, a folder that
-            cannot be written or is being written by another run of the same name, or a partial run
-            that is neither resumed nor discarded, or is of another configuration, seed, device or
-            code.
+        ValueError: an unknown scale or device, a seed or configuration that cannot work, a folder
+            that cannot be written or is being written by another run of the same name, or a partial
+            run that is neither resumed nor discarded, or is of another configuration, seed, device
+            or code.
         UnitError: a unit failed.
     """
     options.check(experiment, scale)
