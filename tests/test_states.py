@@ -285,3 +285,50 @@ def test_an_ignored_label_may_be_of_numpy():
     value = fused(*given, ignore_index=np.int64(-1))
     fused.reset_parameters()
     assert value == fused(*given, ignore_index=-1)
+
+
+# the second run of a sequential term
+
+
+def sequential(query, **options):
+    target, short = ROWS.double(), torch.tensor([0, 1, 0])
+    term = imm.SampledIMM(target, GROUPED, 2, sequential=True, **options)
+    return term(query, short)
+
+
+@pytest.mark.parametrize("divergence", ["cross-entropy", "Jensen-Shannon"])
+def test_data_that_changed_before_the_second_run_are_refused(divergence):
+    data, net = torch.randn(5, 3, dtype=torch.float64), nn.Linear(3, 2).double()
+    loss = sequential(lambda s, e: net(data[e]).log_softmax(-1), divergence=divergence)
+    loss.backward(retain_graph=True)
+    data.mul_(2)
+    with pytest.raises(RuntimeError, match="its data were changed in place"):
+        loss.backward()
+
+
+def test_draws_that_cannot_be_replayed_are_refused():
+    net, own = nn.Linear(3, 2).double(), torch.Generator().manual_seed(0)
+
+    def query(short, extended):
+        noise = torch.randn(len(extended), 3, generator=own, dtype=torch.float64)
+        return net(noise).log_softmax(-1)
+
+    loss = sequential(query)
+    with pytest.raises(RuntimeError, match="draws from a generator of its own"):
+        loss.backward()
+    assert net.weight.grad is None
+
+
+def test_a_sequential_term_is_watched_in_inference_mode():
+    net, data = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    query = lambda s, e: net(data[e]).log_softmax(-1)  # noqa: E731
+    with torch.inference_mode():
+        found = sequential(query, generator=torch.Generator().manual_seed(0))
+    assert found == sequential(query, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_generators_state_is_a_tensor():
+    term = imm.SampledIMM(ROWS, GROUPED, generator=torch.Generator())
+    for state in ("x", None, [1]):
+        with pytest.raises((TypeError, RuntimeError), match="generator"):
+            term.load_state_dict({"generator": state})
