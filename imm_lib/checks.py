@@ -5,6 +5,7 @@ GPU wait: on CPU tensors, outside compiled or vmapped code.
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,6 +69,13 @@ def floating(name: str, value: Any) -> Tensor:
     return value
 
 
+def function(name: str, value: Any) -> Callable:
+    """``value``, if it can be called; raises TypeError."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {describe(value)}")
+    return value
+
+
 def count(name: str, value: Any) -> int:
     """``value``, if it is an integer of at least 1; raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -100,11 +108,16 @@ def limit(name: str, value: Any, low: float, open_low: bool = False) -> float:
     return number(name, value, low, open_low=open_low)
 
 
-def finite(name: str, value: Tensor) -> Tensor:
-    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+def held(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds values, as a tensor on the meta device does not; raises ValueError."""
     if value.is_meta:
         raise ValueError(f"{name} must hold values, got {describe(value)}")
-    if not torch.isfinite(value).all():
+    return value
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+    if not torch.isfinite(held(name, value)).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
     return value
 

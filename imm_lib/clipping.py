@@ -177,6 +177,7 @@ def clipped_backward(
     for name, value in (("loss", loss), ("imm_loss", imm_loss)):
         if checks.floating(name, value).dim() != 0:
             raise ValueError(f"{name} must be a scalar, got {checks.describe(value)}")
+        checks.held(name, value)
         if not value.requires_grad:
             raise ValueError(
                 f"{name} must depend on the parameters, got a tensor without a graph to "

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, Target, induced_rows
+from imm_lib.estimators import Query, Target, checked_batch, induced_rows
 from imm_lib.information import answer, informations, jacobian
 from imm_lib.targets.table import as_target
 
@@ -323,7 +323,8 @@ def _target_error(
 ) -> Bias:
     """b̄ on restricted pairs."""
     short, label = pairs
-    if checks.tensor("pairs", short).dim() < 1 or len(short) < 2:
+    short = checks.held("pairs", checked_batch(short, "pairs"))
+    if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)
     if len(label) != len(short):

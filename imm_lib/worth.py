@@ -61,7 +61,7 @@ class Worth:
             if (
                 checks.floating(name, value).dim() != 1
                 or not len(value)
-                or not value.isfinite().all()
+                or not checks.held(name, value).isfinite().all()
             ):
                 raise ValueError(
                     f"{name} must be (d,) finite numbers, d at least 1, got "
@@ -107,6 +107,7 @@ class Worth:
                     f"{name} must be (d, d) like full {tuple(full.shape)}, got "
                     f"{checks.describe(value)}"
                 )
+            checks.same_device(name, checks.held(name, value), "full", full)
             if not value.isfinite().all() or not torch.allclose(
                 value, value.T, rtol=1e-4, atol=1e-6
             ):

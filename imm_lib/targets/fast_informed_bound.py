@@ -52,8 +52,7 @@ class FinitePOMDP(NamedTuple):
                 f"reward must be (A, S) = {tuple(transition.shape[:2])}, got "
                 f"{checks.describe(reward)}"
             )
-        if not torch.isfinite(reward).all():
-            raise ValueError("reward must be finite, got NaN or infinite entries")
+        checks.finite("reward", reward)
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
             checks.normalised(table.double()) for table in (transition, observation)
