@@ -1,8 +1,8 @@
 """Which use of a restricted model to expect most from: asymptotic risks of five, side by side.
 
 Every use that trains minimises mean loss + λ · term + Σ decay (θ - c)² / (2n). Near the true θ* its
-estimate is θ* - H⁻¹ (noise + β), with H = I + λA + decay / n, β the gradient of all but the loss at θ*,
-and V / n the covariance of the noise; the excess risk in nats is
+estimate is θ* - H⁻¹ (noise + β), with H = I + λA + decay / n, β the gradient of all but the loss at
+θ*, and V / n the covariance of the noise; the excess risk in nats is
 
     ½ βᵀ H⁻¹ I H⁻¹ β + tr(H⁻¹ I H⁻¹ V) / (2n).
 
@@ -17,10 +17,10 @@ is the target's own error, and 0 for a right one. Reverse distillation tends to 
 holds the share ρ = λ / (1 + λ) of the target, as far as the model can express it: its bias is the
 mixture's, KL(P ‖ (1 - ρ) P + ρ P̂), times what the model's own directions hold of it, bᵀ I⁻¹ b over
 E Σ (P̂ - P)² / P with b = E Σ (P - P̂) ∇log Q. An offset a · log P̂ in the logits moves the true
-parameters by -a t, the projection of log P̂ on the model, and so the point to which the penalty pulls;
-what the model cannot express of it is a bias in distribution. A mixture's risk is expanded about the
-plain estimate. Where the plain fit stands for the truth, what that adds is taken off to first order;
-with few data all of this is rough.
+parameters by -a t, the projection of log P̂ on the model, and so the point to which the penalty
+pulls; what the model cannot express of it is a bias in distribution. A mixture's risk is expanded
+about the plain estimate. Where the plain fit stands for the truth, what that adds is taken off to
+first order; with few data all of this is rough.
 """
 
 import math
@@ -32,8 +32,8 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, Target, induced_rows
-from imm_lib.information import answer, informations, jacobian
+from imm_lib.estimators import Query, Target, checked_batch, induced_rows
+from imm_lib.information import answer, damped, differentiable, informations, jacobian
 from imm_lib.targets.table import as_target
 
 USES = ("plain", "interpolation", "offset", "reverse distillation", "IMM")
@@ -105,13 +105,14 @@ class Comparison:
         """Excess risk in nats of a use at a share of the target, for n data points.
 
         Raises:
-            ValueError: an unknown use, or a share outside [0, 1).
+            TypeError, ValueError: an unknown use, a share outside [0, 1), or n not above 0.
         """
         if use not in USES:
             raise ValueError(f"use must be one of {', '.join(USES)}, got {use!r}")
-        if not 0 <= share < 1:
+        if not 0 <= checks.number("share", share, 0, 1) < 1:
             raise ValueError(f"share must be in [0, 1), got {share}")
-        return self._risk(use, share, float(n or self.n), self._centre()).item()
+        n = checks.number("n", self.n if n is None else n, 0, open_low=True)
+        return self._risk(use, share, n, self._centre()).item()
 
     def best(self, use: str, n: float | None = None) -> tuple[float, float]:
         """The best of SHARES and its risk."""
@@ -250,18 +251,20 @@ def compare(
             or n.
 
     >>> from imm_lib import GroupedContexts
-    >>> theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)  # a logit per extended context
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)  # a logit per e
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
     >>> short, extended = torch.zeros(2, dtype=torch.long), torch.arange(2)
     >>> pairs = torch.zeros(100, dtype=torch.long), torch.arange(100) % 2
     >>> rows = torch.tensor([[0.5, 0.5]])
-    >>> found = compare(query, [theta], GroupedContexts(short), short, extended, rows, pairs, damping=0.0)
+    >>> contexts = GroupedContexts(short)
+    >>> found = compare(query, [theta], contexts, short, extended, rows, pairs, damping=0.0)
     >>> round(found.risk("plain", 0.0, n=100), 4)  # two parameters: 2 / (2 · 100)
     0.01
-    >>> round(found.risk("IMM", 0.5, n=100), 4)  # the mean of both is nearly known, their difference not
+    >>> round(found.risk("IMM", 0.5, n=100), 4)  # their mean is nearly known, their difference not
     0.0064
     """
-    parameters = list(parameters)
+    parameters = differentiable(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
     n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])
@@ -278,8 +281,7 @@ def compare(
             f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
         )
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
-    eye = torch.eye(width, dtype=torch.float64, device=matrices[0].device)
-    full = matrices[0] + damping * matrices[0].diagonal().mean() * eye
+    full, _, _ = damped(matrices[0], damping)
     decay = decay.to(full.device)
     hessian = full + torch.diag(decay / n)
     inverse = torch.linalg.inv(hessian)
@@ -322,7 +324,8 @@ def _target_error(
 ) -> Bias:
     """b̄ on restricted pairs."""
     short, label = pairs
-    if checks.tensor("pairs", short).dim() < 1 or len(short) < 2:
+    short = checks.held("pairs", checked_batch(short, "pairs"))
+    if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)
     if len(label) != len(short):

@@ -25,7 +25,7 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
-from imm_lib.information import informations
+from imm_lib.information import damped, informations
 from imm_lib.uses import Comparison, Expected, compare
 
 __all__ = [
@@ -61,10 +61,11 @@ class Worth:
             if (
                 checks.floating(name, value).dim() != 1
                 or not len(value)
-                or not value.isfinite().all()
+                or not checks.held(name, value).isfinite().all()
             ):
                 raise ValueError(
-                    f"{name} must be (d,) finite numbers, d at least 1, got {checks.describe(value)}"
+                    f"{name} must be (d,) finite numbers, d at least 1, got "
+                    f"{checks.describe(value)}"
                 )
         if len(self.gain) != len(self.price):
             raise ValueError(
@@ -103,26 +104,19 @@ class Worth:
                 or len(value) == 0
             ):
                 raise ValueError(
-                    f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
+                    f"{name} must be (d, d) like full {tuple(full.shape)}, got "
+                    f"{checks.describe(value)}"
                 )
+            checks.same_device(name, checks.held(name, value), "full", full)
+            rounding = 1e-6 * value.abs().max().item()
             if not value.isfinite().all() or not torch.allclose(
-                value, value.T, rtol=1e-4, atol=1e-6
+                value, value.T, rtol=1e-4, atol=rounding
             ):
                 raise ValueError(
                     f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
                 )
-        damping = checks.number("damping", damping, 0)
-        full, induced = checks.double("full", full), checks.double("induced", induced)
-        full = full + damping * full.diagonal().mean() * torch.eye(
-            len(full), dtype=full.dtype, device=full.device
-        )
-        values, vectors = torch.linalg.eigh(full)
-        if values[0] <= 1e-10 * values[-1]:
-            raise ValueError(
-                f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
-                f"{values[-1]:.3g}: the data do not determine every parameter (those of a softmax never are); "
-                "use fewer, more data, or damping > 0, say 0.001"
-            )
+        _, values, vectors = damped(checks.double("full", full), damping)
+        induced = checks.double("induced", induced)
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
         if gain[0] < -1e-3 * max(1.0, gain[-1].item()):
@@ -175,7 +169,7 @@ class Worth:
         Arguments and errors as :meth:`excess_risk`.
 
         >>> worth = Worth(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
-        >>> worth.effective_multiplier(lam=1.0, n=100)      # one of two directions costs a quarter of what it did
+        >>> worth.effective_multiplier(lam=1.0, n=100)  # one direction of two costs a quarter
         1.6
         """
         return len(self.gain) / (2 * n * self.excess_risk(lam, n, m, known, unlabelled))
@@ -210,12 +204,7 @@ class Worth:
         return grid[risk.argmin()].item()
 
     def _sizes(self, n: float, m: float) -> tuple[float, float]:
-        n = checks.number("n", n, 0, open_low=True)
-        if m != math.inf and not (isinstance(m, int | float) and m > 0):
-            raise ValueError(
-                f"m must be a positive number, or infinite for a perfect target, got {m!r}"
-            )
-        return n, m
+        return checks.number("n", n, 0, open_low=True), checks.limit("m", m, 0, open_low=True)
 
     def _cost(self, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
         counted = n / (n + checks.number("unlabelled", unlabelled, 0))
@@ -241,10 +230,12 @@ def measure(
     arguments these are.
 
     >>> from imm_lib import GroupedContexts
-    >>> theta = torch.zeros(2, requires_grad=True)                 # a logit per extended context, of two
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
-    >>> found = measure(query, [theta], GroupedContexts(torch.tensor([0, 0])), torch.tensor([0, 0]), torch.arange(2))
-    >>> found.gain.round(decimals=3)          # the mean of both is all of one direction and nothing of the other
+    >>> theta = torch.zeros(2, requires_grad=True)  # a logit per extended context, of two
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
+    >>> short, extended = torch.tensor([0, 0]), torch.arange(2)
+    >>> found = measure(query, [theta], GroupedContexts(short), short, extended)
+    >>> found.gain.round(decimals=3)  # the mean of both is one direction whole, none of the other
     tensor([1., 0.], dtype=torch.float64)
     """
     return Worth.of(*informations(query, parameters, contexts, short, extended, weight), damping)
@@ -282,7 +273,8 @@ def suggest_lambda(
 
     >>> from imm_lib import GroupedContexts
     >>> theta = torch.zeros(4, requires_grad=True)
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
     >>> short, extended = torch.zeros(4, dtype=torch.long), torch.arange(4)
     >>> round(suggest_lambda(query, [theta], GroupedContexts(short), short, extended, m=12), 6)
     3.0
@@ -294,8 +286,9 @@ def suggest_lambda(
     )
     if (neighbours := (1 / squares).mean().item()) < FEW:
         warnings.warn(
-            f"contexts give a short context only {neighbours:.1f} extended contexts on average: what an average over "
-            "so few costs is not seen, and λ comes out too large; use wider kernels or coarser short contexts",
+            f"contexts give a short context only {neighbours:.1f} extended contexts on average: "
+            "what an average over so few costs is not seen, and λ comes out too large; use wider "
+            "kernels or coarser short contexts",
             stacklevel=2,
         )
     worth = measure(query, parameters, contexts, short, extended, damping=damping)

@@ -31,8 +31,8 @@ def from_sklearn(
 
     Numbers (also integers) are compared by a Laplace kernel, everything else (strings, booleans,
     pandas' categories, also of numbers) by equality; a missing value is a level of its own. The
-    classifier is asked once for every distinct row, in the types of ``frame``, and its answers are
-    kept.
+    classifier is asked once for every distinct row, in the types of ``frame`` where these hold its
+    numbers, and its answers are kept.
 
     Args:
         model: fitted, with ``predict_proba`` and ``classes_``: a scikit-learn classifier, a
@@ -104,8 +104,8 @@ def from_sklearn(
 
 
 class ClassifierTarget(KeepsPrecision):
-    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
-    keeps its answers.
+    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y)
+    probabilities that keeps its answers.
 
     Attributes:
         classes: the labels, in the order of the probabilities.
@@ -191,6 +191,7 @@ class ClassifierTarget(KeepsPrecision):
                 f"short must be (B, {width}), as target.encode(frame) gives it, "
                 f"got {checks.describe(short)}"
             )
+        checks.resolves("short", short, len(self.coding.keys) - 1)
         rows = short.detach().cpu().double().numpy() + 0.0  # no -0
         group, values = rows[:, 0], rows[:, 1:]
         if not (
@@ -275,7 +276,7 @@ def _fits(model: Any, frame: Any, columns: list) -> None:
 
 
 def _warn_if_alone(group: Tensor, coding: Coding) -> None:
-    """Warn where categories leave most rows alone, as ids do, or numbers that are stored as text."""
+    """Warn where categories leave most rows alone, as ids do, or numbers stored as text."""
     alone = int((torch.bincount(group) == 1).sum())
     if not all(coding.numeric) and 2 * alone > len(group):
         names = [

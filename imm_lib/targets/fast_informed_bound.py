@@ -44,14 +44,15 @@ class FinitePOMDP(NamedTuple):
         if observation.dim() != 3 or observation.shape[:2] != transition.shape[:2]:
             shape = tuple(transition.shape[:2])
             raise ValueError(
-                f"observation must be (A, S, O) with (A, S) = {shape}, got {checks.describe(observation)}"
+                f"observation must be (A, S, O) with (A, S) = {shape}, got "
+                f"{checks.describe(observation)}"
             )
         if checks.floating("reward", reward).shape != transition.shape[:2]:
             raise ValueError(
-                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got {checks.describe(reward)}"
+                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got "
+                f"{checks.describe(reward)}"
             )
-        if not torch.isfinite(reward).all():
-            raise ValueError("reward must be finite, got NaN or infinite entries")
+        checks.finite("reward", reward)
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
             checks.normalised(table.double()) for table in (transition, observation)
@@ -69,7 +70,7 @@ class FinitePOMDP(NamedTuple):
 
         Raises:
             ValueError: a row that does not sum to 1: a state or an observation is missing from its
-                list.
+                list. Or a reward that differs from one call to the next.
         """
 
         def table(
@@ -87,23 +88,34 @@ class FinitePOMDP(NamedTuple):
         observation = table(states, observations, lambda a, after, o: sees.probability(o, after, a))
         reward = torch.zeros(transition.shape[:2], dtype=torch.float64)
         for a, s, after in transition.nonzero().tolist():
-            reward[a, s] += transition[a, s, after] * pays.sample(
-                states[s], actions[a], states[after]
-            )
+            found, again = (pays.sample(states[s], actions[a], states[after]) for _ in range(2))
+            if found != again:
+                raise ValueError(
+                    "agent must have a deterministic reward model, or one of mean rewards, got "
+                    f"{found} and {again} for one step"
+                )
+            reward[a, s] += transition[a, s, after] * found
         return cls.of(transition, observation, reward)
 
     def update(self, belief: Tensor, action: int, observation: int) -> Tensor:
         """(S,) belief after an action and what was then seen (Bayes' rule).
 
         Raises:
-            ValueError: the belief does not fit or is no distribution, or the observation has
-                probability 0 under it.
+            TypeError, ValueError: the belief does not fit or is no distribution, there is no such
+                action or observation, or it has probability 0 under the belief.
         """
-        belief = self._belief(belief.unsqueeze(0))[0]
+        for name, value, size in (
+            ("action", action, len(self.observation)),
+            ("observation", observation, self.observation.shape[2]),
+        ):
+            if checks.number(name, value, 0, size - 1) != int(value):
+                raise ValueError(f"{name} must be an index in [0, {size}), got {value}")
+        belief = self._belief(checks.tensor("belief", belief).unsqueeze(0))[0]
         joint = (belief @ self.transition[action]) * self.observation[action, :, observation]
         if joint.sum() <= 0:
             raise ValueError(
-                f"observation {observation} has probability 0 under the belief after action {action}"
+                f"observation {observation} has probability 0 under the belief after action "
+                f"{action}"
             )
         return joint / joint.sum()
 
@@ -141,10 +153,11 @@ class FastInformedBound(KeepsPrecision):
     Raises:
         ValueError: alpha vectors of another model.
 
-    >>> deterministic = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)              # two actions that stay there
-    >>> blind = torch.ones(2, 2, 1, dtype=torch.float64)                            # one observation: nothing is seen
+    >>> deterministic = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)  # two actions, both stay
+    >>> blind = torch.ones(2, 2, 1, dtype=torch.float64)  # one observation: nothing is seen
     >>> reward = torch.tensor([[1.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
-    >>> bound = FastInformedBound.solve(FinitePOMDP.of(deterministic, blind, reward), discount=0.5, tolerance=1e-9)
+    >>> model = FinitePOMDP.of(deterministic, blind, reward)
+    >>> bound = FastInformedBound.solve(model, discount=0.5, tolerance=1e-9)
     >>> bound.alpha
     tensor([[2.0000, 0.5000],
             [1.0000, 1.0000]], dtype=torch.float64)
@@ -196,14 +209,14 @@ class FastInformedBound(KeepsPrecision):
         if not 0 <= checks.number("discount", discount, 0, 1) < 1:
             raise ValueError(f"discount must be in [0, 1), got {discount}")
         tolerance = checks.number("tolerance", tolerance, 0, open_low=True)
-        horizon = 1 / (1 - discount)
+        horizon, model = 1 / (1 - discount), FinitePOMDP.of(*model)  # also of _replace
         least, span = model.reward.min(), model.reward.max() - model.reward.min()
         # what float64 cannot tell: every sweep rounds numbers of the size of the horizon
         rounding = 8 * torch.finfo(torch.float64).eps * horizon**2
         if tolerance <= rounding:
             raise ValueError(
-                f"tolerance must be above {rounding:.2g} at a discount of {discount}, which float64 "
-                f"does not resolve, got {tolerance:g}"
+                f"tolerance must be above {rounding:.2g} at a discount of {discount}, which "
+                f"float64 does not resolve, got {tolerance:g}"
             )
         if max_sweeps is None:
             enough = (
@@ -275,7 +288,8 @@ class FastInformedBound(KeepsPrecision):
     def softmax(self, belief: Tensor, temperature: float) -> Tensor:
         """(B, S) beliefs -> (B, A): softmax of the utilities over a temperature above 0."""
         temperature = checks.number("temperature", temperature, 0, open_low=True)
-        return torch.softmax(self.utilities(belief) / temperature, -1)
+        utilities = self.utilities(belief)
+        return torch.softmax((utilities - utilities.amax(-1, keepdim=True)) / temperature, -1)
 
     def policy(self, states: Sequence, actions: Sequence) -> pomdp_py.AlphaVectorPolicy:
         """The alpha vectors as a ``pomdp_py`` planner, for agents whose states and actions are
