@@ -75,6 +75,15 @@ def test_a_finite_value_has_a_finite_gradient(name, dtype, rows):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "sinkhorn"])
+def test_a_row_has_its_own_value_beside_any_other(name):
+    both = zip(edge_rows(torch.float32), surely_wrong(torch.float32), strict=True)
+    target, log_q = (torch.cat(rows) for rows in both)
+    together = ALL[name](target, log_q)
+    alone = torch.stack([ALL[name](p, q) for p, q in zip(target, log_q, strict=True)])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "sinkhorn"])
 def test_float32_is_float64(name):
     target, log_q = edge_rows(torch.float64)
     # labels of no probability in float32: left out in both, so that the formulas are the same
