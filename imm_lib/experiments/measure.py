@@ -90,7 +90,7 @@ def with_memory_kept(work: Callable[..., T], *args: object) -> T:
     """What ``work`` returns in a process of its own that keeps the memory it has once had.
 
     By default the C library returns large tensors to the system, and what is new costs the time of
-    its pages: about a fifth of a training step, more or less as chance has it. A ratio without that
+    its pages: a fifth to a quarter of a training step, as chance has it. A ratio without that
     time says more about the work itself.
 
     Args:
