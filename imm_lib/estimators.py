@@ -30,6 +30,7 @@ from imm_lib.targets.table import as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
 Target = Tensor | Callable[[Tensor], Tensor]
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def checked_contexts(contexts: Contexts) -> Contexts:
@@ -41,13 +42,16 @@ def checked_contexts(contexts: Contexts) -> Contexts:
     return contexts
 
 
-def _batch(short: Tensor) -> Tensor:
-    if checks.tensor("short", short).dim() < 1 or short.numel() == 0:
-        raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
+def checked_batch(short: Tensor, name: str = "short") -> Tensor:
+    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little
+    can be looked up, as int64. Raises TypeError or ValueError.
+    """
+    if checks.tensor(name, short).dim() < 1 or short.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty batch, got {checks.describe(short)}")
     real = short.dtype in checks.FLOATS or not (short.is_floating_point() or short.is_complex())
     if not real or short.dtype == torch.bool:
-        raise TypeError(f"short must hold ids or real values, got {checks.describe(short)}")
-    return short
+        raise TypeError(f"{name} must hold ids or real values, got {checks.describe(short)}")
+    return short.long() if short.dtype in UNSIGNED else short
 
 
 def distinct(
@@ -58,7 +62,7 @@ def distinct(
 
     Of the joint batch of a group, every rank runs its share.
     """
-    joint, _ = distributed.gathered(_batch(short), group)
+    joint, _ = distributed.gathered(checks.held("short", checked_batch(short)), group)
     dim = None if short.dim() == 1 else 0
     values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
     total: Tensor | float = float(len(joint))
@@ -82,12 +86,13 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
-            f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "
-            f"got {checks.describe(log_q)}"
+            f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y "
+            f"labels, got {checks.describe(log_q)}"
         )
     return accumulator(log_q)
 
@@ -125,7 +130,7 @@ class ExactIMM(nn.Module):
             batch or answer of ``query``.
 
     >>> import torch
-    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()      # Q(y|e): two extended contexts, two labels
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()  # Q(y|e): two e, two labels
     >>> from imm_lib import BeliefContexts
     >>> exact = ExactIMM(torch.tensor([[0.7, 0.3]]), BeliefContexts(torch.tensor([[0.5, 0.5]])))
     >>> exact(lambda short, extended: log_q[extended], torch.tensor([0, 0]))
@@ -192,7 +197,7 @@ class Drawing(nn.Module):
             asked, count, total = distinct(short, self.group, weight)
             rows = self.target(asked)
             return asked, rows, self.contexts.sample(asked, self.k, self.generator), count, total
-        asked, inverse, count = groups(_batch(short))
+        asked, inverse, count = groups(checked_batch(short))
         rows, total = self.target(asked), float(len(short))
         spare = asked[-1:].expand(len(short) - len(asked), *asked.shape[1:])
         drawn = self.contexts.sample(torch.cat([asked, spare]), self.k, self.generator)
@@ -255,7 +260,8 @@ class SampledIMM(Drawing):
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     >>> from imm_lib import BeliefContexts
     >>> contexts = BeliefContexts(torch.tensor([[0.5, 0.5]]))
-    >>> sampled = SampledIMM(torch.tensor([[0.7, 0.3]]), contexts, k=1000, generator=torch.Generator().manual_seed(0))
+    >>> target, draws = torch.tensor([[0.7, 0.3]]), torch.Generator().manual_seed(0)
+    >>> sampled = SampledIMM(target, contexts, k=1000, generator=draws)
     >>> round(sampled(lambda short, extended: log_q[extended], torch.tensor([0])).item(), 2)
     0.61
     """

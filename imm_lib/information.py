@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, checked_contexts
+from imm_lib.estimators import Query, checked_batch, checked_contexts
 from imm_lib.induced import segment_logsumexp
 
 
@@ -38,7 +38,8 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
 
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
     """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
@@ -46,7 +47,8 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         )
     if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
         raise ValueError(
-            "query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax"
+            "query(short, extended) must be log-probabilities that sum to 1 over labels: use "
+            "log_softmax"
         )
     if not log_q.requires_grad:
         raise ValueError(
@@ -88,7 +90,7 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    if isinstance(parameters, nn.Module | Tensor):
+    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
     parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
     if not parameters:
@@ -96,14 +98,12 @@ def informations(
             "parameters must hold at least one tensor that requires a gradient, got none"
         )
     contexts = checked_contexts(contexts)
-    if (
-        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
-        or len(short) == 0
-    ):
-        raise ValueError(
-            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
-        )
+    short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)
+    if len(short) != len(extended):
+        raise ValueError(
+            f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"
+        )
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)

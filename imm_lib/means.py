@@ -1,9 +1,9 @@
 """Real-valued targets: a restricted regressor m(s), matched by the induced mean E_e f(s, e).
 
 The squared error between the two is consistent for the same reason as the IMM risk: at the true f
-the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the mean
-and the second moment. Risks are half the squared error, the negative log-likelihood of a normal law
-of variance 1 up to a constant; so λ weighs as it does for labels.
+the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the
+mean and the second moment. Risks are half the squared error, the negative log-likelihood of a
+normal law of variance 1 up to a constant; so λ weighs as it does for labels.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import checked_contexts
+from imm_lib.estimators import checked_batch, checked_contexts
 from imm_lib.targets.table import check_rows
 from imm_lib.worth import Worth
 
@@ -41,17 +41,22 @@ def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     _values("values", values, 2)
     if weight is None:
         return values.mean(-2)
-    if checks.probabilities("weight", weight).shape[-1] != values.shape[-2]:
+    checks.same_device("weight", checks.probabilities("weight", weight), "values", values)
+    leading = zip(weight.shape[-2::-1], values.shape[-3::-1], strict=False)
+    fits = (a == b or 1 in (a, b) for a, b in leading)
+    if weight.shape[-1] != values.shape[-2] or not all(fits):
         raise ValueError(
-            f"weight must end in k = {values.shape[-2]}, got {checks.describe(weight)}"
+            f"weight must be (..., k) for values {tuple(values.shape)} (..., k, D), got "
+            f"{checks.describe(weight)}"
         )
     return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)
 
 
 def _values(name: str, value: Tensor, least: int) -> Tensor:
-    if checks.floating(name, value).dim() < least:
+    if checks.floating(name, value).dim() < least or value.numel() == 0:
         raise ValueError(
-            f"{name} must have at least {least} dimensions, got {checks.describe(value)}"
+            f"{name} must be non-empty with at least {least} dimensions, got "
+            f"{checks.describe(value)}"
         )
     if checks.visible(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
@@ -64,7 +69,7 @@ class _MeanTarget(nn.Module):
     def __init__(self, function: Regressor | Tensor, contexts: object):
         super().__init__()
         if not callable(function):
-            check_rows(_values("target", function, 2), contexts)
+            check_rows(checks.held("target", _values("target", function, 2)), contexts)
         self.held = (function,)
 
     @torch.no_grad()
@@ -72,8 +77,10 @@ class _MeanTarget(nn.Module):
         """(B, D) means."""
         function = self.held[0]
         if isinstance(function, Tensor):
+            checks.same_device("short", short, "target", function)
             return function[checks.ids("short", short, len(function))]
         rows = _values("target(short)", function(short), 2)
+        checks.same_device("target(short)", rows, "short", short)
         if len(rows) != len(short):
             raise ValueError(
                 f"target(short) must be ({len(short)}, D), got {checks.describe(rows)}"
@@ -82,19 +89,20 @@ class _MeanTarget(nn.Module):
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = _values("query(short, extended)", query(short, extended), 2)
+    found = checks.function("query", query)(short, extended)
+    found = _values("query(short, extended)", found, 2)
     if found.shape != (len(extended), width):
         raise ValueError(
-            f"query(short, extended) must be {(len(extended), width)}, with the target's D outputs, "
-            f"got {checks.describe(found)}"
+            f"query(short, extended) must be {(len(extended), width)}, with the target's D "
+            f"outputs, got {checks.describe(found)}"
         )
+    checks.same_device("query(short, extended)", found, "short", short)
     return found
 
 
 def _batch(short: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct short contexts of a batch, and their shares."""
-    if checks.tensor("short", short).dim() < 1 or len(short) == 0:
-        raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
+    short = checks.held("short", checked_batch(short))
     dim = None if short.dim() == 1 else 0
     distinct, count = torch.unique(short, dim=dim, return_counts=True)
     return distinct, count / len(short)
@@ -234,6 +242,8 @@ class MovingAverageMean(nn.Module):
             raise ValueError(
                 f"values must be {(len(short), self.table.shape[1])}, got {checks.describe(values)}"
             )
+        checks.same_device("values", values, "the table", self.table)
+        checks.same_device("short", short, "the table", self.table)
         rows = self.target(short).to(values)
         if rows.shape != values.shape:
             raise ValueError(
@@ -262,8 +272,9 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
     """What matching E[y | s] is worth to a linear regression, in closed form; see
     :mod:`imm_lib.worth`.
 
-    I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s]. Excess
-    risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside ½ (y - θᵀx)².
+    I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s].
+    Excess risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
+    ½ (y - θᵀx)².
 
     Args:
         inputs: (N, d) x of a sample of the population.
@@ -279,6 +290,8 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
     if _values("theta", theta, 1).shape != inputs.shape[1:]:
         raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
+    checks.same_device("averaged", averaged, "inputs", inputs)
+    checks.same_device("theta", theta, "inputs", inputs)
     inputs = checks.double("inputs", inputs)
     averaged, theta = averaged.double(), theta.double()
     hidden = (inputs - averaged) @ theta

@@ -260,6 +260,24 @@ def test_answers_of_a_divergence_from_outside_are_checked(answer, error, words):
             call()
 
 
+def test_only_divergences_from_outside_are_checked():
+    def outside(target, log_q):
+        return -(target * log_q).sum(-1)
+
+    own = alpha(0.5)
+    assert as_divergence(own) is own
+    checked = as_divergence(outside)
+    assert checked is not outside
+    for p, q in ((rows(4), rows(2, 3, 4)), (rows(2, 3, 4), rows(4)), (rows(2, 1, 4), rows(3, 4))):
+        assert checked(p, q.log()).shape == (2, 3)
+    with pytest.raises(ValueError, match="cross-entropy, forward KL, reverse KL"):
+        as_divergence("KL")
+    with pytest.raises(ValueError, match=r"^order must be"):
+        alpha(math.nan)
+    with pytest.raises(ValueError, match=r"^weight must be"):
+        balanced(2.0)
+
+
 def test_a_divergence_from_outside_works_in_every_estimator():
     model = Model()
     own = lambda p, log_q: -(p * log_q).sum(-1)  # noqa: E731

@@ -187,9 +187,12 @@ def test_a_map_that_leaves_a_label_out_is_refused(labels, error, message):
     [
         (lambda s, v, t: induced_mean(v[0]), "at least 2 dimensions"),
         (lambda s, v, t: induced_mean(v.detach() / 0), "must be finite"),
-        (lambda s, v, t: induced_mean(v, torch.ones(2) / 2), "weight must end in k = 6"),
+        (lambda s, v, t: induced_mean(v, torch.ones(2) / 2), "weight must be"),
         (lambda s, v, t: SampledMean(t, imm.GroupedContexts(s), 1), "k must be at least 2"),
-        (lambda s, v, t: ExactMean(t[0], imm.GroupedContexts(s)), "target must have at least 2"),
+        (
+            lambda s, v, t: ExactMean(t[0], imm.GroupedContexts(s)),
+            "target must be non-empty with at least 2",
+        ),
         (
             lambda s, v, t: ExactMean(t, imm.GroupedContexts(s))(lambda a, e: v[e, :1], s),
             "with the target's D outputs",

@@ -145,6 +145,11 @@ def test_the_digest_is_of_the_core_what_is_shared_and_the_experiments_own_room(t
         assert (resume.code("grid", root) == before) == same, changed
         (root / changed).write_text(text, encoding="utf-8")
     assert resume.code("grid", root) == before == resume.code("grid")
+    apart = resume.code("real", root)
+    with (root / "experiments/finite/worlds.py").open("a", encoding="utf-8") as file:
+        file.write("# a change\n")  # of a room that the room of real tables imports
+    assert resume.code("real", root) != apart
+    assert resume.code("grid", root) == before
 
 
 # Workers

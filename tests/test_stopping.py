@@ -2,6 +2,8 @@
 to gain, and stays an upper bound.
 """
 
+import math
+
 import pytest
 import torch
 from worlds import generator
@@ -134,3 +136,33 @@ def test_rows_that_nearly_sum_to_1_lose_no_value():
         assert bound.utilities(belief).item() == pytest.approx(2000, rel=1e-9)
         after = model.update(belief[0], 0, 1)
         assert after.sum().item() == pytest.approx(1, abs=1e-15)
+
+
+def test_policies_of_several_beliefs_by_their_definitions():
+    model = random_pomdp(states=3, actions=3)
+    alpha = torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.5, 0.0, 1.0]], dtype=torch.float64)
+    bound = imm.FastInformedBound(model, alpha, sweeps=1)
+    beliefs = torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 1.0], [0.2, 0.7, 0.1]]).double()
+    utilities = [
+        [math.fsum(b * a for b, a in zip(row, v, strict=True)) for v in alpha.tolist()]
+        for row in beliefs.tolist()
+    ]
+    assert torch.allclose(bound.utilities(beliefs), torch.tensor(utilities, dtype=torch.float64))
+    assert bound(beliefs).tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
+    third = pytest.approx(1 / 3, rel=1e-15)
+    assert bound.split(beliefs).tolist() == [[1, 0, 0], [third] * 3, [0, 1, 0]]
+    weights = [[math.exp(u / 0.25) for u in row] for row in utilities]
+    expected = torch.tensor([[w / math.fsum(row) for w in row] for row in weights]).double()
+    torch.testing.assert_close(bound.softmax(beliefs, 0.25), expected, rtol=1e-6, atol=0)
+    for rows in (bound(beliefs), bound.split(beliefs), bound.softmax(beliefs, 1.0)):
+        assert rows.dtype == torch.float64
+
+
+def test_where_nothing_pays_every_action_is_best():
+    model = random_pomdp(states=2, actions=2)
+    nothing = imm.FinitePOMDP(model.transition, model.observation, torch.zeros_like(model.reward))
+    bound = imm.FastInformedBound.solve(nothing, 0.9)
+    belief = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    assert bound.alpha.abs().max() == 0
+    assert bound(belief).tolist() == [[1, 0]]
+    assert bound.split(belief).tolist() == [[0.5, 0.5]]

@@ -1,6 +1,7 @@
 """How much a restricted model is worth: informations against sums by hand, laws, and simulation."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -488,3 +489,49 @@ def test_the_approximate_students_t_is_near_the_exact_one():
             assert _student_tail(value, freedom) == pytest.approx(
                 student.sf(value, freedom), abs=2e-3
             )
+
+
+@pytest.mark.parametrize("m", [40.0, 300.0, math.inf])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("unlabelled", [0.0, 70.0])
+def test_the_formulas_direction_by_direction(m, known, unlabelled):
+    gain, price, n = [0.9, 0.4, 0.05], [0.3, 0.2, 0.0], 120
+    found = Worth(torch.tensor(gain), torch.tensor(price))
+
+    def risk(lam):
+        counted = 0.0 if known else n / (n + unlabelled)
+        costs = [counted * k + n / m * j for j, k in zip(gain, price, strict=True)]
+        each = [(1 + lam**2 * c) / (1 + lam * j) ** 2 for j, c in zip(gain, costs, strict=True)]
+        return math.fsum(each) / (2 * n)
+
+    options = {"n": n, "m": m, "known": known, "unlabelled": unlabelled}
+    for lam in (0.0, 0.3, 1.0, 8.0):
+        assert found.excess_risk(lam, **options) == pytest.approx(risk(lam))
+        assert found.effective_multiplier(lam, **options) == pytest.approx(3 / (2 * n * risk(lam)))
+    best = found.optimal_lambda(**options)
+    if known and m == math.inf:
+        assert best == math.inf
+    else:
+        assert risk(best) <= min(risk(0.01 * 1.02**i) for i in range(800)) * (1 + 1e-6)
+
+
+def test_the_neighbours_that_suggest_lambda_counts(monkeypatch):
+    """1 / Σ π², on average over data points: 4 for each of four, 2 for each of two."""
+    theta = torch.zeros(3, requires_grad=True, dtype=torch.float64)
+
+    def query(short, extended):
+        zero = torch.zeros(len(extended), dtype=torch.float64)
+        return torch.stack([zero, theta[extended % 3]], 1).log_softmax(1)
+
+    short = torch.tensor([0, 0, 0, 0, 1, 1])
+    many = imm.GroupedContexts(short)
+    with monkeypatch.context() as few, pytest.warns(UserWarning, match=r"only 3\.3 extended"):
+        few.setattr(imm.worth, "FEW", 3.5)
+        suggest_lambda(query, [theta], many, short, torch.arange(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = torch.zeros(3, dtype=torch.long)  # as many as are enough
+        lam = suggest_lambda(query, [theta], imm.GroupedContexts(one), one, torch.arange(3))
+    assert lam == 30.0  # a perfect target and no price of a mean over all points
+    with pytest.raises(ValueError, match=r"^largest must be"):
+        suggest_lambda(query, [theta], imm.GroupedContexts(one), one, torch.arange(3), largest=-1)
