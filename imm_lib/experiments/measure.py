@@ -75,7 +75,7 @@ def compare(
 
 
 def _keep_memory(threads: int) -> None:
-    """glibc then gives no freed memory back to the system; other C libraries are left as they are."""
+    """Then glibc returns no freed memory to the system; other C libraries stay as they are."""
     torch.set_num_threads(threads)
     try:
         mallopt = ctypes.CDLL(None).mallopt
