@@ -14,6 +14,8 @@ from imm_lib import results
 from imm_lib.experiments.resume import identity
 
 PARTIAL = ".partial"
+ENTRY = {"unit", "numbers", "wall_s", "device", "versions", "peak_memory_bytes"}
+"""What is kept of a finished unit."""
 
 
 def file(where: Path, name: str) -> Path:
@@ -105,7 +107,10 @@ def resumed(
         if not resume:
             return {}
         raise
-    if not isinstance(partial, dict) or not isinstance(partial.get("units"), list):
+    units = partial.get("units") if isinstance(partial, dict) else None
+    if not isinstance(units, list) or not all(
+        isinstance(entry, dict) and entry.keys() >= ENTRY for entry in units
+    ):
         if not resume:
             return {}
         raise results.ResultError(
@@ -117,7 +122,7 @@ def resumed(
             f"resume: {kept.name} was begun with another {', '.join(differing)}; run without "
             "--resume to begin anew"
         )
-    found = {identity(entry["unit"]): entry for entry in partial["units"]}
+    found = {identity(entry["unit"]): entry for entry in units}
     if not (resume or anew or differing) and 0 < len(found) < count:
         raise ValueError(
             f"{kept.name}: an interrupted run has finished {len(found)} of {count} units; go on "

@@ -71,7 +71,10 @@ def _inside(value: Any, parts: list[str], config: dict) -> Iterator[tuple[Row, R
         yield {}, _flat(value) if isinstance(value, dict) else {"value": value}
         return
     part, *rest = parts
-    if part.startswith("{"):
+    each = part.startswith("{")
+    if not isinstance(value, (dict, list, tuple) if each else dict):
+        raise KeyError(part)
+    if each:
         name, _, names = part[1:-1].partition("=")
         keys = value if isinstance(value, dict) else config[names] if names else range(len(value))
         inner = value.values() if isinstance(value, dict) else value
