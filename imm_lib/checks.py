@@ -93,7 +93,10 @@ def number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    found = float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # an int, or a fraction, that no float holds
+        found = math.inf
     inside = low < found <= high if open_low else low <= found <= high
     if not (inside and math.isfinite(found)):
         bound = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
@@ -214,6 +217,20 @@ def probabilities(name: str, value: Any) -> Tensor:
     value = usable(value)
     exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in FLOATS[2:]
     return value if exact else normalised(value)
+
+
+def resolves(name: str, value: Tensor, largest: int) -> Tensor:
+    """``value``, if its dtype tells all whole numbers up to ``largest`` apart; raises ValueError.
+
+    Looks at no value. Mixed precision casts what a batch holds, numbers of groups as well.
+    """
+    most = 2 / torch.finfo(value.dtype).eps
+    if largest > most:
+        raise ValueError(
+            f"{name} must be of a dtype that holds whole numbers up to {largest}, "
+            f"got {value.dtype}, which does up to {most:.0f}"
+        )
+    return value
 
 
 LOOK = 2**18

@@ -108,7 +108,7 @@ def add_clipped(
         factors += [] if weight == 1 else [weight]
         for parameter, before in zip(parameters, held, strict=True):
             grad = parameter.grad
-            if grad is None:
+            if grad is None or weight == 0:  # 0 times an infinite gradient would be NaN
                 parameter.grad = before
                 continue
             for factor in factors:

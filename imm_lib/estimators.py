@@ -220,7 +220,7 @@ class Drawing(nn.Module):
         self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
     ) -> None:
         if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
-            self.generator.set_state(found.cpu())
+            self.generator.set_state(checks.tensor("state_dict['generator']", found).cpu())
             state = {key: value for key, value in state.items() if key != prefix + "generator"}
         elif self.generator is not None:
             missing.append(prefix + "generator")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_batch, checked_contexts
-from imm_lib.induced import segment_logsumexp
+from imm_lib.induced import accumulator, segment_logsumexp
 
 
 def jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
@@ -36,8 +36,26 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
     return torch.einsum("n,ny,nyi,nyj->ij", weight, probability, score, score)
 
 
+def damped(full: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A (d, d) information with ``damping`` times the mean of its diagonal added to it, and its
+    eigenvalues and vectors. Raises ValueError for a negative damping, or what is singular still.
+    """
+    added = checks.number("damping", damping, 0) * full.diagonal().mean()
+    full = full + added * torch.eye(len(full), dtype=full.dtype, device=full.device)
+    values, vectors = torch.linalg.eigh(full)
+    if values[0] <= 1e-10 * values[-1]:
+        raise ValueError(
+            "full must be invertible, got a Fisher information with eigenvalues from "
+            f"{values[0]:.3g} to {values[-1]:.3g}: the data do not determine every parameter "
+            "(those of a softmax never are); use fewer, more data, or damping > 0, say 0.001"
+        )
+    return full, values, vectors
+
+
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
-    """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
+    """(N, Y) log-probabilities of a query, looked at, in the dtype to accumulate in; raises
+    ValueError.
+    """
     found = checks.function("query", query)(short, extended)
     log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
@@ -54,7 +72,21 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         raise ValueError(
             "query(short, extended) must depend on parameters, got an answer without a gradient"
         )
-    return log_q
+    return accumulator(log_q)
+
+
+def differentiable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
+    one may be, is one. Raises TypeError, ValueError.
+    """
+    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
+    found = {id(p): p for p in parameters if checks.tensor("parameters", p).requires_grad}
+    if not found:
+        raise ValueError(
+            "parameters must hold at least one tensor that requires a gradient, got none"
+        )
+    return list(found.values())
 
 
 def informations(
@@ -90,13 +122,7 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
-        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
-    parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
-    if not parameters:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
-        )
+    parameters = differentiable(parameters)
     contexts = checked_contexts(contexts)
     short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)

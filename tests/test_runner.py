@@ -87,6 +87,24 @@ def test_two_processes_that_begin_at_once_do_the_work_once(tmp_path):
     assert squares(stored(tmp_path)) == {x: x**2 for x in range(40)}
 
 
+def test_a_checkpoint_that_is_none_says_so(tmp_path):
+    file = tmp_path / "run.pt"
+    resume.save(file, {"weights": torch.zeros(3)})
+    whole = file.read_bytes()
+    for damaged in (
+        b"",
+        whole[:10],
+        whole[: len(whole) // 2],
+        b"hello " * 50,
+        b"PK\3\4" + bytes(99),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a file that train has written, got run\.pt"):
+            resume.load(file)
+    with pytest.raises(FileNotFoundError):
+        resume.load(tmp_path / "other.pt")
+
+
 def test_what_was_begun_is_not_discarded_unasked(tmp_path):
     """A checkpoint of hours, with no unit finished yet."""
 

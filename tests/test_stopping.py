@@ -138,6 +138,41 @@ def test_rows_that_nearly_sum_to_1_lose_no_value():
         assert after.sum().item() == pytest.approx(1, abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    "action, seen, error",
+    [
+        (-1, 0, ValueError),
+        (3, 0, ValueError),
+        (0, -1, ValueError),
+        (0, 2, ValueError),
+        (0.5, 0, ValueError),
+        (0, True, TypeError),
+        ("0", 0, TypeError),
+    ],
+)
+def test_a_belief_is_updated_by_what_there_is(action, seen, error):
+    model, belief = random_pomdp(), torch.full((4,), 0.25)
+    with pytest.raises(error, match="action" if seen == 0 else "observation"):
+        model.update(belief, action, seen)
+    with pytest.raises(TypeError, match=r"belief must be a torch\.Tensor"):
+        model.update([0.25] * 4, 0, 0)
+
+
+def test_a_changed_model_is_checked_and_normalised():
+    model = random_pomdp()
+    rounded = model._replace(transition=model.transition * (1 - 1e-5))
+    expected = imm.FastInformedBound.solve(model, 0.99).alpha
+    torch.testing.assert_close(imm.FastInformedBound.solve(rounded, 0.99).alpha, expected)
+    with pytest.raises(ValueError, match="transition must sum to 1"):
+        imm.FastInformedBound.solve(model._replace(transition=model.transition * 0.9), 0.99)
+
+
+def test_a_temperature_next_to_0_takes_the_best_action():
+    bound = imm.FastInformedBound.solve(random_pomdp(), 0.9)
+    belief = torch.full((1, 4), 0.25)
+    torch.testing.assert_close(bound.softmax(belief, 1e-310), bound(belief))
+
+
 def test_policies_of_several_beliefs_by_their_definitions():
     model = random_pomdp(states=3, actions=3)
     alpha = torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.5, 0.0, 1.0]], dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 
 import imm_lib as imm
 from imm_lib.premise import lead, surprise
+from imm_lib.uses import USES
 from imm_lib.worth import Worth, informations, measure, suggest_lambda
 
 
@@ -314,17 +315,41 @@ def test_the_suggested_lambda_is_the_best_of_what_was_measured():
         suggest_lambda(query, [theta], alone, features, extended, damping=0.1)
 
 
+def test_a_weight_listed_twice_is_one():
+    theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    short, extended = torch.zeros(2, dtype=torch.long), torch.arange(2)
+
+    def query(short, extended):
+        return torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+
+    sample = imm.GroupedContexts(short), short, extended
+    pairs = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0, 1])
+    given = {"target": torch.tensor([[0.5, 0.5]]), "pairs": pairs}
+    once, frozen = informations(query, [theta], *sample), torch.zeros(3)
+    for listed in ([theta, theta], [frozen, theta, theta]):
+        torch.testing.assert_close(informations(query, listed, *sample), once)
+        found = imm.worth.compare(query, listed, *sample, **given)
+        wanted = imm.worth.compare(query, [theta], *sample, **given)
+        assert [found.best(use) for use in USES] == [wanted.best(use) for use in USES]
+
+
 def test_worth_refuses():
     eye = torch.eye(2)
-    for bad in (eye * math.nan, torch.tensor([[1.0, 0.5], [0.0, 1.0]])):
+    skew = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    for bad in (eye * math.nan, skew, skew * 1e-9):  # in whatever unit
         with pytest.raises(ValueError, match="induced must be finite and symmetric"):
             Worth.of(eye, bad)
     with pytest.raises(ValueError, match="price must be as long as gain"):
         Worth(torch.ones(2), torch.ones(1))
     with pytest.raises(ValueError, match="gain must be"):
         Worth(torch.ones(0), torch.ones(0))
-    for m in (0, -1.0, math.nan, "10"):
-        with pytest.raises(ValueError, match="m must be a positive number"):
+    for m, error in (
+        (0, ValueError),
+        (-1.0, ValueError),
+        (math.nan, ValueError),
+        ("10", TypeError),
+    ):
+        with pytest.raises(error, match="m must be"):
             Worth(torch.ones(1), torch.ones(1)).excess_risk(1.0, 10, m)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -110,7 +109,9 @@ def load(file: Path) -> dict:
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # garbage makes torch raise almost anything
         raise ValueError(
             f"checkpoint must be a file that train has written, got {file.name}: {error}"
         ) from None
