@@ -26,7 +26,6 @@ __all__ = [
     "ResultError",
     "check",
     "commit",
-    "finite",
     "folder",
     "load",
     "mean_interval",
@@ -273,11 +272,6 @@ def load(name: str, where: Path | None = None) -> dict:
         if value[field] != expected:
             raise ResultError(f"{file.name}: {field}: must be {expected!r}, got {value[field]!r}")
     return value
-
-
-def finite(value: float) -> float | str:
-    """A number as JSON can hold it: itself, or "inf", "-inf", "nan" in words."""
-    return value if math.isfinite(value) else str(value)
 
 
 def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:

@@ -130,11 +130,8 @@ def run(
     if not 0 <= seed < 2**62:
         raise ValueError(f"seed must be in [0, 2^62), got {seed}")
     device = device_of(experiment, device)
-    where, config, name = (
-        where or results.folder(),
-        experiment.scales[scale],
-        file_name(experiment, scale),
-    )
+    where, config = where or results.folder(), experiment.scales[scale]
+    name = file_name(experiment, scale)
     # of the code that was imported, whatever happens to the files during the run
     commit, digest = results.commit(), code(module_of(experiment.name))
     key = {"config": config, "seed": seed, "device": str(device), "code": digest}
