@@ -74,8 +74,10 @@ class _MeanTarget(KeepsPrecision):
 
     def __init__(self, function: Regressor | Tensor, contexts: object):
         super().__init__()
-        self.function = (function,) if callable(function) else None  # a tuple: not a submodule
-        if self.function is None:
+        self.function: tuple[Regressor] | None = None
+        if callable(function):
+            self.function = (function,)  # a tuple: not a submodule
+        else:
             table = checks.held("target", _values("target", function, 2)).detach()
             check_rows(table, contexts)
             self.hold(table=table)

@@ -241,7 +241,9 @@ def read_json(file: Path) -> object:
         raise ResultError(f"{file.name}: not JSON: {constant} is no number of that format")
 
     def real(digits: str) -> float:
-        return found if math.isfinite(found := float(digits)) else refuse(digits)
+        if not math.isfinite(found := float(digits)):
+            refuse(digits)
+        return found
 
     try:
         text = file.read_text(encoding="utf-8")

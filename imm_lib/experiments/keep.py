@@ -81,6 +81,12 @@ def write(where: Path, name: str, key: dict, entries: list[dict]) -> None:
     results.write_json(file(where, name), {**key, "units": entries})
 
 
+def _are_entries(units: object) -> bool:
+    return isinstance(units, list) and all(
+        isinstance(entry, dict) and entry.keys() >= ENTRY for entry in units
+    )
+
+
 def resumed(
     where: Path, name: str, key: dict, resume: bool, anew: bool, count: int
 ) -> dict[str, dict]:
@@ -107,10 +113,7 @@ def resumed(
         if not resume:
             return {}
         raise
-    units = partial.get("units") if isinstance(partial, dict) else None
-    if not isinstance(units, list) or not all(
-        isinstance(entry, dict) and entry.keys() >= ENTRY for entry in units
-    ):
+    if not isinstance(partial, dict) or not _are_entries(partial.get("units")):
         if not resume:
             return {}
         raise results.ResultError(
@@ -122,7 +125,7 @@ def resumed(
             f"resume: {kept.name} was begun with another {', '.join(differing)}; run without "
             "--resume to begin anew"
         )
-    found = {identity(entry["unit"]): entry for entry in units}
+    found = {identity(entry["unit"]): entry for entry in partial["units"]}
     if not (resume or anew or differing) and 0 < len(found) < count:
         raise ValueError(
             f"{kept.name}: an interrupted run has finished {len(found)} of {count} units; go on "
