@@ -1,4 +1,4 @@
-"""The running average of Q̂ of a fused last layer: which part of the table a step moves, and how."""
+"""The running average of Q̂ of a fused last layer: which part of it a step moves, and how."""
 
 import math
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def at_average(
     sums: Callable[[], Tensor],
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Q̂, positive, and its log, at the entries of the table: moved first if that is still to do."""
+    """Q̂, positive, and its log, at the entries of the table: moved first if it is still to do."""
     if step.moves and step.part.whole:
         average, log_average = move(module, head, step, pairs, sums(), log_sum)
     else:

@@ -133,7 +133,8 @@ class Interpolation(nn.Module):
             log-probabilities or ids.
 
     >>> import torch
-    >>> Interpolation(torch.tensor([[0.7, 0.3]]), 0.5)(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0])).exp()
+    >>> mixture = Interpolation(torch.tensor([[0.7, 0.3]]), 0.5)
+    >>> mixture(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([0])).exp()
     tensor([[0.8000, 0.2000]])
     """
 

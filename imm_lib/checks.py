@@ -14,9 +14,10 @@ from torch import Tensor
 
 
 def describe(value: object) -> str:
-    """A short account of what came: dtype, shape and device of a tensor, ``repr`` of anything else."""
+    """A short account of what came: dtype, shape and device of a tensor, else its ``repr``."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     return repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
 
 
@@ -137,7 +138,8 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):
             raise ValueError(
-                f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got {low}..{high}"
+                f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got "
+                f"{low}..{high}"
             )
     return value
 
@@ -186,7 +188,8 @@ def probabilities(name: str, value: Any) -> Tensor:
     """
     if floating(name, value).dim() < 1 or value.numel() == 0:
         raise ValueError(
-            f"{name} must be non-empty with distributions in its last dimension, got {describe(value)}"
+            f"{name} must be non-empty with distributions in its last dimension, got "
+            f"{describe(value)}"
         )
     if finite(name, value).min() < 0:
         raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
@@ -235,8 +238,8 @@ def log_distributions(name: str, value: Any, dim: int) -> Tensor:
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since
             raise ValueError(
-                f"{name} must hold log-probabilities, which sum to 1 over labels (log_softmax gives "
-                f"them), got a row whose logsumexp is {error:.3g} away from 0"
+                f"{name} must hold log-probabilities, which sum to 1 over labels (log_softmax "
+                f"gives them), got a row whose logsumexp is {error:.3g} away from 0"
             )
     return value
 
@@ -258,7 +261,8 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
         error = total.abs().max().item()
         if not error <= allowed:
             raise ValueError(
-                f"{name} must be normalised (logsumexp 0 over k), got a logsumexp off by {error:.3g}"
+                f"{name} must be normalised (logsumexp 0 over k), got a logsumexp off by "
+                f"{error:.3g}"
             )
     rounding = (total.abs() <= 4 * torch.finfo(value.dtype).eps) | ~total.isfinite()
     return value - total.masked_fill(rounding, 0.0)
@@ -292,5 +296,6 @@ def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
     """Raise ValueError unless both tensors are on one device."""
     if value.device != other.device:
         raise ValueError(
-            f"{name} is on {value.device} but {other_name} is on {other.device}: move them to one device with .to()"
+            f"{name} is on {value.device} but {other_name} is on {other.device}: move them to one "
+            "device with .to()"
         )

@@ -68,7 +68,7 @@ def add_clipped(
     group: "dist.ProcessGroup | None" = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Run ``backward``, clip the gradients that it made, and add ``weight`` times them to ``.grad``.
+    """Run ``backward``, clip the gradients that it made, and add ``weight`` times them to .grad.
 
     What was in ``.grad`` is out of the way meanwhile: hooks see the new gradient alone, and an
     error puts everything back. Calls may be nested, to clip a sum of clipped gradients.
@@ -163,7 +163,8 @@ def clipped_backward(
 
     >>> import torch
     >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
-    >>> clipped_backward((w * w).sum() / 2, (2 * w).sum(), [w], lam=0.5, max_norm=1.0, imm_max_norm=10.0)
+    >>> loss, risk = (w * w).sum() / 2, (2 * w).sum()
+    >>> clipped_backward(loss, risk, [w], lam=0.5, max_norm=1.0, imm_max_norm=10.0)
     (tensor(5.), tensor(2.8284))
     >>> w.grad
     tensor([1.6000, 1.8000])
@@ -178,7 +179,8 @@ def clipped_backward(
             raise ValueError(f"{name} must be a scalar, got {checks.describe(value)}")
         if not value.requires_grad:
             raise ValueError(
-                f"{name} must depend on the parameters, got a tensor without a graph to differentiate"
+                f"{name} must depend on the parameters, got a tensor without a graph to "
+                "differentiate"
             )
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(
@@ -187,8 +189,8 @@ def clipped_backward(
     parameters = _checked(parameters)
     if any(is_shard(p) for p in parameters):
         raise ValueError(
-            "parameters must be whole, got shards of FSDP2, which reduces one backward pass after a "
-            "forward pass: use add_clipped twice, each time with a forward pass of its own"
+            "parameters must be whole, got shards of FSDP2, which reduces one backward pass after "
+            "a forward pass: use add_clipped twice, each time with a forward pass of its own"
         )
     scale = None
     if scaler is not None:

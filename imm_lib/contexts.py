@@ -126,7 +126,8 @@ class GroupedContexts(KeepsPrecision):
         if checks.visible(short) and (self.counts[short] == 0).any():
             unseen = short[self.counts[short] == 0][0].item()
             raise ValueError(
-                f"short has a context never seen in the data: {unseen}; expected one with data points"
+                f"short has a context never seen in the data: {unseen}; expected one with data "
+                "points"
             )
         return short
 
@@ -267,7 +268,8 @@ class KernelContexts(_DenseContexts):
             or len(short) == 0
         ):
             raise ValueError(
-                f"short must be a non-empty batch like values {tuple(self.values.shape)}, got {checks.describe(short)}"
+                f"short must be a non-empty batch like values {tuple(self.values.shape)}, got "
+                f"{checks.describe(short)}"
             )
         asked = short.to(self.values.dtype)
         if checks.visible(asked) and not torch.isfinite(asked).all():

@@ -19,7 +19,7 @@ Group = dist.ProcessGroup | None
 
 
 def checked_group(group: Group) -> Group:
-    """``group``, if it is one that this process belongs to, or None; raises TypeError, ValueError."""
+    """``group``, if this process belongs to it, or None; raises TypeError, ValueError."""
     if group is None:
         return None
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):

@@ -242,12 +242,15 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
     """
     if isinstance(divergence, str):
         if divergence not in NAMED:
-            known = f"{', '.join(NAMED)}, or a function as of alpha(order), balanced(weight) or sinkhorn(cost)"
-            raise ValueError(f"divergence must be one of {known}, got {divergence!r}")
+            raise ValueError(
+                f"divergence must be one of {', '.join(NAMED)}, or a function as of alpha(order), "
+                f"balanced(weight) or sinkhorn(cost), got {divergence!r}"
+            )
         return NAMED[divergence]
     if not callable(divergence):
         raise TypeError(
-            f"divergence must be a name or a function of (target, log_q), got {checks.describe(divergence)}"
+            "divergence must be a name or a function of (target, log_q), got "
+            f"{checks.describe(divergence)}"
         )
     own = (getattr(divergence, "__module__", None) or "").startswith("imm_lib.")
     return divergence if own else _Given(divergence)

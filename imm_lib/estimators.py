@@ -86,8 +86,8 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
-            f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y labels, "
-            f"got {checks.describe(log_q)}"
+            f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y "
+            f"labels, got {checks.describe(log_q)}"
         )
     return accumulator(log_q)
 
@@ -125,7 +125,7 @@ class ExactIMM(nn.Module):
             batch or answer of ``query``.
 
     >>> import torch
-    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()      # Q(y|e): two extended contexts, two labels
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()  # Q(y|e): two e, two labels
     >>> from imm_lib import BeliefContexts
     >>> exact = ExactIMM(torch.tensor([[0.7, 0.3]]), BeliefContexts(torch.tensor([[0.5, 0.5]])))
     >>> exact(lambda short, extended: log_q[extended], torch.tensor([0, 0]))
@@ -255,7 +255,8 @@ class SampledIMM(Drawing):
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     >>> from imm_lib import BeliefContexts
     >>> contexts = BeliefContexts(torch.tensor([[0.5, 0.5]]))
-    >>> sampled = SampledIMM(torch.tensor([[0.7, 0.3]]), contexts, k=1000, generator=torch.Generator().manual_seed(0))
+    >>> target, draws = torch.tensor([[0.7, 0.3]]), torch.Generator().manual_seed(0)
+    >>> sampled = SampledIMM(target, contexts, k=1000, generator=draws)
     >>> round(sampled(lambda short, extended: log_q[extended], torch.tensor([0])).item(), 2)
     0.61
     """

@@ -36,9 +36,10 @@ from imm_lib.targets.table import CallableTarget, as_target
 class FusedIMM(KeepsPrecision):
     """Cross-entropy + λ · moving-average IMM of a linear last layer, in one (eqs. 5, 13).
 
-    It is ``cross_entropy(logits, labels) + lam * MovingAverageIMM(...)(log_softmax(logits), short)``
-    for ``logits = hidden @ weight.T + bias``: value, gradient and table. But it holds the logits of
-    one part of the batch at a time, and costs about as much as the cross-entropy alone.
+    It is ``cross_entropy(logits, labels) + lam * MovingAverageIMM(...)(log_q, short)`` for
+    ``logits = hidden @ weight.T + bias`` and their log-softmax: value, gradient and table. But it
+    holds the logits of one part of the batch at a time, and costs about as much as the
+    cross-entropy alone.
     Probabilities below the smallest normal number (e^-87 in single precision) count as 0.
 
     Args:
@@ -192,7 +193,7 @@ class FusedIMM(KeepsPrecision):
                 sizes = self.shape[1], self.table.dtype
                 for step in steps:  # a bad answer is to change nothing
                     target_rows(self.target, step.part.groups.short, *sizes)
-            # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+            # a checkpoint runs its forward pass again in the backward pass: the table moved before
             moves = lam > 0 and self.training and not checks.in_backward()
             if moves and self.group is not None:
                 move_together(self, head, steps, short, batch.counted)
@@ -210,8 +211,8 @@ class FusedIMM(KeepsPrecision):
     def refresh(
         self, batches: Iterable[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None = None
     ) -> None:
-        """Rebuild the table by one sweep over the data: the mean of Q over each short context's data
-        points (eq. 6), where corrected.
+        """Rebuild the table by one sweep over the data: the mean of Q over each short context's
+        data points (eq. 6), where corrected.
 
         Args:
             batches: pairs of (N, H) features and (N,) short contexts, together the whole data set.
@@ -296,10 +297,12 @@ class FusedIMM(KeepsPrecision):
         checks.same_device("hidden", head.hidden, "the table", self.table)
         if len(short) != len(head.hidden):
             raise ValueError(
-                f"short must be ({len(head.hidden)},) as hidden has rows, got {checks.describe(short)}"
+                f"short must be ({len(head.hidden)},) as hidden has rows, got "
+                f"{checks.describe(short)}"
             )
         if len(head.weight) != self.shape[1]:
             raise ValueError(
-                f"weight must have num_labels = {self.shape[1]} rows, got {checks.describe(head.weight)}"
+                f"weight must have num_labels = {self.shape[1]} rows, got "
+                f"{checks.describe(head.weight)}"
             )
         return short

@@ -16,7 +16,7 @@ from imm_lib.targets.table import as_target
 
 
 class FusedSampledIMM(Drawing):
-    """The risk of :class:`imm_lib.SampledIMM` for a model that ends in a linear layer (eqs. 11, 12).
+    """The risk of :class:`imm_lib.SampledIMM` for a model with a linear last layer (eqs. 11, 12).
 
     The risk's gradient by the logits of the k contexts, the cached one of Appendix C.2, is formed
     in the forward pass for a part of them at a time. So the memory for log-probabilities depends
@@ -42,7 +42,8 @@ class FusedSampledIMM(Drawing):
     >>> from imm_lib import BeliefContexts
     >>> hidden, weight = torch.tensor([[9.0], [1.0]]).log(), torch.tensor([[1.0], [0.0]])
     >>> contexts = BeliefContexts(torch.tensor([[0.5, 0.5]]))
-    >>> fused = FusedSampledIMM(torch.tensor([[0.7, 0.3]]), contexts, 1000, torch.Generator().manual_seed(0))
+    >>> target, draws = torch.tensor([[0.7, 0.3]]), torch.Generator().manual_seed(0)
+    >>> fused = FusedSampledIMM(target, contexts, 1000, draws)
     >>> round(fused(lambda short, extended: hidden[extended], torch.tensor([0]), weight).item(), 2)
     0.61
     """
@@ -81,8 +82,9 @@ class FusedSampledIMM(Drawing):
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
         if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:
             raise ValueError(
-                f"query(short, extended) must be ({len(drawn.owner)}, H) and weight ({rows.shape[1]}, H), with the "
-                f"target's labels, got {checks.describe(hidden)} and {checks.describe(weight)}"
+                f"query(short, extended) must be ({len(drawn.owner)}, H) and weight "
+                f"({rows.shape[1]}, H), with the target's labels, got {checks.describe(hidden)} "
+                f"and {checks.describe(weight)}"
             )
         with torch.no_grad():
             share = count.to(wide) / total

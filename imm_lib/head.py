@@ -54,7 +54,7 @@ class _Formed(torch.autograd.Function):
 
 
 ELEMENTS = {"cpu": 2**21}
-"""Logits that are worked on at a time, by device; 2²⁷ on the others. On a CPU they stay in cache."""
+"""Logits worked on at a time, by device; 2²⁷ on the others. On a CPU they stay in cache."""
 
 LEAST = 64
 """Data points that are worked on at a time, at least: with fewer the products are slow."""
@@ -271,8 +271,8 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if is_shard(value):
             raise ValueError(
-                f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the forward "
-                "of the sharded module that the last layer belongs to"
+                f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the "
+                "forward of the sharded module that the last layer belongs to"
             )
     for name, value in (("hidden", hidden), ("weight", weight)):
         if checks.floating(name, value).dim() != 2 or value.numel() == 0:
@@ -282,7 +282,8 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got {checks.describe(weight)}"
+            f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got "
+            f"{checks.describe(weight)}"
         )
     if bias is not None and checks.floating("bias", bias).shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({len(weight)},), got {checks.describe(bias)}")

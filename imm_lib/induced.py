@@ -16,7 +16,7 @@ from imm_lib import checks
 
 
 def accumulator(log_q: Tensor) -> Tensor:
-    """``log_q`` in the dtype it is accumulated in: float32 for half precision, unchanged otherwise."""
+    """``log_q`` in the dtype to add it up in: float32 for half precision, unchanged otherwise."""
     return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
 
 
@@ -29,7 +29,8 @@ def _broadcast(
     )
     if not fits or value.numel() == 0:
         raise ValueError(
-            f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got {checks.describe(value)}"
+            f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got "
+            f"{checks.describe(value)}"
         )
 
 
@@ -63,7 +64,8 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
         error = (target.detach().sum(-1, dtype=torch.float64) - 1).abs().max().item()
         if not (low >= 0 and error <= checks.tolerance(target.dtype)):
             raise ValueError(
-                f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error {error:g}"
+                f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error "
+                f"{error:g}"
             )
     return checks.normalised(target).to(log_q.dtype)
 
@@ -192,7 +194,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
             are not normalised.
 
     >>> import torch
-    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()     # k = 2 extended contexts, Y = 2 labels
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()  # k = 2 contexts, Y = 2 labels
     >>> induce(log_q).exp()
     tensor([0.7000, 0.3000])
     """
@@ -216,7 +218,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
 
     >>> import torch
     >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
-    >>> imm_risk(torch.tensor([0.7, 0.3]), log_q)               # the target's own entropy: a perfect match
+    >>> imm_risk(torch.tensor([0.7, 0.3]), log_q)  # the target's own entropy: a perfect match
     tensor(0.6109)
     """
     log_q, log_w = _operands(log_q, log_w, checks.log_distributions)

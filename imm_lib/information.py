@@ -46,7 +46,8 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         )
     if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
         raise ValueError(
-            "query(short, extended) must be log-probabilities that sum to 1 over labels: use log_softmax"
+            "query(short, extended) must be log-probabilities that sum to 1 over labels: use "
+            "log_softmax"
         )
     if not log_q.requires_grad:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Real-valued targets: a restricted regressor m(s), matched by the induced mean E_e f(s, e).
 
 The squared error between the two is consistent for the same reason as the IMM risk: at the true f
-the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the mean
-and the second moment. Risks are half the squared error, the negative log-likelihood of a normal law
-of variance 1 up to a constant; so λ weighs as it does for labels.
+the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the
+mean and the second moment. Risks are half the squared error, the negative log-likelihood of a
+normal law of variance 1 up to a constant; so λ weighs as it does for labels.
 """
 
 from collections.abc import Callable
@@ -85,8 +85,8 @@ def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Te
     found = _values("query(short, extended)", query(short, extended), 2)
     if found.shape != (len(extended), width):
         raise ValueError(
-            f"query(short, extended) must be {(len(extended), width)}, with the target's D outputs, "
-            f"got {checks.describe(found)}"
+            f"query(short, extended) must be {(len(extended), width)}, with the target's D "
+            f"outputs, got {checks.describe(found)}"
         )
     return found
 
@@ -262,8 +262,9 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
     """What matching E[y | s] is worth to a linear regression, in closed form; see
     :mod:`imm_lib.worth`.
 
-    I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s]. Excess
-    risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside ½ (y - θᵀx)².
+    I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s].
+    Excess risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
+    ½ (y - θᵀx)².
 
     Args:
         inputs: (N, d) x of a sample of the population.

@@ -1,4 +1,4 @@
-"""Extended contexts for short contexts of several columns, some of them numbers, some categories."""
+"""Extended contexts for short contexts of several columns, some numbers, some categories."""
 
 import math
 

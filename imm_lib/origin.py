@@ -61,7 +61,7 @@ def now() -> str:
 
 
 def _machine() -> str:
-    """The processor's name where the system tells it, else its kind; and how many cores it lends."""
+    """The processor's name where the system tells it, else its kind; how many cores it lends."""
     file = Path("/proc/cpuinfo")
     told = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]

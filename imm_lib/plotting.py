@@ -30,7 +30,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 class Style(NamedTuple):
-    """Colour, marker and line of a method; ``ax.plot(x, y, **style._asdict())`` takes it as it is."""
+    """Colour, marker and line of a method; ``ax.plot(x, y, **style._asdict())`` takes it."""
 
     color: str
     marker: str
@@ -52,7 +52,7 @@ METHOD_STYLE = {
 
 
 def _matplotlib():
-    """matplotlib, which only pictures need; raises ImportError with the command that installs it."""
+    """matplotlib, which only pictures need; raises ImportError with what installs it."""
     try:
         import matplotlib
     except ImportError as error:
@@ -213,8 +213,9 @@ class Slider:
             )
         shown = html.escape(self.labels[self.start])
         return (
-            f'<figure class="imm-slider">{pictures}<div><input type="range" min="0" max="{len(self.labels) - 1}" '
-            f'value="{self.start}" aria-label="{html.escape(self.caption)}" aria-valuetext="{shown}" '
+            f'<figure class="imm-slider">{pictures}<div>'
+            f'<input type="range" min="0" max="{len(self.labels) - 1}" value="{self.start}" '
+            f'aria-label="{html.escape(self.caption)}" aria-valuetext="{shown}" '
             f'oninput="{_MOVE}"> <output>{shown}</output> '
             f'<button type="button" onclick="{_PLAY}">Play</button></div>'
             f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
@@ -222,13 +223,16 @@ class Slider:
 
 
 _MOVE = (
-    "const figure = this.closest('figure'), frames = figure.querySelectorAll('img'), chosen = frames[this.value]; "
+    "const figure = this.closest('figure'), frames = figure.querySelectorAll('img'), "
+    "chosen = frames[this.value]; "
     "frames.forEach(frame => frame.hidden = frame !== chosen); "
     "this.ariaValueText = figure.querySelector('output').value = chosen.dataset.label"
 )
 _PLAY = (
-    "const button = this, figure = button.closest('figure'), input = figure.querySelector('input'); "
-    "const stop = () => { clearInterval(figure.timer); figure.timer = 0; button.textContent = 'Play' }; "
+    "const button = this, figure = button.closest('figure'), "
+    "input = figure.querySelector('input'); "
+    "const stop = () => { clearInterval(figure.timer); figure.timer = 0; "
+    "button.textContent = 'Play' }; "
     "if (figure.timer) { stop(); return } "
     "if (input.value === input.max) { input.value = 0; input.dispatchEvent(new Event('input')) } "
     "button.textContent = 'Stop'; "

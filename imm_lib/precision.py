@@ -1,5 +1,5 @@
-"""What keeps its precision when a model is cast to bfloat16 or float16, and what keeps its data when a
-model is emptied or sent to other processes.
+"""What keeps its precision when a model is cast to bfloat16 or float16, and what keeps its data
+when a model is emptied or sent to other processes.
 """
 
 from collections.abc import Callable, Iterator

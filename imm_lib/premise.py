@@ -80,7 +80,7 @@ def _student_tail(t: float, freedom: int) -> float:
 
 
 def _seen(contexts: Contexts, short: Tensor, drop: bool) -> Tensor:
-    """(N,) which pairs have a group with training points; raises ValueError unless all or ``drop``."""
+    """(N,) which pairs have a group with training points; ValueError unless all or ``drop``."""
     if not isinstance(contexts, GroupedContexts) or not checks.visible(short):
         return torch.ones(len(short), dtype=torch.bool, device=short.device)
     seen = contexts.counts[checks.ids("short", short, len(contexts.counts))] > 0
@@ -88,8 +88,9 @@ def _seen(contexts: Contexts, short: Tensor, drop: bool) -> Tensor:
         groups = short[~seen].unique().tolist()
         named = ", ".join(str(group) for group in groups[:20]) + (", ..." if groups[20:] else "")
         raise ValueError(
-            f"short must be of groups with training points, got {int((~seen).sum())} of {len(short)} pairs "
-            f"in {len(groups)} groups never seen: {named}; leave them out with drop_unseen=True"
+            f"short must be of groups with training points, got {int((~seen).sum())} of "
+            f"{len(short)} pairs in {len(groups)} groups never seen: {named}; leave them out with "
+            "drop_unseen=True"
         )
     return seen
 
@@ -123,7 +124,7 @@ def lead(
             looked at.
 
     >>> from imm_lib import GroupedContexts
-    >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # one short context: the induced model says one half
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # induced: one half each
     >>> contexts, rows = GroupedContexts(torch.tensor([0, 0])), torch.tensor([[0.8, 0.2]])
     >>> zeros = torch.zeros(4, dtype=torch.long)
     >>> found = lead(lambda short, extended: log_q[extended], contexts, rows, zeros, zeros)

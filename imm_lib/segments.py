@@ -147,7 +147,7 @@ def mix(
 
 
 def over(log_q: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
-    """The ratio (B, Y) of e^log_q to e^rows of each data point's group: finite, 0 where both are 0."""
+    """(B, Y) ratio of e^log_q to e^rows of each data point's group: finite, 0 where both are 0."""
     floor = rows.clamp(min=torch.finfo(rows.dtype).min)
     ratio = log_q.sub(floor.index_select(0, inverse)).exp_()
     return ratio.clamp_(max=torch.finfo(ratio.dtype).max)

@@ -5,8 +5,8 @@ context again, with the random state it had, and feeds it the cached gradient of
 respect to its log-probabilities: that by log Q̂, -target for the cross-entropy, times the
 crosstalk. Time: one extra forward pass. Memory: independent of k.
 
-The second run has to be the first: random state, autocast and the modes of modules are replayed, and
-weights that were changed in between are refused, as joint autograd would.
+The second run has to be the first: random state, autocast and the modes of modules are replayed,
+and weights that were changed in between are refused, as joint autograd would.
 """
 
 import contextlib
@@ -112,8 +112,8 @@ def _same(now: dict[int, Tensor], before: dict[int, Tensor]) -> None:
     gone = [p for key, p in before.items() if isinstance(p, nn.Parameter) and key not in now]
     if gone or (before and not now):
         raise RuntimeError(
-            f"{len(gone) or len(before)} of the parameters that the sequential risk was computed from "
-            "are no longer used or want no gradient; run backward before the model changes"
+            f"{len(gone) or len(before)} of the parameters that the sequential risk was computed "
+            "from are no longer used or want no gradient; run backward before the model changes"
         )
 
 
@@ -205,7 +205,7 @@ class _Replay(torch.autograd.Function):
             if not log_q.requires_grad:
                 continue
             cached = scale * (accumulator(log_q.detach()) - log_sum).exp()
-            # a graph that the caller built may still be used; one of a compiled model cannot be kept
+            # a graph that the caller built may be used again; a compiled model's cannot be kept
             grads = torch.autograd.grad(
                 log_q,
                 ctx.leaves,

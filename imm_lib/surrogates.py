@@ -178,7 +178,7 @@ class SerializedIMM(_TableIMM):
             load, for a state of another size.
 
     >>> import torch
-    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()       # two data points of one short context
+    >>> log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()  # two data points of one short context
     >>> short = torch.tensor([0, 0])
     >>> serialized = SerializedIMM(torch.tensor([[0.7, 0.3]]), num_short=1, num_labels=2)
     >>> serialized.refresh([(log_q, short)])

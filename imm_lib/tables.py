@@ -1,4 +1,4 @@
-"""What the estimators with a table of Q̂ share: checks of sizes, of short contexts and of sweeps."""
+"""What the estimators with a table of Q̂ share: checks of sizes, short contexts and sweeps."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,8 @@ def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None
         came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
         if came.shape != getattr(module, name).shape:
             raise ValueError(
-                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got {tuple(came.shape)}"
+                f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got "
+                f"{tuple(came.shape)}"
             )
 
 

@@ -1,5 +1,5 @@
-"""Optimal transport between rows of a target and of an induced model: the divergence that knows which
-labels are near to each other. The only one that needs a further library.
+"""Optimal transport between rows of a target and of an induced model: the divergence that knows
+which labels are near to each other. The only one that needs a further library.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from torch import Tensor
 from imm_lib import checks
 
 MISSED = 1e-3
-"""By how much a transport plan may miss a marginal without a warning: sum of absolute differences."""
+"""How far a transport plan may miss a marginal without a warning: sum of absolute differences."""
 
 
 def sinkhorn(
@@ -46,7 +46,8 @@ def sinkhorn(
         or (cost.diagonal() != 0).any()
     ):
         raise ValueError(
-            "cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is not"
+            "cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is "
+            "not"
         )
     epsilon, steps = (
         checks.number("epsilon", epsilon, 0, open_low=True),
@@ -54,8 +55,8 @@ def sinkhorn(
     )
     if (smallest := torch.linalg.eigvalsh((-cost.double() / epsilon).exp())[0].item()) < 1e-12:
         raise ValueError(
-            "cost must make exp(-cost / epsilon) positive definite, or the divergence is not proper; its smallest "
-            f"eigenvalue is {smallest:.2g} with epsilon = {epsilon:g}"
+            "cost must make exp(-cost / epsilon) positive definite, or the divergence is not "
+            f"proper; its smallest eigenvalue is {smallest:.2g} with epsilon = {epsilon:g}"
         )
     try:
         from ot.batch import solve_batch
@@ -83,7 +84,8 @@ def sinkhorn(
     def divergence(target: Tensor, log_q: Tensor) -> Tensor:
         if target.shape[-1] != len(cost):
             raise ValueError(
-                f"cost must be (Y, Y) with the target's Y = {target.shape[-1]}, got {checks.describe(cost)}"
+                f"cost must be (Y, Y) with the target's Y = {target.shape[-1]}, got "
+                f"{checks.describe(cost)}"
             )
         tiny = torch.finfo(log_q.dtype).tiny
         target, log_q = torch.broadcast_tensors(target.to(log_q.dtype), log_q)

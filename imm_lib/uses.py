@@ -1,8 +1,8 @@
 """Which use of a restricted model to expect most from: asymptotic risks of five, side by side.
 
 Every use that trains minimises mean loss + λ · term + Σ decay (θ - c)² / (2n). Near the true θ* its
-estimate is θ* - H⁻¹ (noise + β), with H = I + λA + decay / n, β the gradient of all but the loss at θ*,
-and V / n the covariance of the noise; the excess risk in nats is
+estimate is θ* - H⁻¹ (noise + β), with H = I + λA + decay / n, β the gradient of all but the loss at
+θ*, and V / n the covariance of the noise; the excess risk in nats is
 
     ½ βᵀ H⁻¹ I H⁻¹ β + tr(H⁻¹ I H⁻¹ V) / (2n).
 
@@ -17,10 +17,10 @@ is the target's own error, and 0 for a right one. Reverse distillation tends to 
 holds the share ρ = λ / (1 + λ) of the target, as far as the model can express it: its bias is the
 mixture's, KL(P ‖ (1 - ρ) P + ρ P̂), times what the model's own directions hold of it, bᵀ I⁻¹ b over
 E Σ (P̂ - P)² / P with b = E Σ (P - P̂) ∇log Q. An offset a · log P̂ in the logits moves the true
-parameters by -a t, the projection of log P̂ on the model, and so the point to which the penalty pulls;
-what the model cannot express of it is a bias in distribution. A mixture's risk is expanded about the
-plain estimate. Where the plain fit stands for the truth, what that adds is taken off to first order;
-with few data all of this is rough.
+parameters by -a t, the projection of log P̂ on the model, and so the point to which the penalty
+pulls; what the model cannot express of it is a bias in distribution. A mixture's risk is expanded
+about the plain estimate. Where the plain fit stands for the truth, what that adds is taken off to
+first order; with few data all of this is rough.
 """
 
 import math
@@ -249,15 +249,17 @@ def compare(
             or n.
 
     >>> from imm_lib import GroupedContexts
-    >>> theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)  # a logit per extended context
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)  # a logit per e
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
     >>> short, extended = torch.zeros(2, dtype=torch.long), torch.arange(2)
     >>> pairs = torch.zeros(100, dtype=torch.long), torch.arange(100) % 2
     >>> rows = torch.tensor([[0.5, 0.5]])
-    >>> found = compare(query, [theta], GroupedContexts(short), short, extended, rows, pairs, damping=0.0)
+    >>> contexts = GroupedContexts(short)
+    >>> found = compare(query, [theta], contexts, short, extended, rows, pairs, damping=0.0)
     >>> round(found.risk("plain", 0.0, n=100), 4)  # two parameters: 2 / (2 · 100)
     0.01
-    >>> round(found.risk("IMM", 0.5, n=100), 4)  # the mean of both is nearly known, their difference not
+    >>> round(found.risk("IMM", 0.5, n=100), 4)  # their mean is nearly known, their difference not
     0.0064
     """
     parameters = list(parameters)

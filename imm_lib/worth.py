@@ -64,7 +64,8 @@ class Worth:
                 or not value.isfinite().all()
             ):
                 raise ValueError(
-                    f"{name} must be (d,) finite numbers, d at least 1, got {checks.describe(value)}"
+                    f"{name} must be (d,) finite numbers, d at least 1, got "
+                    f"{checks.describe(value)}"
                 )
         if len(self.gain) != len(self.price):
             raise ValueError(
@@ -103,7 +104,8 @@ class Worth:
                 or len(value) == 0
             ):
                 raise ValueError(
-                    f"{name} must be (d, d) like full {tuple(full.shape)}, got {checks.describe(value)}"
+                    f"{name} must be (d, d) like full {tuple(full.shape)}, got "
+                    f"{checks.describe(value)}"
                 )
             if not value.isfinite().all() or not torch.allclose(
                 value, value.T, rtol=1e-4, atol=1e-6
@@ -119,9 +121,9 @@ class Worth:
         values, vectors = torch.linalg.eigh(full)
         if values[0] <= 1e-10 * values[-1]:
             raise ValueError(
-                f"full must be invertible, got a Fisher information with eigenvalues from {values[0]:.3g} to "
-                f"{values[-1]:.3g}: the data do not determine every parameter (those of a softmax never are); "
-                "use fewer, more data, or damping > 0, say 0.001"
+                "full must be invertible, got a Fisher information with eigenvalues from "
+                f"{values[0]:.3g} to {values[-1]:.3g}: the data do not determine every parameter "
+                "(those of a softmax never are); use fewer, more data, or damping > 0, say 0.001"
             )
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
@@ -175,7 +177,7 @@ class Worth:
         Arguments and errors as :meth:`excess_risk`.
 
         >>> worth = Worth(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
-        >>> worth.effective_multiplier(lam=1.0, n=100)      # one of two directions costs a quarter of what it did
+        >>> worth.effective_multiplier(lam=1.0, n=100)  # one direction of two costs a quarter
         1.6
         """
         return len(self.gain) / (2 * n * self.excess_risk(lam, n, m, known, unlabelled))
@@ -241,10 +243,12 @@ def measure(
     arguments these are.
 
     >>> from imm_lib import GroupedContexts
-    >>> theta = torch.zeros(2, requires_grad=True)                 # a logit per extended context, of two
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
-    >>> found = measure(query, [theta], GroupedContexts(torch.tensor([0, 0])), torch.tensor([0, 0]), torch.arange(2))
-    >>> found.gain.round(decimals=3)          # the mean of both is all of one direction and nothing of the other
+    >>> theta = torch.zeros(2, requires_grad=True)  # a logit per extended context, of two
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
+    >>> short, extended = torch.tensor([0, 0]), torch.arange(2)
+    >>> found = measure(query, [theta], GroupedContexts(short), short, extended)
+    >>> found.gain.round(decimals=3)  # the mean of both is one direction whole, none of the other
     tensor([1., 0.], dtype=torch.float64)
     """
     return Worth.of(*informations(query, parameters, contexts, short, extended, weight), damping)
@@ -282,7 +286,8 @@ def suggest_lambda(
 
     >>> from imm_lib import GroupedContexts
     >>> theta = torch.zeros(4, requires_grad=True)
-    >>> query = lambda short, extended: torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+    >>> pad = torch.nn.functional.pad
+    >>> query = lambda short, extended: pad(theta[extended, None], (1, 0)).log_softmax(1)
     >>> short, extended = torch.zeros(4, dtype=torch.long), torch.arange(4)
     >>> round(suggest_lambda(query, [theta], GroupedContexts(short), short, extended, m=12), 6)
     3.0
@@ -294,8 +299,9 @@ def suggest_lambda(
     )
     if (neighbours := (1 / squares).mean().item()) < FEW:
         warnings.warn(
-            f"contexts give a short context only {neighbours:.1f} extended contexts on average: what an average over "
-            "so few costs is not seen, and λ comes out too large; use wider kernels or coarser short contexts",
+            f"contexts give a short context only {neighbours:.1f} extended contexts on average: "
+            "what an average over so few costs is not seen, and λ comes out too large; use wider "
+            "kernels or coarser short contexts",
             stacklevel=2,
         )
     worth = measure(query, parameters, contexts, short, extended, damping=damping)

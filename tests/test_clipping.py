@@ -1,5 +1,5 @@
-"""Separate clipping through ``backward``: hooks, tied and sparse weights, checkpoints, scaled losses
-and several processes.
+"""Separate clipping through ``backward``: hooks, tied and sparse weights, checkpoints, scaled
+losses and several processes.
 """
 
 import math

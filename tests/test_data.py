@@ -187,7 +187,7 @@ def test_a_corpus_of_something_else_is_refused(stream, error, words):
 
 
 def test_an_archive_is_unpacked_whole(tiny, monkeypatch):
-    """WikiText-2 comes in one zip file: all its splits appear in the cache, verified, or none does."""
+    """WikiText-2 comes in one zip file: all its splits get into the cache, verified, or none."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for split, text in TEXT.items():

@@ -497,7 +497,7 @@ def test_a_module_as_target_is_given_and_not_learnt():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_cast_to_half_precision_keeps_its_tables(dtype):
-    """A running average in bfloat16 would stall at small momenta, with rows that do not sum to 1."""
+    """A running average in bfloat16 would stall at small momenta; rows would not sum to 1."""
     parent = nn.ModuleDict(
         {
             "term": imm.MovingAverageIMM(TARGET.float(), S, Y, momentum=0.002),

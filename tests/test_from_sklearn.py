@@ -334,14 +334,28 @@ HALF = type(
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: (AGE.predict_proba(FRAME[["age"]]), FRAME, ["age"]), TypeError, "the fitted classifier itself"),
-        (lambda: (LogisticRegression, FRAME, ["age"]), TypeError, "got the class LogisticRegression"),
+        (
+            lambda: (AGE.predict_proba(FRAME[["age"]]), FRAME, ["age"]),
+            TypeError,
+            "the fitted classifier itself",
+        ),
+        (
+            lambda: (LogisticRegression, FRAME, ["age"]),
+            TypeError,
+            "got the class LogisticRegression",
+        ),
         (lambda: (LogisticRegression(), FRAME, ["age"]), ValueError, "must be fitted"),
-        (lambda: (LinearSVC().fit(FRAME[["age"]], LABELS), FRAME, ["age"]), TypeError, "CalibratedClassifierCV"),
+        (
+            lambda: (LinearSVC().fit(FRAME[["age"]], LABELS), FRAME, ["age"]),
+            TypeError,
+            "CalibratedClassifierCV",
+        ),
         (lambda: (LINE, FRAME, ["age"]), TypeError, "LinearRegression has none$"),
         (
             lambda: (
-                MultiOutputClassifier(LogisticRegression()).fit(FRAME[["age"]], np.stack([LABELS, LABELS], 1)),
+                MultiOutputClassifier(LogisticRegression()).fit(
+                    FRAME[["age"]], np.stack([LABELS, LABELS], 1)
+                ),
                 FRAME,
                 ["age"],
             ),
@@ -354,16 +368,36 @@ HALF = type(
         (lambda: (AGE, FRAME["age"], ["age"]), ValueError, "must be a DataFrame"),
         (lambda: (AGE, FRAME[["age"]].to_numpy(), [0]), ValueError, "fitted on names: 'age'"),
         (lambda: (AGE, FRAME.head(0), ["age"]), ValueError, "at least one row"),
-        (lambda: (AGE, pd.concat([FRAME, FRAME], axis=1), ["age"]), ValueError, "2 columns named 'age'"),
+        (
+            lambda: (AGE, pd.concat([FRAME, FRAME], axis=1), ["age"]),
+            ValueError,
+            "2 columns named 'age'",
+        ),
         (lambda: (AGE, FRAME, ["age", "income"]), ValueError, "cannot be asked about"),
         (lambda: (AGE, FRAME, ["age"], ["yes"]), ValueError, "it knows 'no', 'yes', got 'yes'"),
         (lambda: (AGE, FRAME, ["age"], [0, 1]), ValueError, "it knows 'no', 'yes', got 0, 1"),
-        (lambda: (HALF, FRAME, ["age"], [False, True]), ValueError, "it knows 0, 1, got False, True"),
-        (lambda: (HALF, FRAME.assign(age=pd.Timestamp("2020-01-01")), ["age"]), TypeError, "numbers or categories"),
+        (
+            lambda: (HALF, FRAME, ["age"], [False, True]),
+            ValueError,
+            "it knows 0, 1, got False, True",
+        ),
+        (
+            lambda: (HALF, FRAME.assign(age=pd.Timestamp("2020-01-01")), ["age"]),
+            TypeError,
+            "numbers or categories",
+        ),
         (lambda: (HALF, FRAME.assign(age=DAYS), ["age"]), TypeError, "got Timestamp"),
-        (lambda: (HALF, FRAME.assign(age=[decimal.Decimal(1)] * 60), ["age"]), TypeError, "got Decimal"),
+        (
+            lambda: (HALF, FRAME.assign(age=[decimal.Decimal(1)] * 60), ["age"]),
+            TypeError,
+            "got Decimal",
+        ),
         (lambda: (HALF, FRAME.assign(age=GONE), ["age"]), ValueError, "got None and nan"),
-        (lambda: (HALF, np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2)), [0]), TypeError, "masked array"),
+        (
+            lambda: (HALF, np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2)), [0]),
+            TypeError,
+            "masked array",
+        ),
         (lambda: (HALF, np.zeros((3, 2)), [True, False]), TypeError, "got True: no mask"),
         (lambda: (HALF, FRAME.assign(age=np.inf), ["age"]), ValueError, "finite numbers"),
         (lambda: (HALF, FRAME.assign(age=[[1]] * 60), ["age"]), TypeError, "hashable categories"),
@@ -373,12 +407,16 @@ HALF = type(
         (lambda: (HALF, np.zeros(3), [0]), ValueError, "2-D"),
         (lambda: (HALF, np.zeros((3, 2)), [2]), ValueError, "no column 2; it has 0, 1"),
         (
-            lambda: (LogisticRegression().fit(np.zeros((4, 2)), [0, 1, 0, 1]), np.zeros((3, 2)), [0]),
+            lambda: (
+                LogisticRegression().fit(np.zeros((4, 2)), [0, 1, 0, 1]),
+                np.zeros((3, 2)),
+                [0],
+            ),
             ValueError,
             "the 2 that the model was fitted on, got 1",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_sentence(call, error, message):
     with pytest.raises(error, match=message):
         imm.from_sklearn(*call())
@@ -466,8 +504,10 @@ def test_without_pandas_and_sklearn():
 import sys
 sys.modules.update(dict.fromkeys(["pandas", "sklearn", "scipy"]))
 import numpy as np, imm_lib as imm
-model = type("M", (), {"classes_": [0, 1], "predict_proba": lambda self, x: np.full((len(x), 2), .5)})()
-print(imm.from_sklearn(model, np.eye(4), [0, 3])[0](imm.from_sklearn(model, np.eye(4), [0, 3])[2]).shape)
+half = lambda self, x: np.full((len(x), 2), .5)
+model = type("M", (), {"classes_": [0, 1], "predict_proba": half})()
+target, _, short = imm.from_sklearn(model, np.eye(4), [0, 3])
+print(target(short).shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "torch.Size([4, 2])\n"

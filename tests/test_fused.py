@@ -1,4 +1,4 @@
-"""The fused last layer against its slow twin: cross-entropy plus an estimator of log-probabilities."""
+"""The fused last layer against its slow twin: cross-entropy plus an unfused estimator."""
 
 import copy
 import io

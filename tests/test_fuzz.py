@@ -1,5 +1,5 @@
-"""Every public callable with anything at all: it answers, or raises TypeError or ValueError; and valid
-input, however extreme, has no NaN gradient.
+"""Every public callable with anything at all: it answers, or raises TypeError or ValueError; and
+valid input, however extreme, has no NaN gradient.
 
 200 examples of each in the gate, ``IMM_FUZZ`` of them otherwise (``make fuzz``: 5,000).
 """
@@ -501,7 +501,7 @@ UNCHECKED = {("sequential_risk", "target"), ("sequential_risk", "passes"), ("dis
 UNCHECKED |= {("support", "contexts"), ("add_clipped", "backward"), ("add_clipped", "weight")}
 UNCHECKED |= {(kind, "kind") for kind in ("exact", "sampled", "sequential", "noising")}
 UNCHECKED |= {("MovingAverageIMM", "train")}
-# modules, protocols and what needs other input than tensors: each has bad input of its own in a test
+# modules, protocols and what needs other input than tensors: each has a test of bad input
 ELSEWHERE = {"data", "divergences", "means", "plotting", "premise", "results", "worth"} | {
     "Contexts",
     "coarsen",

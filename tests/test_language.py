@@ -116,9 +116,13 @@ def test_part_goes_on_with_the_first_line():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"lines": 0}, "lines"), ({"lines": 99}, "lines must be at most"), ({"lines": 1, "held_out": 9}, "held_out"),
-     ({"lines": 1, "least": -1}, "least")],
-)  # fmt: skip
+    [
+        ({"lines": 0}, "lines"),
+        ({"lines": 99}, "lines must be at most"),
+        ({"lines": 1, "held_out": 9}, "held_out"),
+        ({"lines": 1, "least": -1}, "least"),
+    ],
+)
 def test_part_refuses(arguments, words):
     corpus = Corpus(
         "c", torch.tensor([1, 0]), torch.tensor([1, 0]), torch.tensor([1, 0]), ["<eos>", "<unk>"]

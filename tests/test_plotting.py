@@ -90,7 +90,10 @@ def test_band_names_the_bad_argument_and_draws_nothing(x, method, message):
 
 
 def test_without_matplotlib_the_error_says_what_to_install():
-    code = "import sys; sys.modules['matplotlib'] = None; from imm_lib import plotting; plotting.use_style()"
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; "
+        "from imm_lib import plotting; plotting.use_style()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'imm_lib[plot]'" in done.stderr.splitlines()[-1]
 

@@ -9,7 +9,7 @@ from worlds import generator, random_log_q
 import imm_lib as imm
 
 GAPS = {0.2: 0.0431, 1.0: 0.1707, 1.5: 0.2158}
-"""KL(P ‖ Q*) in nats of the paper's tensor by λ. The numbers are ours: the paper prints the tensor alone."""
+"""KL(P ‖ Q*) in nats of the paper's tensor by λ. The paper prints the tensor alone."""
 
 
 def random_world(seed: int = 0, shape: tuple[int, int, int] = (3, 4, 3)) -> imm.TabularWorld:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side.asymptotics import noised
-from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.finite.simulations import noised
+from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.uses import USES, compare
 
 N = 3000

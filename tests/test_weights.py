@@ -1,5 +1,5 @@
-"""Weights of data points: one of weight 2 counts as two, one of weight 0 as none; and evaluation of a
-moving average on held-out text.
+"""Weights of data points: one of weight 2 counts as two, one of weight 0 as none; and evaluation of
+a moving average on held-out text.
 """
 
 import math

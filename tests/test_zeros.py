@@ -93,7 +93,10 @@ def by_definition(name, p, q):
     """Python's arithmetic on one row of positive probabilities."""
     pairs = [(a, b) for a, b in zip(p, q, strict=True)]
     middle = [(a + b) / 2 for a, b in pairs]
-    kl = lambda x, y: math.fsum(a * math.log(a / b) for a, b in zip(x, y, strict=True))  # noqa: E731
+
+    def kl(x, y):
+        return math.fsum(a * math.log(a / b) for a, b in zip(x, y, strict=True))
+
     return {
         "forward": lambda: kl(p, q),
         "reverse": lambda: kl(q, p),

@@ -1,4 +1,4 @@
-"""A transformer with Hugging Face's Trainer; the lines marked IMM are what the term adds."""
+"""A transformer with Hugging Face's Trainer; IMM marks what the term adds."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""A language model with IMM on several processes, each with its part of the text.
+"""A language model with IMM on many processes, each with some of the text.
 
 torchrun --standalone --nproc-per-node 2 train_lm.py
 """

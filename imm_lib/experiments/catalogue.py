@@ -153,7 +153,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "BERT base on all of CoLA, MRPC, RTE and QNLI (Table 2); needs a GPU and a model hub"
         ),
     },
-    "side": {
+    "finite": {
         "worth-asymptotics": (
             "excess risk of IMM on a finite world, simulated and by theory, over n, λ, m, "
             "with π known or not"
@@ -170,6 +170,8 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "rules that choose λ: the paper's schedule, m/n, plug-in, cross-validation, "
             "validation gradient"
         ),
+    },
+    "real": {
         "side-tuning": (
             "the rules that choose λ on real tables: breast cancer and wine, logistic regression"
         ),

@@ -104,8 +104,8 @@ def from_sklearn(
 
 
 class ClassifierTarget(KeepsPrecision):
-    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y) probabilities that
-    keeps its answers.
+    """What :func:`imm_lib.from_sklearn` makes of a classifier: a target short -> (B, Y)
+    probabilities that keeps its answers.
 
     Attributes:
         classes: the labels, in the order of the probabilities.
@@ -275,7 +275,7 @@ def _fits(model: Any, frame: Any, columns: list) -> None:
 
 
 def _warn_if_alone(group: Tensor, coding: Coding) -> None:
-    """Warn where categories leave most rows alone, as ids do, or numbers that are stored as text."""
+    """Warn where categories leave most rows alone, as ids do, or numbers stored as text."""
     alone = int((torch.bincount(group) == 1).sum())
     if not all(coding.numeric) and 2 * alone > len(group):
         names = [

@@ -64,8 +64,8 @@ class IMMTrainer(Trainer):
             raise TypeError(f"term must be an estimator, got {checks.describe(term)}")
         if isinstance(term, FusedIMM):
             raise TypeError(
-                "term must not be FusedIMM, which takes the place of the model's last layer: let the "
-                "model's forward return its scalar as the loss, and use transformers.Trainer"
+                "term must not be FusedIMM, which takes the place of the model's last layer: let "
+                "the model's forward return its scalar as the loss, and use transformers.Trainer"
             )
         if isinstance(term, SerializedIMM):
             raise TypeError(
@@ -111,7 +111,7 @@ class IMMTrainer(Trainer):
     def _positions(
         self, outputs: Any, short: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, Y) log-probabilities, (N, ...) short contexts and (N,) labels of labelled positions."""
+        """(N, Y) log-probabilities, (N, ...) short contexts, (N,) labels of labelled positions."""
         if labels is None:
             raise ValueError("inputs must hold labels, got none")
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
@@ -120,8 +120,8 @@ class IMMTrainer(Trainer):
             raise ValueError(f"logits must be {(*labels.shape, 'Y')}, as labels are, got {what}")
         if self.shift and labels.dim() < 2:
             raise ValueError(
-                f"labels must be (B, T) where they are shifted, got {checks.describe(labels)}: of a "
-                "classifier, pass the name of a column of short contexts, short="
+                f"labels must be (B, T) where they are shifted, got {checks.describe(labels)}: of "
+                "a classifier, pass the name of a column of short contexts, short="
             )
         if short.shape[: labels.dim()] != labels.shape:
             raise ValueError(

@@ -44,11 +44,13 @@ class FinitePOMDP(NamedTuple):
         if observation.dim() != 3 or observation.shape[:2] != transition.shape[:2]:
             shape = tuple(transition.shape[:2])
             raise ValueError(
-                f"observation must be (A, S, O) with (A, S) = {shape}, got {checks.describe(observation)}"
+                f"observation must be (A, S, O) with (A, S) = {shape}, got "
+                f"{checks.describe(observation)}"
             )
         if checks.floating("reward", reward).shape != transition.shape[:2]:
             raise ValueError(
-                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got {checks.describe(reward)}"
+                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got "
+                f"{checks.describe(reward)}"
             )
         if not torch.isfinite(reward).all():
             raise ValueError("reward must be finite, got NaN or infinite entries")
@@ -103,7 +105,8 @@ class FinitePOMDP(NamedTuple):
         joint = (belief @ self.transition[action]) * self.observation[action, :, observation]
         if joint.sum() <= 0:
             raise ValueError(
-                f"observation {observation} has probability 0 under the belief after action {action}"
+                f"observation {observation} has probability 0 under the belief after action "
+                f"{action}"
             )
         return joint / joint.sum()
 
@@ -141,10 +144,11 @@ class FastInformedBound(KeepsPrecision):
     Raises:
         ValueError: alpha vectors of another model.
 
-    >>> deterministic = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)              # two actions that stay there
-    >>> blind = torch.ones(2, 2, 1, dtype=torch.float64)                            # one observation: nothing is seen
+    >>> deterministic = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)  # two actions, both stay
+    >>> blind = torch.ones(2, 2, 1, dtype=torch.float64)  # one observation: nothing is seen
     >>> reward = torch.tensor([[1.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
-    >>> bound = FastInformedBound.solve(FinitePOMDP.of(deterministic, blind, reward), discount=0.5, tolerance=1e-9)
+    >>> model = FinitePOMDP.of(deterministic, blind, reward)
+    >>> bound = FastInformedBound.solve(model, discount=0.5, tolerance=1e-9)
     >>> bound.alpha
     tensor([[2.0000, 0.5000],
             [1.0000, 1.0000]], dtype=torch.float64)
@@ -202,8 +206,8 @@ class FastInformedBound(KeepsPrecision):
         rounding = 8 * torch.finfo(torch.float64).eps * horizon**2
         if tolerance <= rounding:
             raise ValueError(
-                f"tolerance must be above {rounding:.2g} at a discount of {discount}, which float64 "
-                f"does not resolve, got {tolerance:g}"
+                f"tolerance must be above {rounding:.2g} at a discount of {discount}, which "
+                f"float64 does not resolve, got {tolerance:g}"
             )
         if max_sweeps is None:
             enough = (

@@ -42,8 +42,9 @@ def _labels(name: str, rows: Tensor) -> None:
     """Raise ValueError unless there are at least two labels."""
     if rows.shape[1] < 2:
         raise ValueError(
-            f"{name} must have a column for each of at least two labels, got {checks.describe(rows)}; "
-            "for the probability p of one of two labels give torch.stack([1 - p, p], 1)"
+            f"{name} must have a column for each of at least two labels, got "
+            f"{checks.describe(rows)}; for the probability p of one of two labels give "
+            "torch.stack([1 - p, p], 1)"
         )
 
 
@@ -126,5 +127,6 @@ def _as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
     if callable(target):
         return CallableTarget(target)
     raise TypeError(
-        f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {checks.describe(target)}"
+        "target must be a (S, Y) tensor or a callable short -> (B, Y), got "
+        f"{checks.describe(target)}"
     )

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 aten = torch.ops.aten
 
 KIND = "maia"
-"""A kind of device that torch knows by name, that autocast accepts, and that no machine here has."""
+"""A kind of device that torch knows by name, that autocast accepts, and that is nowhere here."""
 SECOND = torch.device(KIND, 0)
 
 _MOVES = {aten._to_copy.default, aten.copy_.default, aten.copy.default}

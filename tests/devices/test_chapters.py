@@ -10,8 +10,8 @@ from second import KIND, SECOND
 
 import imm_lib as imm
 from imm_lib.experiments import logistic
+from imm_lib.experiments.finite import penalties
 from imm_lib.experiments.logistic import training
-from imm_lib.experiments.side import choice
 
 # What keeps a chapter's device path and makes it quick: pairs of old and new text. Assertions are
 # left out, since what they claim holds at the chapter's own sizes.
@@ -175,7 +175,7 @@ def a_second_device(monkeypatch):
     # a slider draws every picture; one will do
     monkeypatch.setattr(imm.plotting, "Slider", lambda draw, values, *rest: draw(values[0]))
 
-    monkeypatch.setattr(choice, "minimise", functools.partial(choice.minimise, steps=2))
+    monkeypatch.setattr(penalties, "minimise", functools.partial(penalties.minimise, steps=2))
 
     # gradients by hand are none of autograd's
     descend = training.descend

@@ -346,7 +346,8 @@ def test_the_core_on_a_device_without_float64(monkeypatch, kind, half):
         contexts = CONTEXTS[kind]().float().to(SECOND)
         target = TARGET.float().to(SECOND)
         if kind == "kernel":
-            target = lambda short: (short.unsqueeze(-1) * torch.ones(Y, device=SECOND)).softmax(-1)  # noqa: E731
+            ones = torch.ones(Y, device=SECOND)
+            target = lambda short: (short.unsqueeze(-1) * ones).softmax(-1)  # noqa: E731
         short = asked(kind, CPU)
         short = (short.float() if kind == "kernel" else short).to(SECOND)
         contexts.log_weights(short)

@@ -9,7 +9,8 @@ import torch
 from second import KIND, SECOND, second_device
 
 from imm_lib import experiments
-from imm_lib.experiments.side import tuning, weights
+from imm_lib.experiments.finite import tuning as rules
+from imm_lib.experiments.real import tuning
 
 # dropout is drawn where the model is
 _LSTM = {"width": 8, "dropout": 0.0, "batch": 4, "unroll": 5, "epochs": 2}
@@ -144,7 +145,7 @@ def run(experiment, unit, config):
 
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch):
-    for module in (tuning, weights):
+    for module in (tuning, rules):
         one = functools.partial(module.validation_gradient, steps=1)
         monkeypatch.setitem(module.RULES, "validation gradient", one)
         monkeypatch.setattr(module, "GRID", [0.0, 1.0])
@@ -163,8 +164,8 @@ def test_an_experiment_computes_on_the_device_that_it_is_given(name):
 
 # Makers that ignore the device they are told.
 IGNORED = [
-    ("worth-noising", "imm_lib.experiments.side.finite.LogitWorld.to"),
-    ("side-tables", "imm_lib.experiments.side.sources.Problem.to"),
+    ("worth-noising", "imm_lib.experiments.finite.worlds.LogitWorld.to"),
+    ("side-tables", "imm_lib.experiments.real.sources.Problem.to"),
     ("grid-beyond", "imm_lib.experiments.grid.torus.Torus.to"),
     ("logistic-sizes", "imm_lib.experiments.logistic.problem.Data.to"),
     ("sensors", "imm_lib.experiments.sensors.Task.to"),

@@ -42,7 +42,8 @@ def problems(notebook) -> list[str]:
             found.append(f"code cell {i} was never executed")
         elif cell.execution_count != expected:
             found.append(
-                f"code cell {i} was run out of order: In [{cell.execution_count}], expected In [{expected}]"
+                f"code cell {i} was run out of order: In [{cell.execution_count}], expected In "
+                f"[{expected}]"
             )
         expected = (cell.execution_count or expected) + 1
         if "execution" in cell.metadata:

@@ -1,5 +1,5 @@
-"""The main line, from the front page to the last case: what it must answer, how long it is, and that
-its loops written out and the library's are the same.
+"""The main line, from the front page to the last case: what it must answer, how long it is, and
+that its loops written out and the library's are the same.
 """
 
 import re
@@ -20,7 +20,7 @@ model.
 WORDS = 26_000
 PROSE = ("exercise", "solution", "figure", "prf:", "admonition", "note", "tip", "warning")
 
-# What a reader of the front page and of chapters 1 to 4 can answer, and the heading it stands under.
+# What a reader of the front page and of chapters 1 to 4 can answer, and the heading above it.
 QUESTIONS = {
     "What is the induced model?": ("01", "A nurse, a doctor and a hundred patients"),
     "Can it prove a model right?": ("01", "An induced model convicts, and does not acquit"),

@@ -13,10 +13,10 @@ What it takes to make this book again. Both tables are generated from stored mea
 
 ## Chapters
 
-Seconds of wall time and the largest memory of the kernel, of the last `make rerun NOTE=1`, on one thread of a CPU. The
-gate executes every chapter again and compares what it prints. On a machine with a GPU `make test IMM_DEVICE=cuda`
-executes them there, with all their assertions, and `make rerun IMM_DEVICE=cuda` says which cells print otherwise; the
-outputs in the book are a CPU's.
+Seconds of wall time and the largest memory of the kernel, of the last `make rerun NOTE=1`, on one
+thread of a CPU. The gate executes every chapter again and compares what it prints. On a machine
+with a GPU `make test IMM_DEVICE=cuda` executes them there, with all their assertions, and
+`make rerun IMM_DEVICE=cuda` says which cells print otherwise; the outputs in the book are a CPU's.
 
 | chapter | seconds | memory, MiB | Python | torch | system | machine |
 |---|---|---|---|---|---|---|
@@ -25,9 +25,10 @@ outputs in the book are a CPU's.
 _RUNS = """
 ## Experiments
 
-Stored runs at full scale. Wall time is that of the units one after another, memory that of the largest process. Several
-runs shared the machine's two cores, so that a time is an upper bound and no benchmark; those are made by `make bench`.
-The device is where a run's tensors were, whatever was asked for. {where}
+Stored runs at full scale. Wall time is that of the units one after another, memory that of the
+largest process. Several runs shared the machine's two cores, so that a time is an upper bound and
+no benchmark; those are made by `make bench`. The device is where a run's tensors were, whatever was
+asked for. {where}
 
 | experiment | units | wall time | memory, MiB | device | torch | date | commit |
 |---|---|---|---|---|---|---|---|

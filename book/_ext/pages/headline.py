@@ -19,7 +19,7 @@ from imm_lib.experiments.clinic import reading
 from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings as masked
-from imm_lib.experiments.side import real
+from imm_lib.experiments.real import readings as real
 from pages.execution import stored
 from pages.reproduction import NORMAL, numbers
 
@@ -62,17 +62,21 @@ def _reversed(interval: Interval) -> Interval:
 MAP = ("map-tables", "map-large", "map-cube", "map-grid", "map-text")
 LEADING = {
     "cube 1 1 1, n = 10": "Logistic regression on the cube, 10 points",
-    "breast cancer, linear, n = 20": "Tumours (`breast cancer`, a target of two measurements), 20 cases",
+    "breast cancer, linear, n = 20": (
+        "Tumours (`breast cancer`, a target of two measurements), 20 cases"
+    ),
     "wine, linear, n = 20": "Wines (`wine`), 20 cases",
     "anes96, linear, n = 20": "Voters (`anes96`), 20 cases",
     "diabetes, linear, n = 20": "Diabetes (`diabetes`), 20 cases",
     "fair, linear, n = 20": "Marriages (`fair`), 20 cases",
     "digits, network, n = 50": "Digits by a target that sees a quarter, 50 pictures",
-    "grid, split target, 50 trials": "A walker on the grid by a policy that knows one coordinate, 50 trials",
+    "grid, split target, 50 trials": (
+        "A walker on the grid by a policy that knows one coordinate, 50 trials"
+    ),
     "LSTM, 3 % of PTB": "An LSTM on 3 % of the Penn Treebank",
 }
-"""Of every source of the map its smallest size, by a linear model if there is one, whatever it says;
-of the text the size on which the weights were tuned.
+"""Of every source of the map its smallest size, by a linear model if there is one, whatever it
+says; of the text the size on which the weights were tuned.
 """
 
 
@@ -113,9 +117,9 @@ def _diagnoses() -> Iterator[Line]:
     gain = {method: _less(loss[method], loss["baseline"]) for method in methods}
     best = min(methods[:-1], key=lambda method: gain[method][0])
     yield Line(
-        f"Tumours by a target of one measurement, {n} cases, settings chosen by five folds of the same cases, "
-        f"{len(entries)} partitions, test loss less that without a target: IMM {_signed(gain['IMM'], 3)} nats, the "
-        f"{best} {_signed(gain[best], 3)}. The two are level.",
+        f"Tumours by a target of one measurement, {n} cases, settings chosen by five folds of the "
+        f"same cases, {len(entries)} partitions, test loss less that without a target: IMM "
+        f"{_signed(gain['IMM'], 3)} nats, the {best} {_signed(gain[best], 3)}. The two are level.",
         "04-your-first-real-data",
         gain["IMM"],
         _less(loss["IMM"], loss[best]),
@@ -130,9 +134,9 @@ def _snippets() -> Iterator[Line]:
     test = {arm: run["test"] for arm, run in runs.items()}
     gain = {arm: _less(test[arm], test["baseline"]) for arm in ("reverse-KD", "IMM, bigram")}
     yield Line(
-        f"An LSTM with restricted samples of other text, {len(test['baseline'])} seeds, test perplexity "
-        f"less that without a target: IMM {_signed(gain['IMM, bigram'], 1)}, reverse distillation "
-        f"{_signed(gain['reverse-KD'], 1)}.",
+        f"An LSTM with restricted samples of other text, {len(test['baseline'])} seeds, test "
+        f"perplexity less that without a target: IMM {_signed(gain['IMM, bigram'], 1)}, reverse "
+        f"distillation {_signed(gain['reverse-KD'], 1)}.",
         "16-real-side-information",
         gain["IMM, bigram"],
         _less(test["IMM, bigram"], test["reverse-KD"]),
@@ -150,9 +154,10 @@ def _seen() -> Iterator[Line]:
     ours, plain = loss["seen labels, λ = 1"], loss["baseline"]
     other, dense = loss["reverse-KD, λ = 1"], loss["all labels, λ = 1"]
     yield Line(
-        f"The same LSTM with λ = 1 for all, {len(ours)} seeds, test perplexity less plain training's: IMM that "
-        f"corrects only seen labels {_signed(_less(ours, plain), 1)}, IMM by a whole table "
-        f"{_signed(_less(dense, plain), 1)}, reverse distillation {_signed(_less(other, plain), 1)}.",
+        f"The same LSTM with λ = 1 for all, {len(ours)} seeds, test perplexity less plain "
+        f"training's: IMM that corrects only seen labels {_signed(_less(ours, plain), 1)}, IMM by "
+        f"a whole table {_signed(_less(dense, plain), 1)}, reverse distillation "
+        f"{_signed(_less(other, plain), 1)}.",
         "21-cost-and-fidelity",
         _less(ours, plain),
         _less(ours, other),
@@ -174,8 +179,9 @@ def _fine_tuning() -> Iterator[Line]:
         for arm in ("MLM + IMM", "MLM + noising")
     }
     yield Line(
-        f"Fine-tuning a small transformer on CoLA, {area['MLM + IMM']['seeds']} seeds, area under the "
-        f"curve less that without a target: IMM {_shown(ours)} points, noising {_shown(other)}.",
+        f"Fine-tuning a small transformer on CoLA, {area['MLM + IMM']['seeds']} seeds, area under "
+        f"the curve less that without a target: IMM {_shown(ours)} points, noising "
+        f"{_shown(other)}.",
         "15-fine-tuning",
         _reversed(ours),
         _less(points["MLM + noising"], points["MLM + IMM"]),
@@ -195,14 +201,14 @@ def _map() -> str:
         return ""
     lines = "\n".join(f"- {line}" for line in reading.counted(cells))
     told = (
-        f"Over {len(cells)} tasks, all trained by one protocol (the *map* of {_link('09-what-to-use')}):"
-        f"\n\n{lines}"
+        f"Over {len(cells)} tasks, all trained by one protocol (the *map* of "
+        f"{_link('09-what-to-use')}):\n\n{lines}"
     )
     told += (
-        "\n\nLosses on the map are in nats, half squared errors for `diabetes`, and minus the return on the grid. "
-        "*By folds* is by five "
-        "folds of the training cases, or by validation text; IMM's λ in the lines of the boxes, too. The rival is "
-        "picked afterwards, in its favour. The boxes have one line for each kind of task."
+        "\n\nLosses on the map are in nats, half squared errors for `diabetes`, and minus the "
+        "return on the grid. *By folds* is by five folds of the training cases, or by validation "
+        "text; IMM's λ in the lines of the boxes, too. The rival is picked afterwards, in its "
+        "favour. The boxes have one line for each kind of task."
     )
     return told
 
@@ -250,8 +256,9 @@ def _table_4() -> Iterator[str]:
         nearest = logistic.against(other)
         count = sum(map(logistic.inside, nearest))
         told += (
-            f" and {noising(nearest)} on (1, 3, 3). There {count} of the table's {len(nearest)} means are "
-            "inside by the book's rule; no setting that was tried rises as much from 20 points on"
+            f" and {noising(nearest)} on (1, 3, 3). There {count} of the table's {len(nearest)} "
+            "means are inside by the book's rule; no setting that was tried rises as much from 20 "
+            "points on"
         )
     yield f"{told}. {_link('17-lambda-and-table-4')}."
 
@@ -263,8 +270,8 @@ def _shifted() -> Iterator[str]:
         change = torch.cat([found.change.flatten() for found in shifted])
         harmed = (change[ahead <= 0] > 0).double().mean().item()
         yield (
-            "A target that is not ahead of the model's own induced model on held-out pairs: IMM did "
-            f"harm in {100 * harmed:.0f} % of such splits. {_link('16-real-side-information')}."
+            "A target that is not ahead of the model's own induced model on held-out pairs: IMM "
+            f"did harm in {100 * harmed:.0f} % of such splits. {_link('16-real-side-information')}."
         )
 
 
@@ -279,9 +286,10 @@ def _not_run() -> Iterator[str]:
     if missing:
         tally = Counter(number.verdict for number in numbers() if not number.bar)
         yield (
-            f"Of the numbers that the paper prints, bars aside, {tally['inside']} agree with ours by the 95 % "
-            f"interval, {tally['outside']} do not, and {tally['not run']} are not run. Each has its command on the "
-            "[reproduction](reproduction.md) page; Tables 1, 2 and 5 need a GPU."
+            f"Of the numbers that the paper prints, bars aside, {tally['inside']} agree with ours "
+            f"by the 95 % interval, {tally['outside']} do not, and {tally['not run']} are not run. "
+            "Each has its command on the [reproduction](reproduction.md) page; Tables 1, 2 and 5 "
+            "need a GPU."
         )
 
 

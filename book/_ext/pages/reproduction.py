@@ -140,8 +140,9 @@ def _table_4(exchanged: bool = False) -> Iterator[Number]:
 
 def _some_sizes() -> str:
     """What the extra data would be over five of the sizes."""
-    note = """Ours is the mean over the twelve sizes from 2 to 50 of [chapter 11](11-logistic-regression.ipynb). The
-paper says neither over which sizes it averages nor how large its error is."""
+    note = """Ours is the mean over the twelve sizes from 2 to 50 of
+[chapter 11](11-logistic-regression.ipynb). The paper says neither over which sizes it averages nor
+how large its error is."""
     if result := stored("logistic-extra-data"):
         tens = result["units"][0]["numbers"]["tens"]
         low, high = tens["interval"]
@@ -160,8 +161,9 @@ def _bars() -> str:
         ]
         for exchanged in (False, True)
     ]
-    return f"""Most of the paper's upper bars are longer than its lower ones, though accuracies end at 100. As printed
-{found[0]} of the 42 bars are inside; if upper and lower are exchanged, {found[1]} are."""
+    return f"""Most of the paper's upper bars are longer than its lower ones, though accuracies end
+at 100. As printed {found[0]} of the 42 bars are inside; if upper and lower are exchanged,
+{found[1]} are."""
 
 
 def _language(
@@ -235,7 +237,7 @@ def numbers() -> list[Number]:
 
 
 def counts(found: list[Number]) -> dict[str, Counter]:
-    """How many numbers of each place have which verdict; percentile bars are a place of their own."""
+    """How many numbers of each place have which verdict; percentile bars are a place apart."""
     tally: dict[str, Counter] = {}
     for number in found:
         place = f"{number.place}, percentile bars" if number.bar else number.place
@@ -306,32 +308,33 @@ def page() -> str:
 
 _HEAD = """# Reproduction
 
-Every number that the paper ({{cite:t}}`muneeb2024induced`) prints for an experiment of this book, beside
-ours. Of {printed} numbers {ran} have been run, and {inside} of these agree with the paper. The {bars} ends of
-Table 4's percentile bars are counted apart. This page is generated from the stored results by
-`make pages`; a test makes it anew and compares.
+Every number that the paper ({{cite:t}}`muneeb2024induced`) prints for an experiment of this book,
+beside ours. Of {printed} numbers {ran} have been run, and {inside} of these agree with the paper.
+The {bars} ends of Table 4's percentile bars are counted apart. This page is generated from the
+stored results by `make pages`; a test makes it anew and compares.
 """
 
-_RULE = """A number is *inside* if it differs from ours by no more than the 95 % interval of the difference
-and half a unit of the paper's last digit, *outside* if by more. The whole book uses this rule. The
-interval has the errors of both sides where the paper says enough to know its own, and ours only
-where not; it is ± 0 for what is computed exactly. *Not run* means that no result is stored; the
-command is the one that would make it. A time is that of the whole command, which may make more than
-one number. Of numbers that are truly the same, one in twenty is outside by chance.
+_RULE = """A number is *inside* if it differs from ours by no more than the 95 % interval of the
+difference and half a unit of the paper's last digit, *outside* if by more. The whole book uses
+this rule. The interval has the errors of both sides where the paper says enough to know its own,
+and ours only where not; it is ± 0 for what is computed exactly. *Not run* means that no result is
+stored; the command is the one that would make it. A time is that of the whole command, which may
+make more than one number. Of numbers that are truly the same, one in twenty is outside by chance.
 
-What the paper shows in figures, without numbers, is compared in the chapters, statement by statement.
+What the paper shows in figures, without numbers, is compared in the chapters, statement by
+statement.
 """
 
 _NOTES = {
-    "Table 1": """The paper's is the best of several restarts, ours is to be the mean of two seeds. [Chapter
-14](14-lstm-language-models.ipynb) has the same methods on a part of the text.""",
+    "Table 1": """The paper's is the best of several restarts, ours is to be the mean of two seeds.
+[Chapter 14](14-lstm-language-models.ipynb) has the same methods on a part of the text.""",
     "Table 2": """BERT base needs weights from a model hub and a GPU; it has not been run. [Chapter
 15](15-fine-tuning.ipynb) has the same arms on a smaller encoder and parts of CoLA and MRPC.""",
-    "Table 4": """Accuracies in per cent at λ = 1.5. The paper does not print its plane. Ours has the normal
-(1, 1, 1) and goes through the centre of the cube. The errors of the paper's means are read off its
-bars. Baseline and IMM are near the printed means, though not always inside; the noising column is
-not. [Chapter 17](17-lambda-and-table-4.ipynb) has the search for a plane, and all three columns on the
-nearest ones.""",
+    "Table 4": """Accuracies in per cent at λ = 1.5. The paper does not print its plane. Ours has
+the normal (1, 1, 1) and goes through the centre of the cube. The errors of the paper's means are
+read off its bars. Baseline and IMM are near the printed means, though not always inside; the
+noising column is not. [Chapter 17](17-lambda-and-table-4.ipynb) has the search for a plane, and all
+three columns on the nearest ones.""",
     "Table 5": """The restricted model is in the paper's convention for perplexities ([chapter
 13](13-kneser-ney.ipynb)).""",
 }

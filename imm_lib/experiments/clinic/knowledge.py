@@ -9,8 +9,8 @@ from torch import Tensor
 
 from imm_lib.coarse import coarsen
 from imm_lib.experiments import Experiment, options
-from imm_lib.experiments.side.descent import minimise
-from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.finite.descent import minimise
+from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.experiments.table import Table
 from imm_lib.means import linear_worth
 from imm_lib.worth import Worth

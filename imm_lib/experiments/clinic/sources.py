@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.experiments.side import sources
+from imm_lib.experiments.real import sources
 
 
 class Table(NamedTuple):

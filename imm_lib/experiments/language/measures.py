@@ -33,7 +33,7 @@ def label_log_probs(model: LanguageModel, stream: Stream) -> Tensor:
 
 
 def perplexity(log_p: Tensor) -> float:
-    """exp of minus the mean of log-probabilities; infinite where the mean is too low for a float."""
+    """exp of minus the mean of log-probabilities, at most e^700."""
     return math.exp(min(-log_p.double().mean().item(), 700.0))
 
 

@@ -159,7 +159,7 @@ def _add_gradients(
     lam: float,
     settings: Settings,
 ) -> None:
-    """Clipped gradients of loss + lam (shared + parts) into ``.grad``; a term has one of the two."""
+    """Clipped gradients of loss + lam (shared + parts) into .grad; a term has one of the two."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not (shared is None if settings.clip_apart is None else settings.clip_apart):
         (loss if shared is None else loss + lam * shared).backward()
@@ -307,8 +307,8 @@ class Run:
 
     def _where(self, number: int) -> str:
         return (
-            f"step {number + 1} of epoch {len(self.history) + 1}: lower lr ({self.lr:g}), or let the term start later; "
-            f"the last whole epoch's checkpoint is kept"
+            f"step {number + 1} of epoch {len(self.history) + 1}: lower lr ({self.lr:g}), or let "
+            "the term start later; the last whole epoch's checkpoint is kept"
         )
 
     def state(self) -> dict:
@@ -335,7 +335,8 @@ class Run:
         for field, value in self.key.items():
             if state["key"].get(field) != value:
                 raise ValueError(
-                    f"checkpoint must be of {field} = {value!r}, got {name} of {state['key'].get(field)!r}"
+                    f"checkpoint must be of {field} = {value!r}, got {name} of "
+                    f"{state['key'].get(field)!r}"
                 )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import LogitWorld, networks, real, sources, tuning, weights
+from imm_lib.experiments.finite import LogitWorld
+from imm_lib.experiments.finite import tuning as rules
+from imm_lib.experiments.real import readings, sources, training, tuning
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def shifted(shift):
 
 def test_pixels_return_to_their_places():
     problem = sources.draw("digits", 20, 100, seed=0)
-    network = networks.Network("convolutions", problem)
+    network = training.Network("convolutions", problem)
     pixels = torch.arange(64.0)
     seen = sources.source("digits")[2]
     rest = [i for i in range(64) if i not in seen]
@@ -64,31 +66,31 @@ def test_pixels_return_to_their_places():
 @pytest.mark.parametrize("kind", ["logistic", "network"])
 def test_every_method_trains_and_repeats(problem, kind):
     losses = {}
-    for method in networks.METHODS:
+    for method in training.METHODS:
         twice = [
-            networks.evaluate(networks.train(problem, kind, method, steps=20), problem)
+            training.evaluate(training.train(problem, kind, method, steps=20), problem)
             for _ in range(2)
         ]
         assert twice[0] == twice[1]
         losses[method] = twice[0]["loss"]
     assert len(set(losses.values())) == 3
-    alone = networks.evaluate(networks.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
+    alone = training.evaluate(training.train(problem, kind, "IMM", lam=0.0, steps=20), problem)
     assert alone["loss"] == pytest.approx(
         losses["baseline"], abs=0.05
     )  # up to the generator's other draws
 
 
 def test_a_narrow_kernel_is_reverse_distillation(problem):
-    narrow = networks.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30)
-    reverse = networks.train(problem, "logistic", "reverse-KD", steps=30)
+    narrow = training.train(problem, "logistic", "IMM", bandwidth=1e-4, steps=30)
+    reverse = training.train(problem, "logistic", "reverse-KD", steps=30)
     torch.testing.assert_close(narrow.body.weight, reverse.body.weight, atol=1e-3, rtol=1e-3)
 
 
 def test_interpolation_at_one_is_the_target(problem):
-    network = networks.train(problem, "logistic", steps=2)
+    network = training.train(problem, "logistic", steps=2)
     rows = problem.target(problem.test.short)
     accuracy = (rows.argmax(1) == problem.test.label).double().mean().item()
-    assert networks.evaluate(network, problem, 1.0)["accuracy"] == pytest.approx(accuracy)
+    assert training.evaluate(network, problem, 1.0)["accuracy"] == pytest.approx(accuracy)
 
 
 def test_bad_input(problem):
@@ -99,22 +101,20 @@ def test_bad_input(problem):
     with pytest.raises(ValueError, match="shift"):
         sources.draw("wine", 10, 10, 0, shift=2.0)
     with pytest.raises(ValueError, match="method must be one of"):
-        networks.train(problem, "logistic", "noising")
+        training.train(problem, "logistic", "noising")
     with pytest.raises(ValueError, match="kind must be"):
-        networks.train(problem, "tree")
+        training.train(problem, "tree")
 
 
 @pytest.fixture(scope="module")
 def data():
-    return weights.Data(LogitWorld.draw(), 100, "inf", 6, torch.Generator().manual_seed(0))
+    return rules.Data(LogitWorld.draw(), 100, "inf", 6, torch.Generator().manual_seed(0))
 
 
 def test_every_rule_gives_a_weight_per_data_set(data):
-    for name, rule in weights.RULES.items():
+    for name, rule in rules.RULES.items():
         lam = rule(data)
-        assert lam.shape == (6,) and (lam >= 0).all() and (lam <= weights.LARGEST + 1e-4).all(), (
-            name
-        )
+        assert lam.shape == (6,) and (lam >= 0).all() and (lam <= rules.LARGEST + 1e-4).all(), name
 
 
 def test_the_validation_gradient_is_that_of_the_held_out_loss(data):
@@ -123,10 +123,10 @@ def test_the_validation_gradient_is_that_of_the_held_out_loss(data):
 
     def held_out(log_lam):
         theta = data.fit(counts, torch.full((6,), log_lam).exp())
-        return weights.value(data.world.features, data.folds[0], (), theta)
+        return rules.value(data.world.features, data.folds[0], (), theta)
 
     slope = held_out(1e-3) - held_out(-1e-3)
-    moved = weights.validation_gradient(data, steps=1, rate=0.1).log()
+    moved = rules.validation_gradient(data, steps=1, rate=0.1).log()
     assert (moved.sign() == -slope.sign()).all()
 
 
@@ -149,7 +149,7 @@ def test_a_clinics_fit_has_no_gradient_left(clinic):
         part = clinic.without(None)
         (gradient,) = torch.autograd.grad(clinic.objective(theta, part, lam), theta)
         assert gradient.abs().max() < 1e-4
-    assert sum(len(clinic.fold(i).label) for i in range(weights.FOLDS)) == 25 == len(part.label)
+    assert sum(len(clinic.fold(i).label) for i in range(rules.FOLDS)) == 25 == len(part.label)
     assert len(clinic.without(1).label) == 20
 
 
@@ -165,7 +165,7 @@ def test_the_hypergradient_is_a_difference_quotient(clinic):
 def test_every_rule_chooses_a_weight(clinic):
     for name, rule in tuning.RULES.items():
         lam = rule(clinic)
-        assert 0 <= lam <= weights.LARGEST, name
+        assert 0 <= lam <= rules.LARGEST, name
     assert tuning.RULES["paper's schedule"](clinic) == pytest.approx(0.5405 / 0.4595, rel=1e-3)
     assert 0.3 < tuning.RULES["plug-in"](clinic) < 10
 
@@ -183,12 +183,12 @@ def test_settings_are_chosen_on_the_other_half_of_the_splits():
         run(0.1, 0.6),
         run(0.8, 0.3),
     ]  # even splits like λ = 1, odd ones λ = 3
-    assert real.chosen(runs, "IMM").tolist() == [0.5, 0.9, 0.6, 0.8]
-    assert real.chosen(runs, "IMM", "accuracy").tolist() == [-0.5, -0.9, -0.6, -0.8]
-    assert real.chosen(runs, "baseline").tolist() == [1.0] * 4
+    assert readings.chosen(runs, "IMM").tolist() == [0.5, 0.9, 0.6, 0.8]
+    assert readings.chosen(runs, "IMM", "accuracy").tolist() == [-0.5, -0.9, -0.6, -0.8]
+    assert readings.chosen(runs, "baseline").tolist() == [1.0] * 4
     for bad in (("ridge", runs), ("IMM", runs[:1])):
         with pytest.raises(ValueError, match="family must be"):
-            real.chosen(bad[1], bad[0])
+            readings.chosen(bad[1], bad[0])
 
 
 def test_a_gain_leaves_out_what_it_is_told_to():
@@ -197,10 +197,10 @@ def test_a_gain_leaves_out_what_it_is_told_to():
         return {"methods": {name: {"loss": loss, "accuracy": 0.0} for name, loss in reads.items()}}
 
     runs = [run(0.1, 0.6), run(0.1, 0.8)]
-    assert real.gain(runs, "IMM")[0] == pytest.approx(-0.9)
-    mean, half = real.gain(runs, "IMM", leave_out="0.03")
+    assert readings.gain(runs, "IMM")[0] == pytest.approx(-0.9)
+    mean, half = readings.gain(runs, "IMM", leave_out="0.03")
     assert (mean, half) == pytest.approx(imm.results.mean_interval([-0.4, -0.2]))
-    assert real.mean(runs, "IMM, bandwidth 0.3") == pytest.approx(0.7)
+    assert readings.mean(runs, "IMM, bandwidth 0.3") == pytest.approx(0.7)
 
 
 def test_too_few_examples_are_refused_before_anything_is_fitted():
@@ -214,16 +214,16 @@ def test_too_few_examples_are_refused_before_anything_is_fitted():
 
 def test_harm_is_counted_by_bins():
     measure, change = torch.tensor([[0.5, 1.0, 1.5, 3.0]]), torch.tensor([[0.1, -0.3, 0.2, 0.4]])
-    found = real.harm(measure, change, [0, 1, 4])
+    found = readings.harm(measure, change, [0, 1, 4])
     torch.testing.assert_close(found, torch.tensor([[2, 0.5, -0.1, 0.1], [2, 1.0, 0.3, 0.4]]))
 
 
 def test_left_out_pairs_tell_a_good_target_from_one_of_another_population():
-    good, bad = (networks.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
+    good, bad = (training.left_out(shifted(share), "logistic", 5, steps=50) for share in (0.0, 1.0))
     assert good > bad and bad < -2
     for folds in (0, 1, 31):
         with pytest.raises(ValueError, match="folds"):
-            networks.left_out(shifted(0.0), "logistic", folds)
+            training.left_out(shifted(0.0), "logistic", folds)
 
 
 def test_shifted_runs_are_read_by_data_and_share():
@@ -241,7 +241,7 @@ def test_shifted_runs_are_read_by_data_and_share():
         }
 
     units = [entry(share, seed, 1 + share + seed) for share in (0.0, 0.5) for seed in range(3)]
-    found = real.by_shift({"units": units})["wine"]
+    found = readings.by_shift({"units": units})["wine"]
     assert found.share.tolist() == [[0.0], [0.5]]
     assert found.z.tolist() == [[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]]
     assert found.lead.tolist() == [[0.0, -1.0, -2.0], [0.5, -0.5, -1.5]]

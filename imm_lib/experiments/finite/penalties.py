@@ -9,8 +9,8 @@ from torch import Tensor
 from imm_lib import divergences
 from imm_lib.divergences import Divergence
 from imm_lib.experiments import Experiment, options
-from imm_lib.experiments.side.descent import minimise
-from imm_lib.experiments.side.finite import LogitWorld, by_view, share
+from imm_lib.experiments.finite.descent import minimise
+from imm_lib.experiments.finite.worlds import LogitWorld, by_view, share
 from imm_lib.experiments.table import Table
 
 BINS = 10

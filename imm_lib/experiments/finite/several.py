@@ -7,8 +7,8 @@ from functools import reduce
 import torch
 
 from imm_lib.experiments import Experiment
-from imm_lib.experiments.side import asymptotics
-from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.finite import simulations
+from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.worth import Worth
 
 SETS = {
@@ -49,7 +49,7 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             if names
             else theta.shape[1] / (2 * n)
         )
-        cells[name] = {"theory": theory, **asymptotics.summary(world.excess(theta), found)}
+        cells[name] = {"theory": theory, **simulations.summary(world.excess(theta), found)}
     return {"cells": cells}
 
 
@@ -64,6 +64,6 @@ EXPERIMENTS = [
             {"seed": 100 * seed + i, "n": n} for i, n in enumerate(config["n"])
         ],
         run=_run,
-        table=asymptotics.table({"n": "{n}", "restricted models": "{models}"}, "models"),
+        table=simulations.table({"n": "{n}", "restricted models": "{models}"}, "models"),
     )
 ]

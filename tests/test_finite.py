@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.side import (
+from imm_lib.experiments.finite import (
     LogitWorld,
     Restriction,
-    asymptotics,
-    choice,
     complete,
-    finite,
     fit,
+    penalties,
     several,
+    simulations,
+    worlds,
 )
-from imm_lib.experiments.side.descent import minimise
+from imm_lib.experiments.finite.descent import minimise
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def world():
 
 
 def setting(world, n=60, ratio=2.0, known=False, runs=5, lam=2.0, seed=0):
-    return asymptotics.data(world, n, ratio, known, runs, lam, torch.Generator().manual_seed(seed))
+    return simulations.data(world, n, ratio, known, runs, lam, torch.Generator().manual_seed(seed))
 
 
 def log_rows(world, theta):
@@ -127,20 +127,20 @@ def test_theory_and_simulation_meet(world):
 
 
 def test_noising_has_a_floor(world):
-    floors = {lam: asymptotics.noising_floor(world, lam) for lam in (0.01, 0.02, 0.3)}
+    floors = {lam: simulations.noising_floor(world, lam) for lam in (0.01, 0.02, 0.3)}
     off = {lam: linear / exact - 1 for lam, (exact, linear) in floors.items()}
     assert abs(off[0.01]) < 0.03 and off[0.02] == pytest.approx(
         2 * off[0.01], rel=0.1
     )  # first order in λ
     assert floors[0.3][0] > floors[0.02][0] > floors[0.01][0] > 0
     counts = world.sample(20_000, 50, torch.Generator().manual_seed(0))
-    theta, _ = fit(world.features, asymptotics.noised(world, counts, 1.0))
+    theta, _ = fit(world.features, simulations.noised(world, counts, 1.0))
     assert world.excess(theta).mean() == pytest.approx(
-        asymptotics.noising_floor(world, 1.0)[0], rel=0.05
+        simulations.noising_floor(world, 1.0)[0], rel=0.05
     )
     assert (
         world.excess(fit(world.features, counts)[0]).mean()
-        < 0.05 * asymptotics.noising_floor(world, 1.0)[0]
+        < 0.05 * simulations.noising_floor(world, 1.0)[0]
     )
 
 
@@ -174,13 +174,15 @@ def test_any_divergence_is_fitted_to_the_same_truth():
         "Cauchy-Schwarz",
     ):
         options = {"divergence": imm.divergences.NAMED[name], "lam": 1.0, "decay": 0.0}
-        assert world.excess(choice.fit(world, counts, view, target, **options)).item() < 1e-4
+        assert world.excess(penalties.fit(world, counts, view, target, **options)).item() < 1e-4
         assert (
-            world.excess(choice.fit(world, counts, view, target, matching="full", **options)).item()
+            world.excess(
+                penalties.fit(world, counts, view, target, matching="full", **options)
+            ).item()
             > 1e-3
         )
     with pytest.raises(ValueError, match="matching"):
-        choice.fit(world, counts, view, target, imm.divergences.forward_kl, 1.0, "half")
+        penalties.fit(world, counts, view, target, imm.divergences.forward_kl, 1.0, "half")
 
 
 def test_the_cross_entropy_by_descent_is_fisher_scoring():
@@ -190,7 +192,7 @@ def test_the_cross_entropy_by_descent_is_fisher_scoring():
     for lam in (2.0, 1000.0):
         exact, found = fit(world.features, counts, [several.perfect(world, view, lam)])
         assert found.all()
-        descent = choice.fit(
+        descent = penalties.fit(
             world, counts, view, world.target(view), imm.divergences.forward_kl, lam, decay=0.0
         )
         torch.testing.assert_close(descent, exact, atol=1e-5, rtol=1e-5)
@@ -203,19 +205,21 @@ def test_total_variation_is_a_constraint_where_its_weight_is_large():
         world.target(view),
         None,
     )
-    for epsilon in choice.ROUNDINGS:
-        theta = choice.fit(world, counts, view, target, choice.rounded(epsilon), 100.0, start=theta)
-    belief = finite.share(world.pi, view)
+    for epsilon in penalties.ROUNDINGS:
+        theta = penalties.fit(
+            world, counts, view, target, penalties.rounded(epsilon), 100.0, start=theta
+        )
+    belief = worlds.share(world.pi, view)
     assert (
-        finite.by_view(belief * world.probability(theta), view) - target[:, 1]
+        worlds.by_view(belief * world.probability(theta), view) - target[:, 1]
     ).abs().max() < 1e-4
-    smooth = choice.fit(world, counts, view, target, imm.divergences.forward_kl, 100.0)
+    smooth = penalties.fit(world, counts, view, target, imm.divergences.forward_kl, 100.0)
     assert (
-        finite.by_view(belief * world.probability(smooth), view) - target[:, 1]
+        worlds.by_view(belief * world.probability(smooth), view) - target[:, 1]
     ).abs().max() > 1e-3
     p, log_q = target[:2], torch.tensor([[0.4, 0.6], [0.3, 0.7]], dtype=torch.float64).log()
     torch.testing.assert_close(
-        choice.rounded(1e-9)(p, log_q),
+        penalties.rounded(1e-9)(p, log_q),
         imm.divergences.NAMED["total variation"](p, log_q),
         atol=1e-8,
         rtol=0,
@@ -231,12 +235,12 @@ def test_every_fit_ends_where_its_gradient_is_nothing(name):
     """
     world, generator = LogitWorld.grid(), torch.Generator().manual_seed(0)
     counts, view = world.sample(100, 3, generator), world.views["x1"]
-    pairs = finite.by_view(world.sample(30, 3, generator).mT, view).mT + 0.01
+    pairs = worlds.by_view(world.sample(30, 3, generator).mT, view).mT + 0.01
     for matching in ("induced", "full"):
         given = pairs / pairs.sum(-1, keepdim=True), imm.divergences.NAMED[name], 1000.0, matching
-        theta = choice.fit(world, counts, view, *given).requires_grad_()
+        theta = penalties.fit(world, counts, view, *given).requires_grad_()
         (slope,) = torch.autograd.grad(
-            choice.objective(world, counts, view, *given)(theta).sum(), theta
+            penalties.objective(world, counts, view, *given)(theta).sum(), theta
         )
         assert slope.abs().max() < 1e-3  # of terms of the order of a thousand
 
@@ -258,7 +262,7 @@ def test_descent_finds_minima_of_each_row():
 def test_the_best_weight_is_read_with_its_runs():
     reads = {"0.0": {"excess": 0.2}, "1.0": {"excess": 0.1}}
     unit = {"unit": {"m": 200, "matching": "full", "divergence": "balanced"}}
-    found = choice.best(
+    found = penalties.best(
         {"units": [unit | {"numbers": {"by_lam": reads, "best": "1.0", "runs": [0.1, 0.2]}}]}
     )
     read = found["200", "full", "balanced"]
@@ -269,7 +273,7 @@ def test_the_best_weight_is_read_with_its_runs():
 def test_reads_of_a_fit():
     world = LogitWorld.grid()
     theta = torch.stack([world.theta, torch.zeros_like(world.theta)])
-    error, accuracy = choice.calibration_error(world, theta), choice.accuracy(world, theta)
+    error, accuracy = penalties.calibration_error(world, theta), penalties.accuracy(world, theta)
     p = world.probability(world.theta)
     assert error[0] < 1e-12 and error[1] == pytest.approx((world.pi @ (p - 0.5)).abs().item())
     assert accuracy[0] == pytest.approx((world.pi @ torch.maximum(p, 1 - p)).item())
@@ -294,7 +298,7 @@ def test_closed_informations_are_those_of_autograd(world):
     """At the true parameters, and at others with cells that nothing was seen of."""
     view = world.views["s"]
     for found, wanted in zip(
-        finite.closed_informations(
+        worlds.closed_informations(
             world.features, world.pi.unsqueeze(0), view, world.theta.unsqueeze(0)
         ),
         world.informations(view),
@@ -303,7 +307,7 @@ def test_closed_informations_are_those_of_autograd(world):
         torch.testing.assert_close(found[0], wanted)
     cells = world.sample(20, 3, torch.Generator().manual_seed(1)).sum(-1)
     cells[0, :6] = 0  # a short context that nothing was seen of
-    found = finite.closed_informations(
+    found = worlds.closed_informations(
         world.features, cells, view, torch.randn(3, 4, dtype=torch.float64)
     )
     assert all(matrix.isfinite().all() and matrix.shape == (3, 4, 4) for matrix in found)
@@ -317,22 +321,22 @@ def test_an_unseen_short_context_is_nothing_to_the_fit(world):
     view, counts = world.views["s"], world.sample(40, 4, torch.Generator().manual_seed(2))
     counts[:, :6] = 0
     term = Restriction(
-        view, finite.by_view(counts.mT, view).mT, finite.share(counts.sum(-1), view), 2.0
+        view, worlds.by_view(counts.mT, view).mT, worlds.share(counts.sum(-1), view), 2.0
     )
     theta, found = fit(world.features, counts + 1e-3, [term])
-    gradient, _ = finite.derivatives(world.features, counts + 1e-3, [term], theta)
+    gradient, _ = worlds.derivatives(world.features, counts + 1e-3, [term], theta)
     assert found.all() and gradient.abs().max() < 1e-9
-    assert finite.hessian(world.features, counts + 1e-3, [term], theta).isfinite().all()
+    assert worlds.hessian(world.features, counts + 1e-3, [term], theta).isfinite().all()
 
 
 def test_second_derivatives_are_those_of_autograd(world):
     counts, term = setting(world, lam=1.5, runs=2)
     theta = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = finite.hessian(world.features, counts, [term], theta)
+    found = worlds.hessian(world.features, counts, [term], theta)
     for run in range(2):
 
         def total(point, run=run):
-            return finite.value(
+            return worlds.value(
                 world.features, counts, [term], theta.index_put((torch.tensor(run),), point)
             )[run]
 

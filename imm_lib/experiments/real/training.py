@@ -8,7 +8,7 @@ from imm_lib import checks
 from imm_lib.baselines import Interpolation, ReverseKD
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import SampledIMM
-from imm_lib.experiments.side.sources import Problem, source
+from imm_lib.experiments.real.sources import Problem, source
 from imm_lib.premise import lead
 
 

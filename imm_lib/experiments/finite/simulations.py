@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment, options
-from imm_lib.experiments.side.finite import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.experiments.table import Row, Table
 from imm_lib.worth import Worth
 

@@ -1,5 +1,5 @@
-"""λ without a search, on real tables: the rules of :mod:`weights`, for a logistic regression and a
-clinic's data.
+"""λ without a search, on real tables: the rules of :mod:`imm_lib.experiments.finite.tuning`, for
+a logistic regression and a clinic's data.
 """
 
 import copy
@@ -13,8 +13,8 @@ from imm_lib import checks
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment, options
-from imm_lib.experiments.side.sources import Part, check_sizes, draw
-from imm_lib.experiments.side.weights import FOLDS, GRID, LARGEST, schedule
+from imm_lib.experiments.finite.tuning import FOLDS, GRID, LARGEST, schedule
+from imm_lib.experiments.real.sources import Part, check_sizes, draw
 from imm_lib.experiments.training import minimise
 from imm_lib.results import mean_interval
 from imm_lib.worth import suggest_lambda

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment, options, paper
-from imm_lib.experiments.side.finite import (
+from imm_lib.experiments.finite.worlds import (
     LogitWorld,
     Restriction,
     by_view,
