@@ -5,6 +5,7 @@ GPU wait: on CPU tensors, outside compiled or vmapped code.
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,6 +69,13 @@ def floating(name: str, value: Any) -> Tensor:
     return value
 
 
+def function(name: str, value: Any) -> Callable:
+    """``value``, if it can be called; raises TypeError."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {describe(value)}")
+    return value
+
+
 def count(name: str, value: Any) -> int:
     """``value``, if it is an integer of at least 1; raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -85,7 +93,10 @@ def number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    found = float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # an int, or a fraction, that no float holds
+        found = math.inf
     inside = low < found <= high if open_low else low <= found <= high
     if not (inside and math.isfinite(found)):
         bound = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
@@ -100,11 +111,16 @@ def limit(name: str, value: Any, low: float, open_low: bool = False) -> float:
     return number(name, value, low, open_low=open_low)
 
 
-def finite(name: str, value: Tensor) -> Tensor:
-    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+def held(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds values, as a tensor on the meta device does not; raises ValueError."""
     if value.is_meta:
         raise ValueError(f"{name} must hold values, got {describe(value)}")
-    if not torch.isfinite(value).all():
+    return value
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """``value``, if it holds finite values. Looks at them on every device; raises ValueError."""
+    if not torch.isfinite(held(name, value)).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries in {describe(value)}")
     return value
 
@@ -201,6 +217,20 @@ def probabilities(name: str, value: Any) -> Tensor:
     value = usable(value)
     exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in FLOATS[2:]
     return value if exact else normalised(value)
+
+
+def resolves(name: str, value: Tensor, largest: int) -> Tensor:
+    """``value``, if its dtype tells all whole numbers up to ``largest`` apart; raises ValueError.
+
+    Looks at no value. Mixed precision casts what a batch holds, numbers of groups as well.
+    """
+    most = 2 / torch.finfo(value.dtype).eps
+    if largest > most:
+        raise ValueError(
+            f"{name} must be of a dtype that holds whole numbers up to {largest}, "
+            f"got {value.dtype}, which does up to {most:.0f}"
+        )
+    return value
 
 
 LOOK = 2**18

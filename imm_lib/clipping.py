@@ -108,7 +108,7 @@ def add_clipped(
         factors += [] if weight == 1 else [weight]
         for parameter, before in zip(parameters, held, strict=True):
             grad = parameter.grad
-            if grad is None:
+            if grad is None or weight == 0:  # 0 times an infinite gradient would be NaN
                 parameter.grad = before
                 continue
             for factor in factors:
@@ -177,6 +177,7 @@ def clipped_backward(
     for name, value in (("loss", loss), ("imm_loss", imm_loss)):
         if checks.floating(name, value).dim() != 0:
             raise ValueError(f"{name} must be a scalar, got {checks.describe(value)}")
+        checks.held(name, value)
         if not value.requires_grad:
             raise ValueError(
                 f"{name} must depend on the parameters, got a tensor without a graph to "

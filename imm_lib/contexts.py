@@ -84,7 +84,7 @@ class GroupedContexts(KeepsPrecision):
         super().__init__()
         if num_short is not None:
             checks.count("num_short", num_short)
-        short = checks.ids("short", short, num_short)
+        short = checks.held("short", checks.ids("short", short, num_short))
         if num_short is None and (top := int(short.max())) >= MOST:
             raise ValueError(
                 f"short must hold ids that count from 0, below {MOST}, got up to {top}: "
@@ -203,8 +203,9 @@ class _DenseContexts(KeepsPrecision):
         """
         checks.count("k", k)
         checks.generator(generator)
-        total = self.log_weights(short).to(checks.wide(short.device)).exp_().cumsum_(-1)
-        device = generator.device if generator is not None else short.device
+        log_w = self.log_weights(short)
+        total = log_w.to(checks.wide(log_w.device)).exp_().cumsum_(-1)
+        device = generator.device if generator is not None else log_w.device
         u = _uniform((len(total), k), generator, device, checks.wide(device)).to(total)
         # where the sum passes u; one of weight 0 does not move it and is never drawn
         end = total[:, -1:].contiguous()

@@ -224,7 +224,8 @@ def move_together(
     own = short if counted is None else short[counted > 0]
     found = groups(distributed.gathered(own, module.group)[0])
     dense = module.labels == "all"
-    pairs = None if dense else _pairs(module, found.short, None)
+    real = None if checks.visible(found.short) else found.members > 0
+    pairs = None if dense else _pairs(module, found.short, real)
     size = (len(found.short), module.shape[1]) if dense else (len(module.table),)
     sums = module.table.new_zeros(size)
     for step in steps:

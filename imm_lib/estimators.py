@@ -30,6 +30,7 @@ from imm_lib.targets.table import as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
 Target = Tensor | Callable[[Tensor], Tensor]
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def checked_contexts(contexts: Contexts) -> Contexts:
@@ -41,13 +42,16 @@ def checked_contexts(contexts: Contexts) -> Contexts:
     return contexts
 
 
-def _batch(short: Tensor) -> Tensor:
-    if checks.tensor("short", short).dim() < 1 or short.numel() == 0:
-        raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
+def checked_batch(short: Tensor, name: str = "short") -> Tensor:
+    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little
+    can be looked up, as int64. Raises TypeError or ValueError.
+    """
+    if checks.tensor(name, short).dim() < 1 or short.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty batch, got {checks.describe(short)}")
     real = short.dtype in checks.FLOATS or not (short.is_floating_point() or short.is_complex())
     if not real or short.dtype == torch.bool:
-        raise TypeError(f"short must hold ids or real values, got {checks.describe(short)}")
-    return short
+        raise TypeError(f"{name} must hold ids or real values, got {checks.describe(short)}")
+    return short.long() if short.dtype in UNSIGNED else short
 
 
 def distinct(
@@ -58,7 +62,7 @@ def distinct(
 
     Of the joint batch of a group, every rank runs its share.
     """
-    joint, _ = distributed.gathered(_batch(short), group)
+    joint, _ = distributed.gathered(checks.held("short", checked_batch(short)), group)
     dim = None if short.dim() == 1 else 0
     values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
     total: Tensor | float = float(len(joint))
@@ -82,7 +86,8 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
@@ -192,7 +197,7 @@ class Drawing(nn.Module):
             asked, count, total = distinct(short, self.group, weight)
             rows = self.target(asked)
             return asked, rows, self.contexts.sample(asked, self.k, self.generator), count, total
-        asked, inverse, count = groups(_batch(short))
+        asked, inverse, count = groups(checked_batch(short))
         rows, total = self.target(asked), float(len(short))
         spare = asked[-1:].expand(len(short) - len(asked), *asked.shape[1:])
         drawn = self.contexts.sample(torch.cat([asked, spare]), self.k, self.generator)
@@ -215,7 +220,7 @@ class Drawing(nn.Module):
         self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: list
     ) -> None:
         if self.generator is not None and (found := state.get(prefix + "generator")) is not None:
-            self.generator.set_state(found.cpu())
+            self.generator.set_state(checks.tensor("state_dict['generator']", found).cpu())
             state = {key: value for key, value in state.items() if key != prefix + "generator"}
         elif self.generator is not None:
             missing.append(prefix + "generator")

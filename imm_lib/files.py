@@ -218,11 +218,11 @@ def _cause(error: Exception, url: str) -> str:
 
 
 def unpack(archive: bytes, members: Iterable[str], what: str, advice: str) -> list[bytes]:
-    """Members of a zip archive; raises DataError where it is none or lacks one."""
+    """Members of a zip archive; raises DataError where it is none, lacks one or is encrypted."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as files:
             return [files.read(member) for member in members]
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
         raise DataError(f"{what} is not what it was: {error}; {advice}") from None
 
 

@@ -79,14 +79,15 @@ def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
 
 
 def dot(weight: Tensor, log_p: Tensor) -> Tensor:
-    """The sum of weight x log_p over all entries, where 0 times -inf is 0; one pass and no product
-    in memory.
+    """The sum of weight x log_p over all entries, where 0 times -inf is 0; where nothing is
+    infinite one pass, and no product in memory.
     """
     if checks.visible(log_p):
         total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
         if not total.isnan():
             return total
-    return torch.dot(weight.reshape(-1), log_p.clamp_min(torch.finfo(log_p.dtype).min).reshape(-1))
+    # not a clamp: what has a weight and no probability is infinite
+    return torch.dot(weight.reshape(-1), log_p.masked_fill(weight == 0, 0.0).reshape(-1))
 
 
 class _Weighted(torch.autograd.Function):

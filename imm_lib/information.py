@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, checked_contexts
-from imm_lib.induced import segment_logsumexp
+from imm_lib.estimators import Query, checked_batch, checked_contexts
+from imm_lib.induced import accumulator, segment_logsumexp
 
 
 def jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
@@ -36,9 +36,28 @@ def information(weight: Tensor, probability: Tensor, score: Tensor) -> Tensor:
     return torch.einsum("n,ny,nyi,nyj->ij", weight, probability, score, score)
 
 
+def damped(full: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A (d, d) information with ``damping`` times the mean of its diagonal added to it, and its
+    eigenvalues and vectors. Raises ValueError for a negative damping, or what is singular still.
+    """
+    added = checks.number("damping", damping, 0) * full.diagonal().mean()
+    full = full + added * torch.eye(len(full), dtype=full.dtype, device=full.device)
+    values, vectors = torch.linalg.eigh(full)
+    if values[0] <= 1e-10 * values[-1]:
+        raise ValueError(
+            "full must be invertible, got a Fisher information with eigenvalues from "
+            f"{values[0]:.3g} to {values[-1]:.3g}: the data do not determine every parameter "
+            "(those of a softmax never are); use fewer, more data, or damping > 0, say 0.001"
+        )
+    return full, values, vectors
+
+
 def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
-    """(N, Y) log-probabilities of a query, looked at; raises ValueError."""
-    log_q = checks.log_distributions("query(short, extended)", query(short, extended), dim=2)
+    """(N, Y) log-probabilities of a query, looked at, in the dtype to accumulate in; raises
+    ValueError.
+    """
+    found = checks.function("query", query)(short, extended)
+    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.dim() != 2 or len(log_q) != len(extended):
         raise ValueError(
@@ -53,7 +72,21 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         raise ValueError(
             "query(short, extended) must depend on parameters, got an answer without a gradient"
         )
-    return log_q
+    return accumulator(log_q)
+
+
+def differentiable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
+    one may be, is one. Raises TypeError, ValueError.
+    """
+    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
+    found = {id(p): p for p in parameters if checks.tensor("parameters", p).requires_grad}
+    if not found:
+        raise ValueError(
+            "parameters must hold at least one tensor that requires a gradient, got none"
+        )
+    return list(found.values())
 
 
 def informations(
@@ -89,22 +122,14 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    if isinstance(parameters, nn.Module | Tensor):
-        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
-    parameters = [p for p in parameters if checks.tensor("parameters", p).requires_grad]
-    if not parameters:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
-        )
+    parameters = differentiable(parameters)
     contexts = checked_contexts(contexts)
-    if (
-        len(checks.tensor("short", short)) != len(checks.tensor("extended", extended))
-        or len(short) == 0
-    ):
-        raise ValueError(
-            f"extended must be as long as short, {len(short)} > 0, got {checks.describe(extended)}"
-        )
+    short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)
+    if len(short) != len(extended):
+        raise ValueError(
+            f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"
+        )
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import checked_contexts
-from imm_lib.targets.table import check_rows
+from imm_lib.estimators import checked_batch, checked_contexts
+from imm_lib.induced import accumulator, once
+from imm_lib.precision import KeepsPrecision
+from imm_lib.tables import check_sizes, check_visited, reset
+from imm_lib.targets.table import asked, check_rows
 from imm_lib.worth import Worth
 
 Regressor = Callable[[Tensor], Tensor]
@@ -38,42 +41,56 @@ def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     >>> induced_mean(torch.tensor([[1.0], [3.0]]), torch.tensor([0.75, 0.25]))
     tensor([1.5000])
     """
-    _values("values", values, 2)
+    values = _values("values", values, 2)
     if weight is None:
         return values.mean(-2)
-    if checks.probabilities("weight", weight).shape[-1] != values.shape[-2]:
+    checks.same_device("weight", checks.probabilities("weight", weight), "values", values)
+    leading = zip(weight.shape[-2::-1], values.shape[-3::-1], strict=False)
+    fits = (a == b or 1 in (a, b) for a, b in leading)
+    if weight.shape[-1] != values.shape[-2] or not all(fits):
         raise ValueError(
-            f"weight must end in k = {values.shape[-2]}, got {checks.describe(weight)}"
+            f"weight must be (..., k) for values {tuple(values.shape)} (..., k, D), got "
+            f"{checks.describe(weight)}"
         )
     return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)
 
 
 def _values(name: str, value: Tensor, least: int) -> Tensor:
-    if checks.floating(name, value).dim() < least:
+    """``value``, looked at, in the dtype to accumulate in."""
+    if checks.floating(name, value).dim() < least or value.numel() == 0:
         raise ValueError(
-            f"{name} must have at least {least} dimensions, got {checks.describe(value)}"
+            f"{name} must be non-empty with at least {least} dimensions, got "
+            f"{checks.describe(value)}"
         )
     if checks.visible(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
-    return value
+    return accumulator(value)
 
 
-class _MeanTarget(nn.Module):
-    """A restricted regressor, its answers looked at."""
+class _MeanTarget(KeepsPrecision):
+    """A restricted regressor, its answers looked at; a table moves with the estimator."""
+
+    table: Tensor
 
     def __init__(self, function: Regressor | Tensor, contexts: object):
         super().__init__()
-        if not callable(function):
-            check_rows(_values("target", function, 2), contexts)
-        self.held = (function,)
+        self.function: tuple[Regressor] | None = None
+        if callable(function):
+            self.function = (function,)  # a tuple: not a submodule
+        else:
+            table = checks.held("target", _values("target", function, 2)).detach()
+            check_rows(table, contexts)
+            self.hold(table=table)
 
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """(B, D) means."""
-        function = self.held[0]
-        if isinstance(function, Tensor):
-            return function[checks.ids("short", short, len(function))]
-        rows = _values("target(short)", function(short), 2)
+        if self.function is None:
+            short = checks.ids("short", short, len(self.table))
+            checks.same_device("short", short, "target", self.table)
+            return self.table[short]
+        rows = _values("target(short)", asked(self.function[0], short), 2)
+        checks.same_device("target(short)", rows, "short", short)
         if len(rows) != len(short):
             raise ValueError(
                 f"target(short) must be ({len(short)}, D), got {checks.describe(rows)}"
@@ -82,19 +99,20 @@ class _MeanTarget(nn.Module):
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = _values("query(short, extended)", query(short, extended), 2)
+    found = checks.function("query", query)(short, extended)
+    found = _values("query(short, extended)", found, 2)
     if found.shape != (len(extended), width):
         raise ValueError(
             f"query(short, extended) must be {(len(extended), width)}, with the target's D "
             f"outputs, got {checks.describe(found)}"
         )
+    checks.same_device("query(short, extended)", found, "short", short)
     return found
 
 
 def _batch(short: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct short contexts of a batch, and their shares."""
-    if checks.tensor("short", short).dim() < 1 or len(short) == 0:
-        raise ValueError(f"short must be a non-empty batch, got {checks.describe(short)}")
+    short = checks.held("short", checked_batch(short))
     dim = None if short.dim() == 1 else 0
     distinct, count = torch.unique(short, dim=dim, return_counts=True)
     return distinct, count / len(short)
@@ -187,7 +205,7 @@ class SampledMean(nn.Module):
         return mean
 
 
-class MovingAverageMean(nn.Module):
+class MovingAverageMean(KeepsPrecision):
     """A surrogate whose gradient is the risk's, against a running table of the induced means.
 
     In train mode a call first moves the rows of the batch's short contexts by ``momentum`` towards
@@ -224,37 +242,50 @@ class MovingAverageMean(nn.Module):
         self.target, self.risk = _MeanTarget(target, self), None
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         shape = num_short, checks.count("outputs", outputs)
-        self.register_buffer("table", torch.zeros(shape))
-        self.register_buffer("visited", torch.zeros(num_short, dtype=torch.bool))
+        self.register_buffer("table", torch.empty(shape))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``."""
+        reset(self.table, self.visited)
 
     def forward(self, values: Tensor, short: Tensor) -> Tensor:
         """(B, D) values of the full model at data points with the (B,) short contexts -> scalar."""
-        short = checks.ids("short", short, len(self.table))
-        if _values("values", values, 2).shape != (len(short), self.table.shape[1]):
+        short, values = checks.ids("short", short, len(self.table)), _values("values", values, 2)
+        if values.shape != (len(short), self.table.shape[1]):
             raise ValueError(
                 f"values must be {(len(short), self.table.shape[1])}, got {checks.describe(values)}"
             )
+        checks.same_device("values", values, "the table", self.table)
+        checks.same_device("short", short, "the table", self.table)
         rows = self.target(short).to(values)
         if rows.shape != values.shape:
             raise ValueError(
                 f"target must have the values' {values.shape[1]} outputs, got {rows.shape[1]}"
             )
-        if self.training:
+        if self.training and checks.transformed(values):
+            raise ValueError(
+                "MovingAverageMean must be in eval mode under torch.func, whose functions may not "
+                "move a table"
+            )
+        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
+        if self.training and not checks.in_backward():
             self._move(values.detach().to(self.table.dtype), short)
-        elif checks.visible(short) and not self.visited[short].all():
-            unseen = short[~self.visited[short]][0].item()
-            raise ValueError(f"short has a context that was never visited in train mode: {unseen}")
+        else:
+            check_visited(self.visited, short, "in train mode")
         error = self.table[short].to(values) - rows
         self.risk = error.square().sum(1).mean() / 2
-        return (error * values).sum(1).mean()
+        return once((error * values).sum(1).mean())
 
     @torch.no_grad()
     def _move(self, values: Tensor, short: Tensor) -> None:
         distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
         total = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
-        fresh = total / count.unsqueeze(1)
-        step = torch.where(self.visited[distinct], self.momentum, 1.0).unsqueeze(1)
-        self.table[distinct] = torch.lerp(self.table[distinct], fresh, step.to(fresh))
+        fresh, visited = total / count.unsqueeze(1), self.visited[distinct].unsqueeze(1)
+        moved = torch.lerp(self.table[distinct], fresh, self.momentum)
+        self.table[distinct] = torch.where(visited, moved, fresh)
         self.visited[distinct] = True
 
 
@@ -280,6 +311,8 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
     if _values("theta", theta, 1).shape != inputs.shape[1:]:
         raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
+    checks.same_device("averaged", averaged, "inputs", inputs)
+    checks.same_device("theta", theta, "inputs", inputs)
     inputs = checks.double("inputs", inputs)
     averaged, theta = averaged.double(), theta.double()
     hidden = (inputs - averaged) @ theta

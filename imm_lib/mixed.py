@@ -20,7 +20,7 @@ class MixedContexts(_DenseContexts):
 
     Args:
         values: (n, d) numbers of the data points.
-        group: (n,) ids of their combinations of categories, below 2^24 in float32.
+        group: (n,) ids of their combinations of categories.
         bandwidth: width of the kernel, for each column in its unit; or one width for all.
 
     Raises:
@@ -63,6 +63,7 @@ class MixedContexts(_DenseContexts):
         if not ((width >= torch.finfo(width.dtype).tiny) & width.isfinite()).all():
             raise ValueError("bandwidth must hold positive finite numbers, got one that is not")
         width = width.expand(values.shape[1]).clone()
+        self.largest = int(group.max())
         self.hold(values=values, group=group.clone(), bandwidth=width)
 
     @property
@@ -75,8 +76,8 @@ class MixedContexts(_DenseContexts):
 
         Raises:
             TypeError: ``short`` is not a floating-point tensor.
-            ValueError: it is empty or of another width or device; on CPU also NaN, or a group that
-                no data point has.
+            ValueError: it is empty or of another width or device, or of a dtype that does not tell
+                the groups apart; on CPU also NaN, or a group that no data point has.
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
         width = 1 + self.values.shape[1]
@@ -85,6 +86,7 @@ class MixedContexts(_DenseContexts):
                 f"short must be a non-empty (B, {width}) batch: a group, then the values; "
                 f"got {checks.describe(short)}"
             )
+        checks.resolves("short", short, self.largest)
         if checks.visible(short) and not torch.isfinite(short).all():
             raise ValueError("short must be finite, got NaN or infinite entries")
         query = short[:, 1:].to(self.values.dtype) / self.bandwidth

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts, GroupedContexts
-from imm_lib.estimators import Query, Target, checked_contexts, induced_rows
+from imm_lib.estimators import Query, Target, checked_batch, checked_contexts, induced_rows
 from imm_lib.targets.table import as_target
 
 PART = 64
@@ -132,7 +132,7 @@ def lead(
     0.47
     """
     target, contexts = as_target(target, contexts), checked_contexts(contexts)
-    if checks.tensor("short", short).dim() < 1 or len(short) < 2:
+    if len(short := checks.held("short", checked_batch(short))) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
     if len(checks.ids("label", label)) != len(short):
         raise ValueError(

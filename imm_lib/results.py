@@ -26,7 +26,6 @@ __all__ = [
     "ResultError",
     "check",
     "commit",
-    "finite",
     "folder",
     "load",
     "mean_interval",
@@ -124,9 +123,11 @@ def write_bytes(file: Path, content: bytes) -> None:
     """Write beside ``file`` and move it there, so that a reader finds the old file or the new one,
     never a part.
 
-    A new file has the mode that the umask leaves, an old one keeps its own. What a killed writer of
-    the same file left beside it is removed.
+    A new file has the mode that the umask leaves, an old one keeps its own; where ``file`` is a
+    link, what it leads to is replaced. What a killed writer of the same file left beside it is
+    removed.
     """
+    file = Path(os.path.realpath(file))
     file.parent.mkdir(parents=True, exist_ok=True)
     _sweep(file)
     temporary = file.with_name(f"{_beside(file)}{os.getpid()}.{uuid.uuid4().hex[:8]}")
@@ -239,9 +240,15 @@ def read_json(file: Path) -> object:
     def refuse(constant: str) -> None:
         raise ResultError(f"{file.name}: not JSON: {constant} is no number of that format")
 
+    def real(digits: str) -> float:
+        if not math.isfinite(found := float(digits)):
+            refuse(digits)
+        return found
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:  # of the decoding and of JSON alike
+        text = file.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=refuse, parse_float=real)
+    except (ValueError, RecursionError) as error:  # of the decoding and of JSON alike
         raise ResultError(f"{file.name}: not JSON: {error}") from None
 
 
@@ -265,11 +272,6 @@ def load(name: str, where: Path | None = None) -> dict:
         if value[field] != expected:
             raise ResultError(f"{file.name}: {field}: must be {expected!r}, got {value[field]!r}")
     return value
-
-
-def finite(value: float) -> float | str:
-    """A number as JSON can hold it: itself, or "inf", "-inf", "nan" in words."""
-    return value if math.isfinite(value) else str(value)
 
 
 def mean_interval(values: torch.Tensor | list[float]) -> tuple[float, float]:

@@ -7,25 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
+from imm_lib.precision import HALF
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.table import TableTarget
 
 
 def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    """Refuse a state_dict of another size before anything of it is loaded here.
+    """Refuse a state_dict of another size, or with one of table and visited alone, before anything
+    of it is loaded here. A table that was cast to half precision comes back out of it.
 
     What a parent's ``load_state_dict`` has visited before this module is then loaded: torch has no
     earlier hook.
     """
-    for name in ("table", "visited"):
-        if prefix + name not in state:
-            continue  # torch's own report of missing keys
+    names = ("table", "visited")
+    there = [name for name in names if prefix + name in state]
+    if len(there) == 1:
+        raise ValueError(f"state_dict must hold table and visited together, got {there[0]} alone")
+    for name in there:
         came = checks.tensor(f"state_dict[{prefix + name!r}]", state[prefix + name])
         if came.shape != getattr(module, name).shape:
             raise ValueError(
                 f"state_dict[{prefix + name!r}] must be {tuple(getattr(module, name).shape)}, got "
                 f"{tuple(came.shape)}"
             )
+        if came.dtype in HALF:
+            state[prefix + name] = came.to(getattr(module, name).dtype)
 
 
 @torch.no_grad()

@@ -37,10 +37,14 @@ def sinkhorn(
             epsilon; when called, of another number of labels.
         ImportError: POT is not installed.
     """
-    if checks.floating("cost", cost).dim() != 2 or cost.shape[0] != cost.shape[1]:
-        raise ValueError(f"cost must be (Y, Y), got {checks.describe(cost)}")
     if (
-        not torch.isfinite(cost).all()
+        checks.floating("cost", cost).dim() != 2
+        or cost.shape[0] != cost.shape[1]
+        or cost.numel() == 0
+    ):
+        raise ValueError(f"cost must be (Y, Y), at least one label, got {checks.describe(cost)}")
+    if (
+        not checks.held("cost", cost).isfinite().all()
         or (cost < 0).any()
         or (cost != cost.T).any()
         or (cost.diagonal() != 0).any()

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, Target, induced_rows
-from imm_lib.information import answer, informations, jacobian
+from imm_lib.estimators import Query, Target, checked_batch, induced_rows
+from imm_lib.information import answer, damped, differentiable, informations, jacobian
 from imm_lib.targets.table import as_target
 
 USES = ("plain", "interpolation", "offset", "reverse distillation", "IMM")
@@ -105,13 +105,14 @@ class Comparison:
         """Excess risk in nats of a use at a share of the target, for n data points.
 
         Raises:
-            ValueError: an unknown use, or a share outside [0, 1).
+            TypeError, ValueError: an unknown use, a share outside [0, 1), or n not above 0.
         """
         if use not in USES:
             raise ValueError(f"use must be one of {', '.join(USES)}, got {use!r}")
-        if not 0 <= share < 1:
+        if not 0 <= checks.number("share", share, 0, 1) < 1:
             raise ValueError(f"share must be in [0, 1), got {share}")
-        return self._risk(use, share, float(n or self.n), self._centre()).item()
+        n = checks.number("n", self.n if n is None else n, 0, open_low=True)
+        return self._risk(use, share, n, self._centre()).item()
 
     def best(self, use: str, n: float | None = None) -> tuple[float, float]:
         """The best of SHARES and its risk."""
@@ -227,10 +228,11 @@ def compare(
 ) -> Comparison:
     """What five uses of a restricted model promise, from a model that was trained plainly.
 
-    The points of the sample are the training data. With few of them the order is rough: on the
-    book's tables of 20 to 200 cases the first use was within a standard error of the best in one
-    split of four. The target's loss beside the plainly trained model's on cases left out chose
-    better; the chapter on what to use when has both.
+    The points of the sample are the training data. With few of them the order is rough, and not to
+    be chosen by: on the book's tables of 20 to 200 cases the first use was within a standard error
+    of the best in 24 % of the splits. A simple rule was in 57 %: interpolation where the target's
+    loss is below the plainly trained model's on cases left out, else IMM at λ = 1. The chapter on
+    what to use when has both.
 
     Args:
         query, parameters, contexts, short, extended: as of
@@ -262,7 +264,7 @@ def compare(
     >>> round(found.risk("IMM", 0.5, n=100), 4)  # their mean is nearly known, their difference not
     0.0064
     """
-    parameters = list(parameters)
+    parameters = differentiable(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
     n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])
@@ -279,8 +281,7 @@ def compare(
             f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
         )
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
-    eye = torch.eye(width, dtype=torch.float64, device=matrices[0].device)
-    full = matrices[0] + damping * matrices[0].diagonal().mean() * eye
+    full, _, _ = damped(matrices[0], damping)
     decay = decay.to(full.device)
     hessian = full + torch.diag(decay / n)
     inverse = torch.linalg.inv(hessian)
@@ -323,7 +324,8 @@ def _target_error(
 ) -> Bias:
     """b̄ on restricted pairs."""
     short, label = pairs
-    if checks.tensor("pairs", short).dim() < 1 or len(short) < 2:
+    short = checks.held("pairs", checked_batch(short, "pairs"))
+    if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)
     if len(label) != len(short):

@@ -25,7 +25,7 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, checked_contexts
-from imm_lib.information import informations
+from imm_lib.information import damped, informations
 from imm_lib.uses import Comparison, Expected, compare
 
 __all__ = [
@@ -61,7 +61,7 @@ class Worth:
             if (
                 checks.floating(name, value).dim() != 1
                 or not len(value)
-                or not value.isfinite().all()
+                or not checks.held(name, value).isfinite().all()
             ):
                 raise ValueError(
                     f"{name} must be (d,) finite numbers, d at least 1, got "
@@ -107,24 +107,16 @@ class Worth:
                     f"{name} must be (d, d) like full {tuple(full.shape)}, got "
                     f"{checks.describe(value)}"
                 )
+            checks.same_device(name, checks.held(name, value), "full", full)
+            rounding = 1e-6 * value.abs().max().item()
             if not value.isfinite().all() or not torch.allclose(
-                value, value.T, rtol=1e-4, atol=1e-6
+                value, value.T, rtol=1e-4, atol=rounding
             ):
                 raise ValueError(
                     f"{name} must be finite and symmetric, got {checks.describe(value)} that is not"
                 )
-        damping = checks.number("damping", damping, 0)
-        full, induced = checks.double("full", full), checks.double("induced", induced)
-        full = full + damping * full.diagonal().mean() * torch.eye(
-            len(full), dtype=full.dtype, device=full.device
-        )
-        values, vectors = torch.linalg.eigh(full)
-        if values[0] <= 1e-10 * values[-1]:
-            raise ValueError(
-                "full must be invertible, got a Fisher information with eigenvalues from "
-                f"{values[0]:.3g} to {values[-1]:.3g}: the data do not determine every parameter "
-                "(those of a softmax never are); use fewer, more data, or damping > 0, say 0.001"
-            )
+        _, values, vectors = damped(checks.double("full", full), damping)
+        induced = checks.double("induced", induced)
         white = vectors / values.sqrt()
         gain, basis = torch.linalg.eigh(white.T @ induced @ white)
         if gain[0] < -1e-3 * max(1.0, gain[-1].item()):
@@ -212,12 +204,7 @@ class Worth:
         return grid[risk.argmin()].item()
 
     def _sizes(self, n: float, m: float) -> tuple[float, float]:
-        n = checks.number("n", n, 0, open_low=True)
-        if m != math.inf and not (isinstance(m, int | float) and m > 0):
-            raise ValueError(
-                f"m must be a positive number, or infinite for a perfect target, got {m!r}"
-            )
-        return n, m
+        return checks.number("n", n, 0, open_low=True), checks.limit("m", m, 0, open_low=True)
 
     def _cost(self, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
         counted = n / (n + checks.number("unlabelled", unlabelled, 0))

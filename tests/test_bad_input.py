@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from worlds import PairModel, random_log_q, random_probabilities
@@ -583,3 +584,15 @@ def test_gpu_like_tensors_are_not_looked_at():
     ).shape == (2,)
     with pytest.raises(ValueError, match="target must end in Y = 4"):
         imm.imm_risk(torch.ones(5, device="meta"), log_q)
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    with pytest.raises(ValueError, match="weight must be a finite number"):
+        imm.Interpolation(TARGET, 10**400)
+
+
+def test_numbers_of_numpy_are_numbers():
+    worth = Worth(torch.tensor([1.0, 0.5]), torch.tensor([0.25, 0.5]))
+    expected = worth.optimal_lambda(100, 50, known=True)
+    for kind in (np.int64, np.float32, np.float64):
+        assert worth.optimal_lambda(kind(100), kind(50), known=True) == expected

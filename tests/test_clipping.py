@@ -252,3 +252,36 @@ def test_processes_clip_the_gradient_of_the_joint_batch(tmp_path, wrap):
     net = network()
     norms, expected = by_hand(net, losses, (0.1, 0.2), 0.5)
     torch.testing.assert_close(one, [*norms, *(2 * g for g in expected)], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_means_over_the_ranks(one_rank, monkeypatch):
+    """Two ranks of equal gradients, by a sum that counts this one twice."""
+    from imm_lib import clipping
+
+    alone = clipping.dist.all_reduce
+
+    def twice(value, op=clipping.dist.ReduceOp.SUM, group=None):
+        alone(value, op, group)
+        if op == clipping.dist.ReduceOp.SUM:
+            value.mul_(2)
+
+    monkeypatch.setattr(clipping.dist, "all_reduce", twice)
+    monkeypatch.setattr(clipping.dist, "get_world_size", lambda group=None: 2)
+    net, other = network(), network()
+    unused = torch.zeros(2, requires_grad=True)
+    sparse = nn.Embedding(4, 2, sparse=True)
+    parameters = [*net.parameters(), unused, sparse.weight]
+
+    def backward():
+        (losses(net)[0] + sparse(torch.tensor([1, 1])).sum()).backward()
+
+    norm = add_clipped(backward, parameters, 0.1, group=one_rank)
+    losses(other)[0].backward()
+    grads = [p.grad for p in other.parameters() if p.grad is not None]
+    expected = torch.cat([*(g.flatten() for g in grads), torch.tensor([2.0, 2.0])]).norm()
+    assert norm.item() == pytest.approx(expected.item())
+    share = 0.1 / expected
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad * share, rtol=1e-4, atol=1e-6)
+    assert unused.grad is None
+    torch.testing.assert_close(sparse.weight.grad[1], torch.full((2,), 2 * share.item()))

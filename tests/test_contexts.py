@@ -12,6 +12,7 @@ from scipy import stats
 from worlds import generator, random_probabilities
 
 import imm_lib as imm
+import imm_lib.precision
 
 SHORT = torch.tensor([2, 0, 2, 2, 4, 0])
 CONTEXTS = {
@@ -112,3 +113,91 @@ def test_contexts_move_but_are_not_saved():
     assert contexts.state_dict() == {}
     assert contexts.to("cpu").order.device.type == "cpu"
     assert imm.GroupedContexts(SHORT).to("meta").order.device.type == "meta"
+
+
+@pytest.mark.parametrize("width", [0.7, torch.tensor(0.7), torch.tensor([0.7]), None])
+def test_mixed_contexts_are_equal_groups_times_a_kernel_for_each_column(width):
+    values, group = [[0.0, 1.0], [2.0, -1.0], [0.5, 0.5], [3.0, 3.0]], [0, 1, 0, 1]
+    asked = [[0.0, 0.2, 0.1], [1.0, 9.0, -8.0], [0.0, 400.0, 0.0]]
+    widths = [0.7, 0.7] if width is not None else [0.5, 2.0]
+    contexts = imm.MixedContexts(
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(group),
+        torch.tensor(widths) if width is None else width,
+    )
+    assert contexts.points == 4 and contexts.num_short is None
+    expected = []
+    for g, *at in asked:
+        far = [
+            math.fsum(abs(a - v) / w for a, v, w in zip(at, row, widths, strict=True))
+            for row in values
+        ]
+        least = min(f for f, own in zip(far, group, strict=True) if own == g)
+        each = [math.exp(least - f) if own == g else 0.0 for f, own in zip(far, group, strict=True)]
+        expected.append([e / math.fsum(each) for e in each])
+    asked = torch.tensor(asked, dtype=torch.float64)
+    torch.testing.assert_close(
+        contexts.log_weights(asked).exp(),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-12,
+    )
+    row, extended, log_w = contexts.support(asked)
+    assert [group[e] == asked[r, 0] for r, e in zip(row.tolist(), extended, strict=True)] == [
+        True
+    ] * 6
+    assert torch.equal(log_w, contexts.log_weights(asked)[row, extended])
+
+
+def test_what_mixed_contexts_refuse():
+    values, group = torch.zeros(3, 2), torch.tensor([0, 0, 5])
+    for bad, words in (
+        (lambda: imm.MixedContexts(values[0], group), "^values must be non-empty"),
+        (lambda: imm.MixedContexts(values[:0], group), "^values must be non-empty"),
+        (lambda: imm.MixedContexts(values / 0, group), "^values must be finite"),
+        (lambda: imm.MixedContexts(values, group[:2]), "^group must be as long as values, 3"),
+        (lambda: imm.MixedContexts(values, group, 0.0), "^bandwidth must be"),
+        (lambda: imm.MixedContexts(values, group, torch.ones(3)), "^bandwidth must be a number or"),
+        (lambda: imm.MixedContexts(values, group, torch.ones(1, 2)), "^bandwidth must be a number"),
+        (
+            lambda: imm.MixedContexts(values, group, torch.tensor([1.0, 0.0])),
+            "^bandwidth must hold",
+        ),
+        (lambda: imm.MixedContexts(values, group, torch.tensor([1.0, 1e-46])), "^bandwidth must"),
+        (
+            lambda: imm.MixedContexts(values, group).log_weights(values),
+            "^short must be a non-empty",
+        ),
+        (lambda: imm.MixedContexts(values, group).log_weights(values[:0]), "^short must be a non"),
+        (
+            lambda: imm.MixedContexts(values, group).log_weights(torch.tensor([[4.0, 0, 0]])),
+            "^short has a group that no data point has: 4$",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bad()
+
+
+def test_held_tensors_keep_their_precision():
+    module = imm.precision.KeepsPrecision()
+    assert list(module.held()) == []
+    first, second = torch.tensor([0.1]), torch.tensor([3])
+    module.hold(first=first)
+    module.hold(second=second)
+    assert [x is y for x, y in zip(module.held(), (first, second), strict=True)] == [True, True]
+    module.register_buffer("table", torch.tensor([0.1]))
+    outer = torch.nn.Sequential(module, torch.nn.Linear(1, 1))
+    for half in (torch.bfloat16, torch.float16):
+        outer.to(half)
+        assert [module.first.dtype, module.table.dtype, module.second.dtype] == [
+            *(torch.float32, torch.float32),
+            torch.int64,
+        ]
+        assert outer[1].weight.dtype == half
+    outer.double()
+    assert module.first.dtype == module.table.dtype == torch.float64
+    assert module.first.item() == torch.tensor(0.1).double().item()
+    assert outer.state_dict().keys() == {"0.table", "1.weight", "1.bias"}
+    stored = imm.precision.KeepsPrecision()
+    stored.hold(small=torch.tensor([0.5], dtype=torch.bfloat16))
+    assert stored.float().small.dtype == torch.float32

@@ -73,8 +73,9 @@ def test_the_pull_times_the_crosstalk_is_autograds_gradient(name):
 
 def test_sinkhorns_gradient_by_finite_differences():
     target, log_q = rows(4), rows(4, seed=1).log()
+    divergence = sinkhorn(COST, 0.3)
     found, numeric, step = (
-        pull(ALL["sinkhorn"], target, log_q),
+        pull(divergence, target, log_q),
         torch.empty(4, dtype=torch.float64),
         1e-5,
     )
@@ -83,7 +84,7 @@ def test_sinkhorns_gradient_by_finite_differences():
         for sign in (1, -1):
             moved = log_q.clone()
             moved[label] += sign * step
-            ends.append(ALL["sinkhorn"](target, moved - moved.logsumexp(-1)))
+            ends.append(divergence(target, moved - moved.logsumexp(-1)))
         numeric[label] = (ends[1] - ends[0]) / (2 * step)
     # the numeric one stays on the simplex: compare what is left of both there
     q = log_q.exp()
@@ -258,6 +259,24 @@ def test_answers_of_a_divergence_from_outside_are_checked(answer, error, words):
     ):
         with pytest.raises(error, match=words):
             call()
+
+
+def test_only_divergences_from_outside_are_checked():
+    def outside(target, log_q):
+        return -(target * log_q).sum(-1)
+
+    own = alpha(0.5)
+    assert as_divergence(own) is own
+    checked = as_divergence(outside)
+    assert checked is not outside
+    for p, q in ((rows(4), rows(2, 3, 4)), (rows(2, 3, 4), rows(4)), (rows(2, 1, 4), rows(3, 4))):
+        assert checked(p, q.log()).shape == (2, 3)
+    with pytest.raises(ValueError, match="cross-entropy, forward KL, reverse KL"):
+        as_divergence("KL")
+    with pytest.raises(ValueError, match=r"^order must be"):
+        alpha(math.nan)
+    with pytest.raises(ValueError, match=r"^weight must be"):
+        balanced(2.0)
 
 
 def test_a_divergence_from_outside_works_in_every_estimator():

@@ -489,7 +489,8 @@ def test_tables_take_half_precision(dtype):
 def test_a_module_as_target_is_given_and_not_learnt():
     net = nn.Sequential(nn.Embedding(2, 2), nn.Dropout(0.5), nn.Softmax(-1))
     term = imm.MovingAverageIMM(net, 2, 2).train().bfloat16()
-    assert term.training and not any(module.training for module in net.modules())
+    term.eval()
+    assert all(module.training for module in net.modules())  # its mode is its owner's
     assert list(term.parameters()) == [] and set(term.state_dict()) == {"table", "visited"}
     assert net[0].weight.dtype == torch.float32
     assert term.to("meta") is term and net[0].weight.device.type == "meta"
@@ -570,3 +571,61 @@ def test_parts_of_a_batch_are_the_batch(monkeypatch, kind):
 def test_sequential_risk_needs_a_pass():
     with pytest.raises(ValueError, match="passes must hold at least one"):
         imm.sequential.sequential_risk(torch.tensor([[0.5, 0.5]]), [])
+
+
+@pytest.mark.parametrize("kind", [imm.SampledIMM, imm.SampledNoising, imm.FusedSampledIMM])
+def test_the_generator_is_part_of_the_state(kind):
+    """Under a prefix, too; a term without a generator of its own neither gives nor takes one."""
+    contexts = imm.GroupedContexts(DATA)
+
+    def build(source):
+        return nn.ModuleDict({"term": kind(TARGET, contexts, 3, generator=source)})
+
+    first, second, without = build(generator(1)), build(generator(2)), build(None)
+    state = first.state_dict()
+    assert list(state) == ["term.generator"]
+    assert list(without.state_dict()) == []
+    second.load_state_dict(state)
+    short = torch.tensor([0, 1, 2])
+    drawn = [net["term"].draw(short)[2] for net in (first, second)]
+    assert torch.equal(*drawn)
+    with pytest.raises(RuntimeError, match=r"Missing key.*term.generator"):
+        second.load_state_dict({})
+    assert second.load_state_dict({}, strict=False).missing_keys == ["term.generator"]
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*term.generator"):
+        without.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*term.other"):
+        second.load_state_dict({**state, "term.other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["moving average", "serialized", "exact", "sampled", "reverse-KD"])
+def test_a_group_of_one_rank_is_no_group(name, weighted, one_rank):
+    net, found = model(), []
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0], dtype=torch.float64) if weighted else None
+    contexts, places = imm.GroupedContexts(DATA), torch.arange(len(BATCH))
+    for group in (None, one_rank):
+        build = {
+            "moving average": lambda g=group: imm.MovingAverageIMM(TARGET, S, Y, 0.3, group=g),
+            "serialized": lambda g=group: imm.SerializedIMM(TARGET, S, Y, group=g),
+            "exact": lambda g=group: imm.ExactIMM(TARGET, contexts, group=g),
+            "sampled": lambda g=group: imm.SampledIMM(
+                TARGET, contexts, 3, generator=generator(1), group=g
+            ),
+            "reverse-KD": lambda g=group: imm.ReverseKD(TARGET, group=g),
+        }
+        term = build[name]().double()
+        log_q = net(BATCH, places)
+        if name == "serialized":
+            old = random_log_q(len(BATCH), Y)
+            term.refresh([(old[:2], BATCH[:2]), (old[2:], BATCH[2:])])
+            value = term(log_q, BATCH, old, weight)
+        elif name in ("exact", "sampled"):
+            distinct = torch.tensor([0, 1, 2, 1, 1])  # as many draws as there are rows
+            value = term(net, distinct if name == "exact" else BATCH, weight)
+        else:
+            value = term(log_q, BATCH, weight)
+        same = [term.table, term.visited] if hasattr(term, "table") else []
+        value_too = [] if name == "sampled" else [value, term.risk, *gradients(value, net)]
+        found.append(value_too + same)
+    torch.testing.assert_close(found[1], found[0], equal_nan=True)  # rows never visited

@@ -287,11 +287,15 @@ def test_an_archive_that_is_none_says_so():
     whole = packed.getvalue()
     assert files.unpack(whole, ["b", "a"], "it", "wait") == [b"", b"content " * 100]
     spoilt = whole[:40] + bytes(10) + whole[50:]
+    locked, entry = bytearray(whole), whole.find(b"PK\x01\x02")
+    locked[6] |= 1  # encrypted, say both headers of "a"
+    locked[entry + 8] |= 1
     for content, members in (
         (b"<html>sign in</html>", ["a"]),
         (b"", ["a"]),
         (whole[:-30], ["a"]),
         (spoilt, ["a"]),
+        (bytes(locked), ["a"]),
         (whole, ["a", "c"]),
     ):
         with pytest.raises(DataError, match=r"it is not what it was: .*; wait"):

@@ -511,3 +511,19 @@ print(target(short).shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "torch.Size([4, 2])\n"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint8", "Int64", "float16"])
+@pytest.mark.parametrize("as_array", [False, True])
+def test_other_rows_are_not_cut_to_the_training_rows_types(dtype, as_array):
+    values = np.arange(24) % 4
+    frame = pd.DataFrame({"visits": values.astype(float)}).astype(dtype)
+    model = LogisticRegression().fit(frame.astype(float).to_numpy(), values > 1)
+    if as_array:
+        frame = frame.to_numpy(dtype=dtype.lower())
+    target, _, short = imm.from_sklearn(model, frame, [0] if as_array else ["visits"])
+    np.testing.assert_allclose(target(short).numpy(), model.predict_proba(values[:, None]))
+    asked = np.array([[2.5], [3.0], [300.0], [-200.0], [1e6]])
+    other = asked if as_array else pd.DataFrame({"visits": asked[:, 0]})
+    found = target(target.encode(other)).numpy()
+    np.testing.assert_allclose(found, model.predict_proba(asked), rtol=1e-6)

@@ -147,6 +147,29 @@ def test_fused_is_the_sum_of_its_parts(
 
 
 @pytest.mark.parametrize("labels", ["all", "seen", "none"])
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("look", [True, False])
+def test_a_group_of_one_rank_is_no_group(labels, rows, look, one_rank, monkeypatch):
+    """By the pass that moves the average by the probabilities of all ranks."""
+    small_parts(monkeypatch, rows)
+    if not look:
+        monkeypatch.setattr(checks, "visible", lambda x: False)
+    alone, together = fused(labels), fused(labels)
+    together.group = one_rank
+    for step in range(4):
+        found = []
+        label, short = batch(step)
+        label[: 2 * step] = -100
+        for module in (alone, together):
+            hidden, weight, bias = layer(step)
+            value = module(hidden, weight, bias, label, short, lam=0.7)
+            gradient = torch.autograd.grad(value, (hidden, weight, bias))
+            tables = (module.table[:-1] if labels == "seen" else module.table, module.visited)
+            found.append([value, *gradient, module.risk, module.cross_entropy, *tables])
+        torch.testing.assert_close(found[1], found[0], equal_nan=True)  # rows never visited
+
+
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
 def test_no_tensor_holds_all_logits(labels, monkeypatch):
     """Also where all data points share one short context."""
     small_parts(monkeypatch, 5)

@@ -7,6 +7,7 @@ valid input, however extreme, has no NaN gradient.
 import dataclasses
 import math
 import os
+import re
 import warnings
 from functools import partial
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import imm_lib as imm
-from imm_lib import checks, clipping, divergences, premise, worth
+from imm_lib import checks, clipping, divergences, means, premise, worth
 from imm_lib.divergences import NAMED
 from imm_lib.fused import FusedIMM
 from imm_lib.sequential import sequential_risk
@@ -240,6 +241,16 @@ def pomdp(transition, observation, reward, discount, tolerance, belief, temperat
     bound = imm.FastInformedBound.solve(model, discount, tolerance, 10_000)
     bound.softmax(belief, temperature), bound.split(belief)
     return bound(belief)
+
+
+def mean_arguments(world):
+    """Of the estimators of means: log-probabilities will do as values."""
+    return {
+        "target": world.target,
+        "contexts": contexts_of(world, "belief"),
+        "query": lambda short, extended: world.query(short, extended).clamp_min(-1e3),
+        "short": world.batch,
+    }
 
 
 def table_sizes(world):
@@ -483,6 +494,59 @@ CALLS = {
             "divergence": w.divergence,
         },
     ),
+    "coarsen": (
+        imm.coarsen,
+        lambda w: {"log_q": w.log_q(), "labels": torch.arange(w.all)},
+    ),
+    "ExactMean": (
+        lambda target, contexts, query, short: means.ExactMean(target, contexts)(query, short),
+        mean_arguments,
+    ),
+    "SampledMean": (
+        lambda target, contexts, query, short, k: means.SampledMean(target, contexts, k)(
+            query, short
+        ),
+        lambda w: mean_arguments(w) | {"k": 2},
+    ),
+    "MovingAverageMean": (
+        lambda target, num_short, outputs, momentum, values, short: means.MovingAverageMean(
+            target, num_short, outputs, momentum
+        )(values, short),
+        lambda w: {
+            "target": w.target,
+            "num_short": w.short,
+            "outputs": w.all,
+            "momentum": 0.5,
+            "values": w.log_q().clamp_min(-1e3),
+            "short": w.batch,
+        },
+    ),
+    "induced_mean": (
+        means.induced_mean,
+        lambda w: {"values": w.parameter, "weight": w.belief},
+    ),
+    "linear_worth": (
+        lambda inputs, averaged, theta, noise: (
+            means.linear_worth(inputs, averaged, theta, noise).gain
+        ),
+        lambda w: {
+            "inputs": torch.eye(3, dtype=w.dtype).repeat(2, 1),
+            "averaged": torch.eye(3, dtype=w.dtype).repeat(2, 1) / 2,
+            "theta": torch.arange(3, dtype=w.dtype),
+            "noise": 0.5,
+        },
+    ),
+    "Worth.of": (
+        lambda full, induced, context, damping: worth.Worth.of(
+            full, induced, context, damping
+        ).excess_risk(1.0, 100),
+        lambda w: {
+            "full": torch.eye(3, dtype=w.dtype),
+            "induced": torch.eye(3, dtype=w.dtype) / 2,
+            "context": torch.eye(3, dtype=w.dtype) / 3,
+            "damping": 0.1,
+        },
+    ),
     "discounts": (discounts, lambda w: {"counts": w.groups + 1}),
     "alpha": (divergences.alpha, lambda w: {"order": float(w.sharp)}),
     "balanced": (divergences.balanced, lambda w: {"weight": (w.seed % 11) / 10}),
@@ -551,6 +615,85 @@ def test_anything_is_answered_or_refused(name, world, data):
             total = value[finite].sum()
             (gradient,) = torch.autograd.grad(total, world.parameter, retain_graph=True)
             assert gradient.isfinite().all()
+
+
+ODD_DTYPES = (
+    *(torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.complex128),
+    *(torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int64, torch.bool),
+)
+
+
+def changes(value):
+    """A valid tensor in every one of many other forms."""
+    yield from (value.to("meta"), value.flatten()[0], value.unsqueeze(0), value.numpy(force=True))
+    yield from (value.detach().to(dtype) for dtype in ODD_DTYPES)
+    if value.dtype.is_floating_point:
+        yield from (value.detach() * 0, value.detach() * math.nan, -value.detach())
+    else:
+        yield from (value + 1000, value - 1000)
+    for dim in range(value.dim()):
+        yield from (
+            value.narrow(dim, 0, 0),
+            value.narrow(dim, 0, 1),
+            value.repeat_interleave(2, dim),
+        )
+    yield value.new_empty([0] * value.dim())
+    if value.dim():
+        yield from (
+            value.detach().to_sparse(),
+            value.transpose(0, -1),
+            value.expand(2, *value.shape),
+        )
+
+
+# what an error may speak of, though it is no argument of the call here
+INNER = {"query(short, extended)", "short", "hidden", "full", "log_q_frozen", "log_w"}
+INNER |= {"belief", "the table", "the bigram", "the data of GroupedContexts"}
+
+
+def named_in(message):
+    """What an error says is wrong, and what it does not fit."""
+    if found := re.match(r"(.+) is on \S+ but (.+) is on \S+: move", message):
+        return set(found.groups())
+    return {re.match(r"(\w+\(short, extended\)|\w+)? ?", message)[1]}
+
+
+def altered(arguments, open_to):
+    """One argument after the other in other forms: (its name, the value)."""
+    for key in open_to:
+        value = arguments[key]
+        if isinstance(value, torch.Tensor):
+            yield from ((key, other) for other in changes(value))
+        if key != "zero":  # a word has errors of its own
+            yield from ((key, other) for other in (object(), "text", -2, 2.5, math.nan, True))
+        if key == "query":
+            forms = len(list(changes(torch.ones(1, 2))))
+            yield from (
+                (key, lambda *asked, n=n, query=value: list(changes(query(*asked)))[n])
+                for n in range(forms)
+            )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_argument_in_another_form_is_answered_or_refused_by_name(name):
+    call, valid = CALLS[name]
+    wrong = []
+    for seed in range(3):
+        world = World(3, 2, 2, FLOATS[seed % 2], seed, 1.0, None, "cross-entropy")
+        fresh = partial(valid, world)
+        arguments = fresh()
+        open_to = [key for key in arguments if (name, key) not in UNCHECKED]
+        for key, other in altered(arguments, open_to):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    call(**(fresh() | {key: other}))
+                except (TypeError, ValueError) as error:
+                    if unnamed := named_in(str(error)) - set(arguments) - INNER:
+                        wrong.append(f"{key}: {unnamed} is no argument: {error}")
+                except Exception as error:
+                    wrong.append(f"{key}: {checks.describe(other)}: {error!r}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

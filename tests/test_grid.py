@@ -3,6 +3,8 @@ values.
 """
 
 import itertools
+import random
+import types
 from dataclasses import replace
 
 import pytest
@@ -103,6 +105,21 @@ def test_value_bound_qmdp_are_in_order(seed):
             <= bound.utilities(belief[None]).max().item()
             <= (q @ belief).max().item() + 1e-8
         )
+
+
+def test_a_reward_that_is_drawn_is_refused():
+    from pomdp_py.problems.tiger import tiger_problem as tiger
+
+    problem, draw = tiger.TigerProblem.create("tiger-left", 0.5, 0.15), random.Random(0)
+    states = [tiger.TigerState(f"tiger-{side}") for side in ("left", "right")]
+    seen = [tiger.TigerObservation(f"tiger-{side}") for side in ("left", "right")]
+    agent = types.SimpleNamespace(
+        transition_model=problem.agent.transition_model,
+        observation_model=problem.agent.observation_model,
+        reward_model=types.SimpleNamespace(sample=lambda *_: draw.random()),
+    )
+    with pytest.raises(ValueError, match="deterministic reward model"):
+        imm.FinitePOMDP.read(agent, states, [tiger.TigerAction("listen")], seen)
 
 
 def test_tiger():

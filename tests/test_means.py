@@ -72,14 +72,14 @@ def test_a_table_moves_by_its_momentum_and_stands_still_in_eval_mode():
     average = MovingAverageMean(torch.zeros(2, 1), 2, momentum=0.25)
     average(torch.tensor([[4.0]]), torch.tensor([1]))
     average(torch.tensor([[0.0]]), torch.tensor([1]))
-    assert average.table.tolist() == [[0.0], [3.0]] and average.visited.tolist() == [False, True]
+    assert average.table[1].tolist() == [3.0] and average.visited.tolist() == [False, True]
     average.eval()(torch.tensor([[9.0]]), torch.tensor([1]))
     assert average.table[1].item() == 3.0
     with pytest.raises(ValueError, match="never visited in train mode: 0"):
         average(torch.tensor([[9.0]]), torch.tensor([0]))
     other = MovingAverageMean(torch.zeros(2, 1), 2)
     other.load_state_dict(average.state_dict())
-    assert other.table.equal(average.table)
+    torch.testing.assert_close(other.table, average.table, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_worth_of_a_mean_is_that_of_a_simulation():
@@ -187,9 +187,12 @@ def test_a_map_that_leaves_a_label_out_is_refused(labels, error, message):
     [
         (lambda s, v, t: induced_mean(v[0]), "at least 2 dimensions"),
         (lambda s, v, t: induced_mean(v.detach() / 0), "must be finite"),
-        (lambda s, v, t: induced_mean(v, torch.ones(2) / 2), "weight must end in k = 6"),
+        (lambda s, v, t: induced_mean(v, torch.ones(2) / 2), "weight must be"),
         (lambda s, v, t: SampledMean(t, imm.GroupedContexts(s), 1), "k must be at least 2"),
-        (lambda s, v, t: ExactMean(t[0], imm.GroupedContexts(s)), "target must have at least 2"),
+        (
+            lambda s, v, t: ExactMean(t[0], imm.GroupedContexts(s)),
+            "target must be non-empty with at least 2",
+        ),
         (
             lambda s, v, t: ExactMean(t, imm.GroupedContexts(s))(lambda a, e: v[e, :1], s),
             "with the target's D outputs",

@@ -1,9 +1,11 @@
 """What the benchmarks measure with: live bytes are exact, and pieces of work are run in turns."""
 
+import platform
+
 import pytest
 import torch
 
-from imm_lib.experiments.measure import compare, peak_bytes
+from imm_lib.experiments.measure import compare, peak_bytes, with_memory_kept
 
 MILLION = 4 * 1000 * 1000  # bytes of a float32 square of side 1000
 
@@ -36,6 +38,26 @@ def test_works_take_turns():
     seconds = compare({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
     assert order == ["a", "b"] * 4  # one round before the clock starts
     assert set(seconds) == {"a", "b"} and min(seconds.values()) >= 0
+
+
+def new_pages(size):
+    """(first time, second time) pages that the system hands out for a tensor of ``size`` bytes."""
+    import resource
+
+    found = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return found
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library: not asked to")
+def test_memory_kept_is_used_again_without_new_pages():
+    first, second = with_memory_kept(new_pages, 256 * 2**20)
+    assert first > 1000 and second < first / 10
+    usual, again = new_pages(256 * 2**20)
+    assert again > usual / 2  # which would not be so here
 
 
 def test_bad_input():

@@ -122,3 +122,37 @@ def test_the_mean_of_two_divergences_is_half_each_by_default():
     torch.testing.assert_close(divergences.balanced()(p, log_q), both / 2)
     assert divergences.balanced(0) is divergences.reverse_kl
     assert divergences.balanced(1) is divergences.forward_kl
+
+
+def test_leading_dimensions_have_to_fit():
+    log_q = torch.zeros(3, 2, 2).log_softmax(-1)
+    with pytest.raises(ValueError, match=r"^target must have leading dimensions"):
+        imm.imm_risk(torch.full((2, 2), 0.5), log_q)
+    assert imm.imm_risk(torch.full((1, 2), 0.5), log_q).shape == (3,)
+
+
+def test_the_models_precision_decides():
+    log_q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    wide = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for function in (imm.imm_risk, imm.noising_risk):
+        assert function(wide, log_q, wide.log()).dtype == torch.float32
+
+
+def test_a_label_that_no_context_allows_has_no_crosstalk():
+    log_q = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.5, 0.0]]).log()
+    found = imm.crosstalk(log_q)
+    assert found[:, 2].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.9, 0.5]) / 1.4)
+
+
+def test_surrogates_have_no_second_derivative():
+    def surrogate(log_q):
+        return imm.MovingAverageIMM(torch.tensor([[0.5, 0.5]]), 1, 2)(log_q, torch.tensor([0]))
+
+    log_q = torch.tensor([[0.9, 0.1]]).log().requires_grad_()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(surrogate(log_q), log_q, create_graph=True)
+    (once,) = torch.autograd.grad(surrogate(log_q), log_q)
+    transformed = torch.func.grad(lambda x: imm.induced.once(x.sum()))(log_q.detach())
+    assert once.tolist() == [[-0.5, -0.5]]
+    assert transformed.tolist() == [[1.0, 1.0]]

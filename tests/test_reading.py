@@ -96,6 +96,7 @@ def test_a_spread_is_students_interval(values):
         ({"by": ["arms"]}, "by must be of arm, n, seed, got 'arms'"),
         ({"against": "MLM"}, "against must be one of plain, IMM, got 'MLM'"),
         ({"result": {"units": []}}, "result must have a unit, got none"),
+        ({"result": {"units": stored()["units"] * 2}}, "rows must differ in .*, got two alike"),
     ],
 )
 def test_what_cannot_be_read_is_named(change, message):
@@ -179,6 +180,9 @@ def test_the_command_line_shows_the_same(capsys):
     assert "--by, --against and --where need --columns" in capsys.readouterr().err
     assert main(["show", "side-tuning", "--columns", "loss", "--where", "rule/{rule}"]) == 2
     assert "--where: no 'rule' in side-tuning's numbers" in capsys.readouterr().err
+    for deeper in ("rules/{rule}/{a}/{b}", "rules/none/loss/more"):  # below a number
+        assert main(["show", "side-tuning", "--columns", "loss", "--where", deeper]) == 2
+        assert "error: --where: no '" in capsys.readouterr().err
 
 
 def test_an_experiments_table_is_the_readings(capsys):

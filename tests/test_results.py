@@ -105,7 +105,17 @@ def test_resume_refuses_the_units_of_another_program(tmp_path, monkeypatch):
         experiments.run(toy(), where=tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("damaged", ["[", "[]", '{"units": 3}'])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[",
+        "[]",
+        '{"units": 3}',
+        '{"units": [{}]}',
+        '{"units": ["a"]}',
+        '{"units": [{"unit": {"i": 0}, "numbers": {}}]}',
+    ],
+)
 def test_resume_names_a_damaged_partial_file(tmp_path, damaged):
     with pytest.raises(RuntimeError):
         experiments.run(toy(broken_at=1), where=tmp_path)
@@ -167,6 +177,15 @@ def test_writes_are_atomic(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
+def test_a_link_stays_a_link(tmp_path):
+    file, other = tmp_path / "value.json", tmp_path / "elsewhere" / "kept.json"
+    file.symlink_to(other)
+    for value in (1, 2):
+        results.write_json(file, value)
+        assert file.is_symlink() and json.loads(other.read_text()) == value
+    assert {path.name for path in other.parent.iterdir()} == {"kept.json"}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_numbers_are_refused(tmp_path, value):
     with pytest.raises(ValueError):
@@ -183,7 +202,9 @@ def test_the_schema_names_file_and_field(tmp_path):
             results.ResultError, match=r"toy\.json: .*" + ("extra" if field == "extra" else field)
         ):
             results.load("toy", tmp_path)
-    for damaged in (b"{", json.dumps({**good, "wall_s": float("nan")}).encode(), b'"\xff"'):
+    infinite = json.dumps(good).replace('"seed": 0', '"seed": 1e999').encode()
+    not_a_number = json.dumps({**good, "wall_s": float("nan")}).encode()
+    for damaged in (b"{", not_a_number, infinite, b'"\xff"', b"[" * 100_000):
         (tmp_path / "toy.json").write_bytes(damaged)
         with pytest.raises(results.ResultError, match=r"toy\.json: not JSON"):
             results.load("toy", tmp_path)
@@ -398,6 +419,8 @@ def test_a_changed_value_is_of_its_kind():
         (["run", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
         (["show", "tyo"], "name must be an experiment, got 'tyo': did you mean toy?"),
         (["show", "quite-other"], "got 'quite-other': `python -m imm_lib list` names them"),
+        (["run", "toy", "--seed", "-1"], "seed must be in [0, 2^62), got -1"),
+        (["run", "toy", "--seed", "9" * 30], "seed must be in [0, 2^62), got 999"),
         (["run"], "name one experiment, or give --all"),
         (["run", "toy", "--all"], "name one experiment, or give --all"),
         (["run", "toy", "--scale", "huge"], "scale must be one of full, ci, got 'huge'"),
@@ -411,6 +434,13 @@ def test_mistakes_on_the_command_line(toys, capsys, words, pattern):
     error = capsys.readouterr().err
     assert pattern in error and "Traceback" not in error
     assert not list(toys.glob("*.json"))
+
+
+def test_a_folder_of_nobody_is_a_mistake_in_the_call(toys, capsys):
+    for words in (["run", "toy"], ["show", "toy"], ["bench"], ["paper", "--minutes", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, "--out", "~nobody-of-this-name/results"])
+        assert "~nobody-of-this-name/results' stands for no home" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(toys, capsys, monkeypatch):
@@ -482,6 +512,7 @@ CANNOT_BE = [
     ("logistic-sizes", {"normals": [[1, 1]]}, "normals must hold lists of 3 entries"),
     ("logistic-sizes", {"normals": [[0, 0, 0]]}, "normals must not be 0"),
     ("logistic-fixed", {"lam": float("nan")}, "lam must hold finite numbers"),
+    ("logistic-fixed", {"lam": 10**400}, "lam must hold finite numbers"),
     ("logistic-lambda", {"rhos": [1.5]}, r"rhos must be in \[0, 1\], got 1.5"),
     ("logistic-stability", {"methods": ["IMM exact", "IMM exat"]}, "did you mean IMM exact"),
     ("logistic-gradients", {"momenta": [0.0]}, "momenta must be above 0"),

@@ -87,6 +87,24 @@ def test_two_processes_that_begin_at_once_do_the_work_once(tmp_path):
     assert squares(stored(tmp_path)) == {x: x**2 for x in range(40)}
 
 
+def test_a_checkpoint_that_is_none_says_so(tmp_path):
+    file = tmp_path / "run.pt"
+    resume.save(file, {"weights": torch.zeros(3)})
+    whole = file.read_bytes()
+    for damaged in (
+        b"",
+        whole[:10],
+        whole[: len(whole) // 2],
+        b"hello " * 50,
+        b"PK\3\4" + bytes(99),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a file that train has written, got run\.pt"):
+            resume.load(file)
+    with pytest.raises(FileNotFoundError):
+        resume.load(tmp_path / "other.pt")
+
+
 def test_what_was_begun_is_not_discarded_unasked(tmp_path):
     """A checkpoint of hours, with no unit finished yet."""
 
@@ -145,6 +163,11 @@ def test_the_digest_is_of_the_core_what_is_shared_and_the_experiments_own_room(t
         assert (resume.code("grid", root) == before) == same, changed
         (root / changed).write_text(text, encoding="utf-8")
     assert resume.code("grid", root) == before == resume.code("grid")
+    apart = resume.code("real", root)
+    with (root / "experiments/finite/worlds.py").open("a", encoding="utf-8") as file:
+        file.write("# a change\n")  # of a room that the room of real tables imports
+    assert resume.code("real", root) != apart
+    assert resume.code("grid", root) == before
 
 
 # Workers

@@ -2,6 +2,8 @@
 to gain, and stays an upper bound.
 """
 
+import math
+
 import pytest
 import torch
 from worlds import generator
@@ -134,3 +136,68 @@ def test_rows_that_nearly_sum_to_1_lose_no_value():
         assert bound.utilities(belief).item() == pytest.approx(2000, rel=1e-9)
         after = model.update(belief[0], 0, 1)
         assert after.sum().item() == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    "action, seen, error",
+    [
+        (-1, 0, ValueError),
+        (3, 0, ValueError),
+        (0, -1, ValueError),
+        (0, 2, ValueError),
+        (0.5, 0, ValueError),
+        (0, True, TypeError),
+        ("0", 0, TypeError),
+    ],
+)
+def test_a_belief_is_updated_by_what_there_is(action, seen, error):
+    model, belief = random_pomdp(), torch.full((4,), 0.25)
+    with pytest.raises(error, match="action" if seen == 0 else "observation"):
+        model.update(belief, action, seen)
+    with pytest.raises(TypeError, match=r"belief must be a torch\.Tensor"):
+        model.update([0.25] * 4, 0, 0)
+
+
+def test_a_changed_model_is_checked_and_normalised():
+    model = random_pomdp()
+    rounded = model._replace(transition=model.transition * (1 - 1e-5))
+    expected = imm.FastInformedBound.solve(model, 0.99).alpha
+    torch.testing.assert_close(imm.FastInformedBound.solve(rounded, 0.99).alpha, expected)
+    with pytest.raises(ValueError, match="transition must sum to 1"):
+        imm.FastInformedBound.solve(model._replace(transition=model.transition * 0.9), 0.99)
+
+
+def test_a_temperature_next_to_0_takes_the_best_action():
+    bound = imm.FastInformedBound.solve(random_pomdp(), 0.9)
+    belief = torch.full((1, 4), 0.25)
+    torch.testing.assert_close(bound.softmax(belief, 1e-310), bound(belief))
+
+
+def test_policies_of_several_beliefs_by_their_definitions():
+    model = random_pomdp(states=3, actions=3)
+    alpha = torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.5, 0.0, 1.0]], dtype=torch.float64)
+    bound = imm.FastInformedBound(model, alpha, sweeps=1)
+    beliefs = torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 1.0], [0.2, 0.7, 0.1]]).double()
+    utilities = [
+        [math.fsum(b * a for b, a in zip(row, v, strict=True)) for v in alpha.tolist()]
+        for row in beliefs.tolist()
+    ]
+    assert torch.allclose(bound.utilities(beliefs), torch.tensor(utilities, dtype=torch.float64))
+    assert bound(beliefs).tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
+    third = pytest.approx(1 / 3, rel=1e-15)
+    assert bound.split(beliefs).tolist() == [[1, 0, 0], [third] * 3, [0, 1, 0]]
+    weights = [[math.exp(u / 0.25) for u in row] for row in utilities]
+    expected = torch.tensor([[w / math.fsum(row) for w in row] for row in weights]).double()
+    torch.testing.assert_close(bound.softmax(beliefs, 0.25), expected, rtol=1e-6, atol=0)
+    for rows in (bound(beliefs), bound.split(beliefs), bound.softmax(beliefs, 1.0)):
+        assert rows.dtype == torch.float64
+
+
+def test_where_nothing_pays_every_action_is_best():
+    model = random_pomdp(states=2, actions=2)
+    nothing = imm.FinitePOMDP(model.transition, model.observation, torch.zeros_like(model.reward))
+    bound = imm.FastInformedBound.solve(nothing, 0.9)
+    belief = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    assert bound.alpha.abs().max() == 0
+    assert bound(belief).tolist() == [[1, 0]]
+    assert bound.split(belief).tolist() == [[0.5, 0.5]]

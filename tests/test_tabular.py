@@ -80,3 +80,15 @@ def test_a_pair_of_contexts_without_mass_changes_nothing():
     assert torch.isfinite(world.conditional).all()
     assert world.kl(world.conditional.log()).item() == pytest.approx(0.0, abs=1e-15)
     assert world.contexts().log_weights(torch.tensor([1]))[0, 2] == -math.inf
+
+
+def test_what_a_world_refuses():
+    with pytest.raises(ValueError, match="got 0 for s = 1"):
+        imm.TabularWorld(torch.tensor([[[0.5, 0.5]], [[0.0, 0.0]]]))
+    world = random_world()
+    with pytest.raises(ValueError, match=r"^objective must be one of \['imm', 'noising'\]"):
+        world.minimise("both", 1.0)
+    for call in (lambda: world.minimise("imm", -1.0), lambda: world.noising_minimiser(-1.0)):
+        with pytest.raises(ValueError, match=r"^lam must be"):
+            call()
+    assert torch.equal(world.contexts().belief, world.belief)

@@ -261,4 +261,13 @@ def test_scores():
         tasks.score("RTE", log_probs, label[:2])
 
 
+def test_a_sure_model_is_ranked_by_its_odds():
+    odds = torch.tensor([90.0, 60.0, 40.0, 20.0, -20.0, -40.0])
+    log_probs = torch.stack([torch.zeros(6), odds], 1).log_softmax(1)
+    label = torch.tensor([1, 0, 1, 0, 1, 0])
+    assert tasks.score("RTE", log_probs, label)["auc"] == pytest.approx(6 / 9)
+    never = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
+    assert tasks.score("RTE", never, torch.tensor([0, 1]))["auc"] == 1
+
+
 # the encoder

@@ -128,6 +128,8 @@ def test_unlabelled_contexts_lower_the_price_of_counting():
         ({"pairs": (torch.zeros(3).long(), torch.zeros(2).long())}, "pairs must be of one length"),
         ({"pairs": (torch.zeros(3).long(), torch.full((3,), 5))}, "pairs' labels"),
         ({"target": torch.full((1, 3), 1 / 3)}, "target must have the model's 2 labels"),
+        ({"damping": -1.0}, "damping must be"),
+        ({"damping": math.nan}, "damping must be"),
     ],
 )
 def test_bad_input(change, message):
@@ -150,3 +152,16 @@ def test_bad_input(change, message):
         found.risk("magic", 0.1)
     with pytest.raises(ValueError, match="share must be"):
         found.risk("IMM", 1.0)
+    for n in (0, -5, math.nan):
+        with pytest.raises(ValueError, match="n must be"):
+            found.risk("IMM", 0.5, n)
+    logits = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)  # one too many each
+    with pytest.raises(ValueError, match="full must be invertible"):
+        compare(
+            lambda short, extended: logits[extended].log_softmax(1),
+            [logits],
+            imm.GroupedContexts(short),
+            *sample,
+            **given,
+            damping=0.0,
+        )

@@ -1,12 +1,14 @@
 """How much a restricted model is worth: informations against sums by hand, laws, and simulation."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
 import imm_lib as imm
 from imm_lib.premise import lead, surprise
+from imm_lib.uses import USES
 from imm_lib.worth import Worth, informations, measure, suggest_lambda
 
 
@@ -313,17 +315,41 @@ def test_the_suggested_lambda_is_the_best_of_what_was_measured():
         suggest_lambda(query, [theta], alone, features, extended, damping=0.1)
 
 
+def test_a_weight_listed_twice_is_one():
+    theta = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    short, extended = torch.zeros(2, dtype=torch.long), torch.arange(2)
+
+    def query(short, extended):
+        return torch.stack([torch.zeros(len(extended)), theta[extended]], 1).log_softmax(1)
+
+    sample = imm.GroupedContexts(short), short, extended
+    pairs = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0, 1])
+    given = {"target": torch.tensor([[0.5, 0.5]]), "pairs": pairs}
+    once, frozen = informations(query, [theta], *sample), torch.zeros(3)
+    for listed in ([theta, theta], [frozen, theta, theta]):
+        torch.testing.assert_close(informations(query, listed, *sample), once)
+        found = imm.worth.compare(query, listed, *sample, **given)
+        wanted = imm.worth.compare(query, [theta], *sample, **given)
+        assert [found.best(use) for use in USES] == [wanted.best(use) for use in USES]
+
+
 def test_worth_refuses():
     eye = torch.eye(2)
-    for bad in (eye * math.nan, torch.tensor([[1.0, 0.5], [0.0, 1.0]])):
+    skew = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    for bad in (eye * math.nan, skew, skew * 1e-9):  # in whatever unit
         with pytest.raises(ValueError, match="induced must be finite and symmetric"):
             Worth.of(eye, bad)
     with pytest.raises(ValueError, match="price must be as long as gain"):
         Worth(torch.ones(2), torch.ones(1))
     with pytest.raises(ValueError, match="gain must be"):
         Worth(torch.ones(0), torch.ones(0))
-    for m in (0, -1.0, math.nan, "10"):
-        with pytest.raises(ValueError, match="m must be a positive number"):
+    for m, error in (
+        (0, ValueError),
+        (-1.0, ValueError),
+        (math.nan, ValueError),
+        ("10", TypeError),
+    ):
+        with pytest.raises(error, match="m must be"):
             Worth(torch.ones(1), torch.ones(1)).excess_risk(1.0, 10, m)
 
 
@@ -488,3 +514,49 @@ def test_the_approximate_students_t_is_near_the_exact_one():
             assert _student_tail(value, freedom) == pytest.approx(
                 student.sf(value, freedom), abs=2e-3
             )
+
+
+@pytest.mark.parametrize("m", [40.0, 300.0, math.inf])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("unlabelled", [0.0, 70.0])
+def test_the_formulas_direction_by_direction(m, known, unlabelled):
+    gain, price, n = [0.9, 0.4, 0.05], [0.3, 0.2, 0.0], 120
+    found = Worth(torch.tensor(gain), torch.tensor(price))
+
+    def risk(lam):
+        counted = 0.0 if known else n / (n + unlabelled)
+        costs = [counted * k + n / m * j for j, k in zip(gain, price, strict=True)]
+        each = [(1 + lam**2 * c) / (1 + lam * j) ** 2 for j, c in zip(gain, costs, strict=True)]
+        return math.fsum(each) / (2 * n)
+
+    options = {"n": n, "m": m, "known": known, "unlabelled": unlabelled}
+    for lam in (0.0, 0.3, 1.0, 8.0):
+        assert found.excess_risk(lam, **options) == pytest.approx(risk(lam))
+        assert found.effective_multiplier(lam, **options) == pytest.approx(3 / (2 * n * risk(lam)))
+    best = found.optimal_lambda(**options)
+    if known and m == math.inf:
+        assert best == math.inf
+    else:
+        assert risk(best) <= min(risk(0.01 * 1.02**i) for i in range(800)) * (1 + 1e-6)
+
+
+def test_the_neighbours_that_suggest_lambda_counts(monkeypatch):
+    """1 / Σ π², on average over data points: 4 for each of four, 2 for each of two."""
+    theta = torch.zeros(3, requires_grad=True, dtype=torch.float64)
+
+    def query(short, extended):
+        zero = torch.zeros(len(extended), dtype=torch.float64)
+        return torch.stack([zero, theta[extended % 3]], 1).log_softmax(1)
+
+    short = torch.tensor([0, 0, 0, 0, 1, 1])
+    many = imm.GroupedContexts(short)
+    with monkeypatch.context() as few, pytest.warns(UserWarning, match=r"only 3\.3 extended"):
+        few.setattr(imm.worth, "FEW", 3.5)
+        suggest_lambda(query, [theta], many, short, torch.arange(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = torch.zeros(3, dtype=torch.long)  # as many as are enough
+        lam = suggest_lambda(query, [theta], imm.GroupedContexts(one), one, torch.arange(3))
+    assert lam == 30.0  # a perfect target and no price of a mean over all points
+    with pytest.raises(ValueError, match=r"^largest must be"):
+        suggest_lambda(query, [theta], imm.GroupedContexts(one), one, torch.arange(3), largest=-1)

@@ -75,6 +75,15 @@ def test_a_finite_value_has_a_finite_gradient(name, dtype, rows):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "sinkhorn"])
+def test_a_row_has_its_own_value_beside_any_other(name):
+    both = zip(edge_rows(torch.float32), surely_wrong(torch.float32), strict=True)
+    target, log_q = (torch.cat(rows) for rows in both)
+    together = ALL[name](target, log_q)
+    alone = torch.stack([ALL[name](p, q) for p, q in zip(target, log_q, strict=True)])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "sinkhorn"])
 def test_float32_is_float64(name):
     target, log_q = edge_rows(torch.float64)
     # labels of no probability in float32: left out in both, so that the formulas are the same
@@ -144,6 +153,107 @@ def test_the_definition_of_alpha(order):
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+def log(x):
+    return math.log(x) if x else -math.inf
+
+
+def alpha_of_a_label(order, p, log_q):
+    """p^α q^(1-α) in the limit; q counts as 0 where it is less than any number."""
+    if (order < 0 and math.exp(log_q) == 0) or (order > 0 and p == 0):
+        return 0.0
+    exponent = order * log(p) + (1 - order) * log_q
+    return math.exp(exponent) if exponent < 700 else math.inf
+
+
+def value_and_slopes(name, p, log_q):
+    """A divergence of one row by Python's arithmetic, zeros in the limit, and where it is finite
+    its derivatives by log q, up to a multiple of q.
+    """
+    q, log_p = [math.exp(x) for x in log_q], [log(a) for a in p]
+    pairs = list(zip(p, q, strict=True))
+    middle = [log((a + b) / 2) for a, b in pairs]
+    cross = math.fsum(a * b for a, b in pairs)
+
+    def kl(x, log_y):
+        return math.fsum(a * (log(a) - b) if a else 0.0 for a, b in zip(x, log_y, strict=True))
+
+    forward = [-a for a in p]
+    reverse = [b * (log(b) - log(a)) if a and b else 0.0 for a, b in pairs]
+    if name.startswith("alpha"):
+        order = float(name.removeprefix("alpha "))
+        each = [alpha_of_a_label(order, a, b) for a, b in zip(p, log_q, strict=True)]
+        return (1 - math.fsum(each)) / (order * (1 - order)), [-x / order for x in each]
+    if name == "balanced":
+        both = [(f + r) / 2 for f, r in zip(forward, reverse, strict=True)]
+        return (kl(p, log_q) + kl(q, log_p)) / 2, both
+    return {
+        "cross-entropy": lambda: (
+            math.fsum(-a * b for a, b in zip(p, log_q, strict=True) if a),
+            forward,
+        ),
+        "forward KL": lambda: (kl(p, log_q), forward),
+        "balanced 1": lambda: (kl(p, log_q), forward),
+        "reverse KL": lambda: (kl(q, log_p), reverse),
+        "balanced 0": lambda: (kl(q, log_p), reverse),
+        "Jensen-Shannon": lambda: (
+            (kl(p, middle) + kl(q, middle)) / 2,
+            [b * (log(b) - m) / 2 if b else 0.0 for b, m in zip(q, middle, strict=True)],
+        ),
+        "total variation": lambda: (
+            math.fsum(abs(a - b) for a, b in pairs) / 2,
+            [math.copysign(b, b - a) / 2 if a != b else 0.0 for a, b in pairs],
+        ),
+        "squared Hellinger": lambda: (
+            1 - math.fsum(math.sqrt(a * b) for a, b in pairs),
+            [-math.sqrt(a * b) / 2 for a, b in pairs],
+        ),
+        "Cauchy-Schwarz": lambda: (
+            -math.log(cross / math.hypot(*p) / math.hypot(*q)),
+            [b * b / math.fsum(y * y for y in q) - a * b / cross for a, b in pairs],
+        ),
+    }[name]()
+
+
+def anew(name):
+    """A divergence, made here and not when this file was read."""
+    for family, make in (("alpha ", alpha), ("balanced ", balanced)):
+        if name.startswith(family):
+            return make(float(name.removeprefix(family)))
+    return sinkhorn(COST, 0.5) if name == "sinkhorn" else ALL[name]
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("sinkhorn", "Plackett-Luce")])
+def test_values_and_gradients_are_those_of_plain_arithmetic(name):
+    """In a batch of two dimensions, with every label on either side 0, tiny or ordinary."""
+    target, log_q = (x.unflatten(0, (8, -1)) for x in edge_rows(torch.float64))
+    divergence = anew(name)
+    value, wanted = divergence(target, log_q), torch.zeros_like(log_q)
+    assert value.shape == target.shape[:-1]
+    coarse = 1e4 if "1e-4" in name or "0.9999" in name else 1.0  # the orders next to a limit
+    for i, j in itertools.product(*map(range, value.shape)):
+        expected, slopes = value_and_slopes(name, target[i, j].tolist(), log_q[i, j].tolist())
+        assert value[i, j].item() == pytest.approx(expected, rel=1e-7, abs=1e-12 * coarse)
+        slopes = torch.tensor(slopes, dtype=torch.float64)
+        wanted[i, j] = slopes - log_q[i, j].exp() * slopes.sum()
+    some = value.isfinite()
+    logits = log_q[some].requires_grad_()
+    divergence(target[some], logits.log_softmax(-1)).sum().backward()
+    torch.testing.assert_close(logits.grad, wanted[some], rtol=1e-6, atol=1e-12 * coarse)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plackett_luce_of_labels_that_the_model_rules_out(dtype):
+    """Where neither of two labels is possible, neither can be preferred."""
+    target = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]], dtype=dtype)
+    sure = torch.tensor([0.0, -math.inf, -math.inf], dtype=dtype)
+    assert plackett_luce(target, sure).tolist() == [0.0, math.inf]
+    some = torch.tensor([0.75, 0.25, 0.0], dtype=dtype).log()
+    found = plackett_luce(target.unsqueeze(1), some)
+    assert found.shape == (2, 1)
+    assert found[0].item() == pytest.approx(-math.log(0.75))
+    assert found[1].item() == math.inf
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_values_in_closed_form(dtype):
     one = torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
@@ -210,6 +320,8 @@ def test_jensen_shannon_does_not_cancel(distance):
     expected = pull(jensen_shannon, target.double(), log_q.double())
     found = pull(jensen_shannon, target, log_q).double()
     torch.testing.assert_close(found, expected, rtol=1e-6 / distance, atol=0)
+    value = jensen_shannon(target.double(), log_q.double()).item()
+    assert jensen_shannon(target, log_q).item() == pytest.approx(value, rel=2e-6 / distance)
 
 
 @pytest.mark.parametrize("order", [1e-3, 1e-5, 1e-7])

@@ -90,7 +90,10 @@ def _words(text: str) -> list[str]:
 
 
 def _folder(word: str) -> Path:
-    return Path(word).expanduser()
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # an unknown user, or no HOME and no entry in the user database
+        raise argparse.ArgumentTypeError(f"the ~ of {word!r} stands for no home folder") from None
 
 
 def _default() -> str:

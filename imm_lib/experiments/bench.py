@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments import Experiment
+from imm_lib.experiments.language.models import LSTM
 from imm_lib.experiments.measure import compare, peak_bytes, tokens
 from imm_lib.induced import imm_risk
 from imm_lib.surrogates import MovingAverageIMM
@@ -40,35 +41,13 @@ CONFIG = {
 }
 
 
-class LSTMLanguageModel(nn.Module):
-    """The paper's topology at another width: embedding, LSTM layers, softmax; (L, B) tokens -> (L
-    B, V) log-probs.
-    """
-
-    def __init__(self, vocab_size: int, width: int, layers: int):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, width)
-        self.lstm = nn.LSTM(width, width, layers)
-        self.head = nn.Linear(width, vocab_size)
-
-    def forward(self, words: Tensor) -> Tensor:
-        """(L, B) ids -> (L * B, V) log-probabilities of the next word."""
-        return self.head(self.lstm(self.embedding(words))[0]).flatten(0, 1).log_softmax(-1)
-
-
 def _pair_model(
     extended: int, width: int, labels: int, generator: torch.Generator
 ) -> tuple[nn.Module, Tensor]:
     """A network of two hidden layers, and random features of the extended contexts."""
     features = torch.randn(extended, width, generator=generator)
-    layers = [
-        nn.Linear(width, width),
-        nn.Tanh(),
-        nn.Linear(width, width),
-        nn.Tanh(),
-        nn.Linear(width, labels),
-    ]
-    return nn.Sequential(*layers, nn.LogSoftmax(-1)), features
+    inner = [nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()]
+    return nn.Sequential(*inner, nn.Linear(width, labels), nn.LogSoftmax(-1)), features
 
 
 def _step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -122,7 +101,7 @@ def sharing(config: dict, device: torch.device, repeats: int) -> dict:
     words = words.to(device)
     contexts = GroupedContexts(words[:-1], vocab_size)
     target = KneserNeyBigram.fit(words, vocab_size)
-    network = LSTMLanguageModel(vocab_size, config["width"], 2).to(device)
+    network = LSTM(vocab_size, config["width"]).to(device)
     size, k = config["batch"] * config["unroll"], config["k"]
     generator = torch.Generator().manual_seed(0)
     shared = SampledIMM(target, contexts, k, generator=generator)
@@ -130,7 +109,8 @@ def sharing(config: dict, device: torch.device, repeats: int) -> dict:
 
     def query(short: Tensor, extended: Tensor) -> Tensor:
         previous = words[(extended - 1).clamp_min(0)]
-        return network(torch.stack([previous, short]))[len(short) :]
+        words_read = torch.stack([previous, short], 1)
+        return network(words_read, network.begin(len(short)))[0][:, 1]
 
     start = torch.randint(len(words) - size, (1,), generator=generator).item()
     batch = words[start : start + size]
@@ -163,21 +143,18 @@ def moving_average(config: dict, device: torch.device, repeats: int) -> dict:
     """
     words, vocab_size = tokens()
     words = words.to(device)
-    network = LSTMLanguageModel(vocab_size, config["width"], config["layers"]).to(device)
-    term = MovingAverageIMM(
-        KneserNeyBigram.fit(words, vocab_size), vocab_size, vocab_size, momentum=0.1
-    ).to(device)
+    network = LSTM(vocab_size, config["width"], config["layers"]).to(device)
+    target = KneserNeyBigram.fit(words, vocab_size)
+    term = MovingAverageIMM(target, vocab_size, vocab_size, momentum=0.1).to(device)
     length, batch = config["unroll"], config["batch"]
-    streams = (
-        words[: len(words) // batch * batch].view(batch, -1).T[: length * config["batches"] + 1]
-    )
+    streams = words[: len(words) // batch * batch].view(batch, -1)
     turn = {"plain": 0, "with_imm": 0}
 
     def loss(name: str) -> Tensor:
         start = turn[name] % config["batches"] * length
         turn[name] += 1
-        x, y = streams[start : start + length], streams[start + 1 : start + length + 1]
-        log_q = network(x)
+        x, y = streams[:, start : start + length], streams[:, start + 1 : start + length + 1]
+        log_q = network(x, network.begin(batch))[0].flatten(0, 1)
         primary = nn.functional.nll_loss(log_q, y.flatten())
         return primary if name == "plain" else primary + 0.2 * term(log_q, x.flatten())
 
@@ -202,10 +179,7 @@ def kneser_ney(config: dict, device: torch.device, repeats: int) -> dict:
     from nltk.util import bigrams
 
     words, vocab_size = tokens()
-    train, test = (
-        words[: config["train"]],
-        words[config["train"] : config["train"] + config["test"]],
-    )
+    train, test = words[: config["train"] + config["test"]].split([config["train"], config["test"]])
     texts = [[str(w) for w in part.tolist()] for part in (train, test)]
     train, test = train.to(device), test.to(device)
 
@@ -261,12 +235,8 @@ def _table(result: dict) -> list[list[str]]:
     growth = part["sampling"]["sequential_growth_4_to_64"]
     rows.append(["sequential peak, growth from k = 4 to 64", f"{100 * growth:.1f} %"])
     rows.append(["samples per position / shared, time", f"{part['sharing']['ratio']:.2f}"])
-    rows.append(
-        [
-            "step with moving-average IMM / plain step, time",
-            f"{part['moving_average']['ratio']:.2f}",
-        ]
-    )
+    average = f"{part['moving_average']['ratio']:.2f}"
+    rows.append(["step with moving-average IMM / plain step, time", average])
     rows.append(["Kneser-Ney, NLTK / ours, time", f"{part['kneser_ney']['ratio']:.0f}"])
     return rows
 

@@ -96,6 +96,10 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "LSTMs on 3 % of WikiText-2 with its vocabulary of 33,278 words, whose table of "
             "pairs is sparse"
         ),
+        "language-dropout": "dropout × λ on 1 % of the lines: does IMM help at the best dropout?",
+        "language-frontier": (
+            "extended contexts × how often the term acts, on 1 % of the lines: quality against cost"
+        ),
         "language-snippets": (
             "a transformer that reads three words helps one that reads twenty and has little "
             "long text"

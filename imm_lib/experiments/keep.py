@@ -14,6 +14,8 @@ from imm_lib import results
 from imm_lib.experiments.resume import identity
 
 PARTIAL = ".partial"
+ENTRY = {"unit", "numbers", "wall_s", "device", "versions", "peak_memory_bytes"}
+"""What is kept of a finished unit."""
 
 
 def file(where: Path, name: str) -> Path:
@@ -79,6 +81,12 @@ def write(where: Path, name: str, key: dict, entries: list[dict]) -> None:
     results.write_json(file(where, name), {**key, "units": entries})
 
 
+def _are_entries(units: object) -> bool:
+    return isinstance(units, list) and all(
+        isinstance(entry, dict) and entry.keys() >= ENTRY for entry in units
+    )
+
+
 def resumed(
     where: Path, name: str, key: dict, resume: bool, anew: bool, count: int
 ) -> dict[str, dict]:
@@ -105,7 +113,7 @@ def resumed(
         if not resume:
             return {}
         raise
-    if not isinstance(partial, dict) or not isinstance(partial.get("units"), list):
+    if not isinstance(partial, dict) or not _are_entries(partial.get("units")):
         if not resume:
             return {}
         raise results.ResultError(

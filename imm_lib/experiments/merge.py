@@ -79,11 +79,10 @@ def joined(old: dict | None, said: dict, entries: list[dict], units: list[dict])
             rest = {key: value for key, value in entry.items() if key != "made"}
             found[identity(entry["unit"])] = rest | ({} if _alike(made, top) else {"made": made})
     for entry in entries:
-        made = (
-            {} if entry["device"] == top["device"] else {"made": {**top, "device": entry["device"]}}
-        )
         rest = {key: entry[key] for key in ("unit", "numbers", "wall_s")}
-        found[identity(entry["unit"])] = rest | made
+        if entry["device"] != top["device"]:
+            rest["made"] = {**top, "device": entry["device"]}
+        found[identity(entry["unit"])] = rest
     kept = [found[identity(unit)] for unit in units if identity(unit) in found]
     return {
         "schema": results.SCHEMA_VERSION,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ def sound(name: str, value: Any) -> None:
 
     None stands for a default; words are the business of the experiment's own check.
     """
-    if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
+    if isinstance(value, float | int) and not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must hold finite numbers, none below 0, got {value}")
     last = name.rpartition("/")[2]
     if last in COUNTS or last in POSITIVE or last in SHARES:

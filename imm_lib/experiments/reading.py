@@ -93,8 +93,13 @@ def paired(
 
     Raises:
         KeyError: a unit has no such path.
+<<<<<<< HEAD
         ValueError: no row has the column or a field of ``by``, or there is no such case to hold
             others against, or a case has several summaries.
+=======
+        ValueError: no row has the column or a field of ``by``, there is no such case to hold
+            others against, or two rows are of one case and run.
+>>>>>>> main
     """
     found = list(entries(result, where))
     if not found:
@@ -109,7 +114,10 @@ def paired(
         if value is None:
             continue
         run = repr([axes[name] for name in axes if name not in by])
-        runs.setdefault(tuple(axes[name] for name in by), {})[run] = value
+        own = runs.setdefault(tuple(axes[name] for name in by), {})
+        if run in own:
+            raise ValueError(f"rows must differ in {', '.join(axes)}, got two alike")
+        own[run] = value
     if not runs:
         known = [name for name in found[0].numbers if "/" not in name] or found[0].numbers
         raise ValueError(f"column must be of {', '.join(known)}, got {column!r}")

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -27,6 +27,7 @@ APART |= {
     )
 }
 """Files on which no number depends. The package's ``__init__`` only names what other files hold."""
+_IMPORT = r"from imm_lib\.experiments(?:\.| import )(\w+)"
 
 
 def identity(value: object) -> str:
@@ -35,25 +36,38 @@ def identity(value: object) -> str:
 
 
 def code(module: str | None, root: Path = ROOT) -> str:
-    """A digest of what an experiment computes with: the core, what experiments share, and the
-    experiment's own module of ``imm_lib.experiments``. It is what --resume compares, so that no
-    result joins units of two programs.
+    """A digest of what an experiment computes with: the core, what experiments share, the
+    experiment's own module of ``imm_lib.experiments``, and those that this one imports. It is what
+    --resume compares, so that no result joins units of two programs.
     """
-    digest = hashlib.sha256()
+    digest, own = hashlib.sha256(), _imported(module, root)
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root).as_posix()
-        if name not in APART and _concerns(name, module):
+        if name not in APART and _concerns(name, own):
             digest.update(f"{name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def _concerns(name: str, module: str | None) -> bool:
-    """Whether a file, by its path below imm_lib, is core, shared, or of the module."""
+def _concerns(name: str, modules: set[str]) -> bool:
+    """Whether a file, by its path below imm_lib, is core, shared, or of the modules."""
     first, _, rest = name.partition("/")
     if first != "experiments":
         return True
     own = rest.partition("/")[0].removesuffix(".py")
-    return own == module or ("/" not in rest and own not in CATALOGUE)
+    return own in modules or ("/" not in rest and own not in CATALOGUE)
+
+
+def _imported(module: str | None, root: Path) -> set[str]:
+    """A module of the catalogue with those that it imports, and that these import."""
+    found, left = set[str](), {name for name in CATALOGUE if name == module}
+    while left:
+        name = left.pop()
+        found.add(name)
+        for file in (root / "experiments").rglob("*.py"):
+            if name in (file.stem, file.parent.name):
+                words = re.findall(_IMPORT, file.read_text("utf-8"))
+                left |= set(words) & set(CATALOGUE) - found
+    return found
 
 
 @contextlib.contextmanager
@@ -95,7 +109,9 @@ def load(file: Path) -> dict:
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # garbage makes torch raise almost anything
         raise ValueError(
             f"checkpoint must be a file that train has written, got {file.name}: {error}"
         ) from None

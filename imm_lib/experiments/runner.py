@@ -119,20 +119,19 @@ def run(
         The result's file.
 
     Raises:
-        ValueError: an unknown scale or device, a configuration that cannot work, a folder that
-            cannot be written or is being written by another run of the same name, or a partial run
-            that is neither resumed nor discarded, or is of another configuration, seed, device or
-            code.
+        ValueError: an unknown scale or device, a seed or configuration that cannot work, a folder
+            that cannot be written or is being written by another run of the same name, or a partial
+            run that is neither resumed nor discarded, or is of another configuration, seed, device
+            or code.
         UnitError: a unit failed.
     """
     options.check(experiment, scale)
     checks.count("jobs", jobs)
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"seed must be in [0, 2^62), got {seed}")
     device = device_of(experiment, device)
-    where, config, name = (
-        where or results.folder(),
-        experiment.scales[scale],
-        file_name(experiment, scale),
-    )
+    where, config = where or results.folder(), experiment.scales[scale]
+    name = file_name(experiment, scale)
     # of the code that was imported, whatever happens to the files during the run
     commit, digest = results.commit(), code(module_of(experiment.name))
     key = {"config": config, "seed": seed, "device": str(device), "code": digest}

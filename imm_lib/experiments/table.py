@@ -71,17 +71,19 @@ def _inside(value: Any, parts: list[str], config: dict) -> Iterator[tuple[Row, R
         yield {}, _flat(value) if isinstance(value, dict) else {"value": value}
         return
     part, *rest = parts
-    if part.startswith("{"):
+    if part.startswith("{") and isinstance(value, dict | list | tuple):
         name, _, names = part[1:-1].partition("=")
         keys = value if isinstance(value, dict) else config[names] if names else range(len(value))
         inner = value.values() if isinstance(value, dict) else value
         for key, item in zip(keys, inner, strict=True):
             for axes, numbers in _inside(item, rest, config):
                 yield {name: key} | axes, numbers
-    else:
+    elif isinstance(value, dict):
         beside = _flat({key: other for key, other in value.items() if key != part})
         for axes, numbers in _inside(value[part], rest, config):
             yield axes, beside | numbers
+    else:
+        raise KeyError(part)
 
 
 def _flat(value: dict, at: str = "") -> Row:

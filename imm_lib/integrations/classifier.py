@@ -31,8 +31,8 @@ def from_sklearn(
 
     Numbers (also integers) are compared by a Laplace kernel, everything else (strings, booleans,
     pandas' categories, also of numbers) by equality; a missing value is a level of its own. The
-    classifier is asked once for every distinct row, in the types of ``frame``, and its answers are
-    kept.
+    classifier is asked once for every distinct row, in the types of ``frame`` where these hold its
+    numbers, and its answers are kept.
 
     Args:
         model: fitted, with ``predict_proba`` and ``classes_``: a scikit-learn classifier, a
@@ -191,6 +191,7 @@ class ClassifierTarget(KeepsPrecision):
                 f"short must be (B, {width}), as target.encode(frame) gives it, "
                 f"got {checks.describe(short)}"
             )
+        checks.resolves("short", short, len(self.coding.keys) - 1)
         rows = short.detach().cpu().double().numpy() + 0.0  # no -0
         group, values = rows[:, 0], rows[:, 1:]
         if not (

@@ -152,6 +152,20 @@ def _levels(name: Hashable, values: np.ndarray, missing: np.ndarray) -> list:
     return found
 
 
+def _holds(dtype: Any, values: np.ndarray) -> bool:
+    """Whether a type, numpy's or pandas', holds float64 numbers: an integer type of the training
+    rows does not hold a 2.5 of others.
+    """
+    dtype = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+    present = values[~np.isnan(values)]
+    if dtype.kind == "f":
+        return bool((np.abs(present) <= np.finfo(dtype).max).all())
+    if dtype.kind not in "iu":
+        return True
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return bool(((present >= low) & (present <= high) & (present == np.round(present))).all())
+
+
 @dataclass(frozen=True)
 class Coding:
     """How rows of a table become short contexts, and back.
@@ -239,9 +253,14 @@ class Coding:
                 found.append([self.blank[place] if value is MISSING else value for value in level])
         if is_frame(self.empty):
             frame = type(self.empty)(dict(enumerate(found)))
-            types = dict(enumerate(self.empty.dtypes))
+            types = {
+                place: dtype
+                for place, dtype in enumerate(self.empty.dtypes)
+                if not self.numeric[place] or _holds(dtype, found[place])
+            }
             return frame.astype(types).set_axis(self.empty.columns, axis=1)
         if all(self.numeric):
-            return np.stack(found, 1).astype(self.empty.dtype)
+            whole = np.stack(found, 1)
+            return whole.astype(self.empty.dtype) if _holds(self.empty.dtype, whole) else whole
         columns = [np.array(column, dtype=object) for column in found]
         return np.stack(columns, 1).astype(self.empty.dtype)

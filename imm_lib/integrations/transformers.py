@@ -205,5 +205,11 @@ class IMMTrainer(Trainer):
                 raise ValueError(
                     f"resume_from_checkpoint must hold the term's state, {file} is not there"
                 )
-            self.term.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # garbage makes torch raise almost anything
+                raise ValueError(
+                    f"resume_from_checkpoint must hold the term's state, {file} is damaged: {error}"
+                ) from None
+            self.term.load_state_dict(state)
         return super().train(resume_from_checkpoint, *args, **kwargs)

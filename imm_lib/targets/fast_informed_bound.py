@@ -52,8 +52,7 @@ class FinitePOMDP(NamedTuple):
                 f"reward must be (A, S) = {tuple(transition.shape[:2])}, got "
                 f"{checks.describe(reward)}"
             )
-        if not torch.isfinite(reward).all():
-            raise ValueError("reward must be finite, got NaN or infinite entries")
+        checks.finite("reward", reward)
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
             checks.normalised(table.double()) for table in (transition, observation)
@@ -71,7 +70,7 @@ class FinitePOMDP(NamedTuple):
 
         Raises:
             ValueError: a row that does not sum to 1: a state or an observation is missing from its
-                list.
+                list. Or a reward that differs from one call to the next.
         """
 
         def table(
@@ -89,19 +88,29 @@ class FinitePOMDP(NamedTuple):
         observation = table(states, observations, lambda a, after, o: sees.probability(o, after, a))
         reward = torch.zeros(transition.shape[:2], dtype=torch.float64)
         for a, s, after in transition.nonzero().tolist():
-            reward[a, s] += transition[a, s, after] * pays.sample(
-                states[s], actions[a], states[after]
-            )
+            found, again = (pays.sample(states[s], actions[a], states[after]) for _ in range(2))
+            if found != again:
+                raise ValueError(
+                    "agent must have a deterministic reward model, or one of mean rewards, got "
+                    f"{found} and {again} for one step"
+                )
+            reward[a, s] += transition[a, s, after] * found
         return cls.of(transition, observation, reward)
 
     def update(self, belief: Tensor, action: int, observation: int) -> Tensor:
         """(S,) belief after an action and what was then seen (Bayes' rule).
 
         Raises:
-            ValueError: the belief does not fit or is no distribution, or the observation has
-                probability 0 under it.
+            TypeError, ValueError: the belief does not fit or is no distribution, there is no such
+                action or observation, or it has probability 0 under the belief.
         """
-        belief = self._belief(belief.unsqueeze(0))[0]
+        for name, value, size in (
+            ("action", action, len(self.observation)),
+            ("observation", observation, self.observation.shape[2]),
+        ):
+            if checks.number(name, value, 0, size - 1) != int(value):
+                raise ValueError(f"{name} must be an index in [0, {size}), got {value}")
+        belief = self._belief(checks.tensor("belief", belief).unsqueeze(0))[0]
         joint = (belief @ self.transition[action]) * self.observation[action, :, observation]
         if joint.sum() <= 0:
             raise ValueError(
@@ -200,7 +209,7 @@ class FastInformedBound(KeepsPrecision):
         if not 0 <= checks.number("discount", discount, 0, 1) < 1:
             raise ValueError(f"discount must be in [0, 1), got {discount}")
         tolerance = checks.number("tolerance", tolerance, 0, open_low=True)
-        horizon = 1 / (1 - discount)
+        horizon, model = 1 / (1 - discount), FinitePOMDP.of(*model)  # also of _replace
         least, span = model.reward.min(), model.reward.max() - model.reward.min()
         # what float64 cannot tell: every sweep rounds numbers of the size of the horizon
         rounding = 8 * torch.finfo(torch.float64).eps * horizon**2
@@ -279,7 +288,8 @@ class FastInformedBound(KeepsPrecision):
     def softmax(self, belief: Tensor, temperature: float) -> Tensor:
         """(B, S) beliefs -> (B, A): softmax of the utilities over a temperature above 0."""
         temperature = checks.number("temperature", temperature, 0, open_low=True)
-        return torch.softmax(self.utilities(belief) / temperature, -1)
+        utilities = self.utilities(belief)
+        return torch.softmax((utilities - utilities.amax(-1, keepdim=True)) / temperature, -1)
 
     def policy(self, states: Sequence, actions: Sequence) -> pomdp_py.AlphaVectorPolicy:
         """The alpha vectors as a ``pomdp_py`` planner, for agents whose states and actions are

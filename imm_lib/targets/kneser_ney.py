@@ -139,6 +139,7 @@ class KneserNeyBigram(KeepsPrecision):
             raise ValueError(
                 f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
             )
+        checks.held("short", short)
         keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
         counted = checks.double("short", counts)
         left, right = keys // vocab_size, keys % vocab_size

@@ -10,6 +10,21 @@ from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
 
+def asked(function: Callable[[Tensor], Tensor], short: Tensor) -> Tensor:
+    """``function(short)``, of a module in eval mode, whatever mode it is in: a parent's ``train()``
+    reaches a teacher that is a part of it.
+    """
+    parts = function.modules() if isinstance(function, nn.Module) else ()
+    training = [part for part in parts if part.training]
+    try:
+        for part in training:
+            part.training = False
+        return function(short)
+    finally:
+        for part in training:
+            part.training = True
+
+
 class TableTarget(KeepsPrecision):
     """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is
     given, not learnt.
@@ -52,16 +67,14 @@ class CallableTarget(nn.Module):
     """A function short -> (B, Y) probabilities. Every answer has its shape checked; its values, on
     a GPU, once.
 
-    A module moves with the estimator but is not part of it: it is in eval mode, and neither
+    A module moves with the estimator but is not part of it: it is asked in eval mode, and neither
     ``parameters()``, nor ``state_dict()``, nor ``train()`` nor a cast to half precision reach it,
     since the target is given and not learnt.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.held = (
-            function.eval() if isinstance(function, nn.Module) else function,
-        )  # a tuple: not a submodule
+        self.held = (function,)  # a tuple: not a submodule
         self.checked = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -72,7 +85,7 @@ class CallableTarget(nn.Module):
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """B short contexts -> (B, Y) probabilities."""
-        rows = checks.floating("target(short)", self.held[0](short))
+        rows = checks.floating("target(short)", asked(self.held[0], short))
         if rows.dim() != 2 or len(rows) != len(short):
             raise ValueError(
                 f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"

@@ -6,6 +6,7 @@ these checks are skipped, and those of the HTML in test_pages.py remain.
 
 import functools
 import json
+import math
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ from pages import pictures
 from test_pages import DOCUMENTS, HTML
 
 import imm_lib as imm
+from imm_lib.experiments import logistic
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -316,6 +318,34 @@ def test_a_slider_plays_to_its_end_and_stops(page, address):
     page.wait_for_timeout(2500)
     assert slider.get_by_role("button").inner_text() == "Play"
     assert int(slider.locator("input").input_value()) == last
+    assert page.problems == []
+
+
+def test_the_separating_plane_shows_the_librarys_numbers(page, address):
+    """Chapter 11's animation: its frames are named after the errors of the plane's tilt, and the
+    arrow keys step through them.
+    """
+    page.goto(f"{address}/book/11-logistic-regression.html")
+    settle(page)
+    slider = page.locator(".imm-slider")
+    said = slider.locator("img").evaluate_all("all => all.map(frame => frame.dataset.label)")
+    plane = logistic.Plane((1.0, 1.0, 1.0), offset=-1.5)
+    data = plane.draw(100, 50, torch.Generator().manual_seed(0))
+    right = math.acos(3**-0.5)  # between (1, 1, 1) and the x1 axis
+    for n in (6, 20):
+        off = []
+        for method in ("baseline", "IMM exact"):
+            w = logistic.train(data.first(n), method, logistic.schedule(n))[:3]
+            tilt = torch.atan2(w[1:].norm(dim=0), w[0])
+            off.append(math.degrees((tilt - right).square().mean().sqrt()))
+        words = "n = {}: tilt off by {:.1f}° without IMM, {:.1f}° with"
+        assert words.format(n, *off) in said
+    control, shown = slider.locator("input"), slider.locator("output")
+    at = said.index(shown.inner_text())
+    control.press("ArrowRight")
+    assert shown.inner_text() == said[at + 1]
+    control.press("ArrowLeft")
+    assert shown.inner_text() == said[at]
     assert page.problems == []
 
 

@@ -36,10 +36,6 @@ SMALL = {
             "weights = logistic.train(data.first(n), method, rho)",
             "weights = logistic.train(data.first(n), method, rho, steps=2)",
         ),
-        (
-            "logistic.train(ten, method, logistic.schedule(10))",
-            "logistic.train(ten, method, logistic.schedule(10), steps=2)",
-        ),
         ('"IMM exact", rho, bandwidth=h)', '"IMM exact", rho, bandwidth=h, steps=2)'),
     ],
     "12": [
@@ -65,7 +61,8 @@ SMALL = {
     ],
     "18": [
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
-        ("method, rho, **own)", "method, rho, steps=2, **own)"),
+        ("data.first(n), method, rho, **own)", "data.first(n), method, rho, steps=2, **own)"),
+        ("(few, method, rho, **own)", "(few, method, rho, steps=2, **own)"),
         ("torch.zeros(4, 100, device=device)", "torch.zeros(4, 4, device=device)"),
         ("range(1, 1001)", "range(1, 51)"),
     ],
@@ -88,6 +85,7 @@ SMALL = {
     "20": [
         ("itertools.islice(steps, 299, None)", "itertools.islice(steps, 2, None)"),
         ("zip(range(1, 201), steps", "zip(range(1, 26), steps"),
+        ("zip(range(1, 501), steps", "zip(range(1, 26), steps"),
     ],
     "14": [
         ("((4000, 2000, 4000))", "((400, 200, 400))"),
@@ -102,7 +100,10 @@ SMALL = {
     "15": [
         ("examples(400, 1, only=1), examples(300, 3)", "examples(40, 1, only=1), examples(40, 3)"),
         ("epochs=30, batch=40", "epochs=1, batch=40"),
-        ("examples(5000, 4, only=1)", "examples(200, 4, only=1)"),
+        (
+            "large = model.encode(examples(5000, 4, only=1))",
+            "large = model.encode(examples(200, 4, only=1))",
+        ),
         ("places=300, k=10", "places=9, k=2"),
         ("for seed in range(3)", "for seed in range(1)"),
         ("epochs=15,", "epochs=1,"),

@@ -210,6 +210,9 @@ def test_a_resumed_run_is_an_unbroken_one(tmp_path):
     assert torch.equal(whole.term.table.nan_to_num(), again.term.table.nan_to_num())
     _, told = transformers.GPT2LMHeadModel.from_pretrained(first, output_loading_info=True)
     assert not told["unexpected_keys"] and not told["missing_keys"]
+    (first / "imm.pt").write_bytes((first / "imm.pt").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"imm\.pt is damaged: "):
+        trained(tmp_path / "whole", make(), resume=str(first), **kwargs)
     (first / "imm.pt").unlink()
     with pytest.raises(ValueError, match=r"imm\.pt is not there"):
         trained(tmp_path / "whole", make(), resume=str(first), **kwargs)

@@ -39,9 +39,7 @@ def minimise(
         return value.detach(), slope
 
     value, slope = both(theta)
-    eye = torch.eye(theta.shape[1], dtype=theta.dtype, device=theta.device).expand(
-        len(theta), -1, -1
-    )
+    eye = torch.eye(theta.shape[1]).to(theta).expand(len(theta), -1, -1)
     inverse, plain = _first(eye, slope), torch.ones_like(value, dtype=torch.bool)
     going = slope.abs().amax(1) > tolerance
     for _ in range(steps):
@@ -55,9 +53,8 @@ def minimise(
         theta, slope = torch.where(keep, theta + moved, theta), torch.where(keep, new_slope, slope)
         value = torch.where(going, new_value, value)
         # a row without a step tries once more, along its gradient
-        inverse = torch.where(
-            keep.unsqueeze(2), _updated(inverse, eye, moved, turned), _first(eye, slope)
-        )
+        updated = _updated(inverse, eye, moved, turned)
+        inverse = torch.where(keep.unsqueeze(2), updated, _first(eye, slope))
         again, plain = ~going & ~plain, ~going
         going = (going | again) & (slope.abs().amax(1) > tolerance)
     return theta

@@ -103,28 +103,14 @@ def _logistic(unit: dict, config: dict, device: torch.device) -> dict:
     "runs" has the excess risks of those that report at the best λ, to be paired with another
     unit's.
     """
-    world, half, generator = (
-        LogitWorld.grid().to(device),
-        config["runs"] // 2,
-        torch.Generator().manual_seed(unit["seed"]),
-    )
-    counts, view, target = (
-        world.sample(config["n"], config["runs"], generator),
-        world.views["x1"],
-        None,
-    )
-    if unit["m"] == "inf":
-        target = world.target(view)
-    else:
-        pairs = unit["m"] * by_view(world.sample(unit["m"], config["runs"], generator).mT, view).mT
-        target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
-    name, found = unit["divergence"], {}
-    stages = (
-        [rounded(epsilon) for epsilon in ROUNDINGS]
-        if name == "total variation"
-        else [divergences.NAMED[name]]
-    )
-    runs = {}
+    world, half = LogitWorld.grid().to(device), config["runs"] // 2
+    view, generator = world.views["x1"], torch.Generator().manual_seed(unit["seed"])
+    counts = world.sample(config["n"], config["runs"], generator)
+    target = world.estimated(view, unit["m"], config["runs"], generator)
+    stages = [divergences.NAMED[unit["divergence"]]]
+    if unit["divergence"] == "total variation":
+        stages = [rounded(epsilon) for epsilon in ROUNDINGS]
+    found, runs = {}, {}
     for lam in config["lam"]:
         theta = counts.new_zeros(config["runs"], world.features.shape[1])
         for divergence in stages:

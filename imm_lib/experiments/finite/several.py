@@ -41,14 +41,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     world, cells, n = LogitWorld.grid().to(device), {}, unit["n"]
     counts = world.sample(n, config["runs"], torch.Generator().manual_seed(unit["seed"]))
     for name, names in SETS.items():
-        theta, found = fit(
-            world.features, counts, [perfect(world, world.views[v], config["lam"]) for v in names]
-        )
-        theory = (
-            combined(world, names).excess_risk(config["lam"], n, known=True)
-            if names
-            else theta.shape[1] / (2 * n)
-        )
+        terms = [perfect(world, world.views[v], config["lam"]) for v in names]
+        theta, found = fit(world.features, counts, terms)
+        theory = theta.shape[1] / (2 * n)
+        if names:
+            theory = combined(world, names).excess_risk(config["lam"], n, known=True)
         cells[name] = {"theory": theory, **simulations.summary(world.excess(theta), found)}
     return {"cells": cells}
 

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from imm_lib.experiments import Experiment, options
-from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.finite.worlds import (
+    INFINITE,
+    LogitWorld,
+    Restriction,
+    by_view,
+    fit,
+    share,
+)
 from imm_lib.experiments.table import Row, Table
 from imm_lib.worth import Worth
-
-INFINITE = "inf"
-"""As JSON has it: a perfect target."""
 
 
 def data(
@@ -38,9 +42,8 @@ def data(
     short = by_view(cells, view)
     belief = share(world.pi if known else cells, view)
     if math.isinf(ratio):
-        pairs = (by_view(world.pi, view).expand(runs, -1) if known else short).unsqueeze(
-            2
-        ) * world.target(view)
+        weight = by_view(world.pi, view).expand(runs, -1) if known else short
+        pairs = weight.unsqueeze(2) * world.target(view)
     else:
         pairs = by_view(world.sample(round(ratio * n), runs, generator).mT, view).mT
     # a short context without data of its own has no induced model
@@ -75,10 +78,8 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def noised(world: LogitWorld, counts: Tensor, lam: float) -> Tensor:
     """Counts whose cross-entropy is that of the data plus λ times the noising risk."""
-    return (
-        counts
-        + lam * counts.sum(-1, keepdim=True) * world.target(world.views["s"])[world.views["s"]]
-    )
+    view = world.views["s"]
+    return counts + lam * counts.sum(-1, keepdim=True) * world.target(view)[view]
 
 
 def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
@@ -87,9 +88,8 @@ def noising_floor(world: LogitWorld, lam: float) -> tuple[float, float]:
     """
     theta, _ = fit(world.features, noised(world, world.joint().unsqueeze(0), lam))
     p, x, view = world.probability(world.theta), world.features, world.views["s"]
-    information = torch.einsum(
-        "z,zd,zf->df", world.pi * p * (1 - p), x, x
-    )  # of both terms: I = K for a logit
+    # of both terms: I = K for a logit
+    information = torch.einsum("z,zd,zf->df", world.pi * p * (1 - p), x, x)
     b = (world.pi * (p - world.target(view)[view, 1])) @ x
     bias = lam * torch.linalg.solve((1 + lam) * information, b)
     return max(0.0, world.excess(theta).item()), 0.5 * (bias @ information @ bias).item()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from imm_lib.experiments import Experiment, options, paper
 from imm_lib.experiments.finite.worlds import (
+    INFINITE,
     LogitWorld,
     Restriction,
     by_view,
@@ -24,7 +25,6 @@ FOLDS = 5
 GRID = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 """Weights from which cross-validation and the oracle choose."""
 
-INFINITE = "inf"
 LARGEST = 30.0
 RIDGE = 1e-3
 """Pairs of both labels in every cell, as a share of the data: without it separable data have no
@@ -40,12 +40,7 @@ class Data:
     ):
         self.world, self.n, self.view = world, n, world.views["s"]
         self.folds = [world.sample(n // FOLDS, runs, generator) for _ in range(FOLDS)]
-        if isinstance(m, str):  # INFINITE
-            self.target = world.target(self.view).expand(runs, -1, -1)
-        else:
-            pairs = m * by_view(world.sample(m, runs, generator).mT, self.view).mT
-            self.target = (pairs + 0.5) / (pairs + 0.5).sum(-1, keepdim=True)
-        self.m = float(m)
+        self.target, self.m = world.estimated(self.view, m, runs, generator), float(m)
 
     def counts(self, folds: list[int]) -> Tensor:
         """(R, Z, 2) shares of the points of some folds."""
@@ -111,9 +106,8 @@ def validation_gradient(data: Data, steps: int = 30, rate: float = 0.3) -> Tenso
         lam = log_lam.detach().exp()
         theta, term = data.fit(counts, lam), data.term(counts, lam)
         curvature = hessian(features, counts + RIDGE / counts.shape[1], [term], theta)
-        by_term, _ = derivatives(
-            features, torch.zeros_like(counts), [term], theta
-        )  # times λ already
+        # times λ already
+        by_term, _ = derivatives(features, torch.zeros_like(counts), [term], theta)
         held_out, _ = derivatives(features, data.folds[0], (), theta)
         log_lam.grad = -(held_out * torch.linalg.solve(curvature, by_term)).sum(1)
         optimiser.step()

@@ -2,10 +2,9 @@
 convergence.
 
 A world has Z cells, what one can see of an example. A *view* is a function of the cell, such as a
-feature or a coarser
-version of one: the short context, whose extended contexts are its cells. R data sets are counts,
-(R, Z, 2), and the R fits are one tensor program in float64. Everything has a closed form but the
-fit itself, so that simulation can be held against theory to its own error.
+feature or a coarser version of one: the short context, whose extended contexts are its cells. R
+data sets are counts, (R, Z, 2), and the R fits are one tensor program in float64. Everything has a
+closed form but the fit itself, so that simulation can be held against theory to its own error.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from imm_lib import checks
 from imm_lib.contexts import BeliefContexts
 from imm_lib.worth import informations
 
+INFINITE = "inf"
+"""As JSON has it: pairs enough for a perfect target."""
 FAR = 20.0
 """A logit's parameter beyond which a fit counts as at infinity."""
 
@@ -130,6 +131,17 @@ class LogitWorld:
         joint = by_view(self.joint().T, view).T
         return joint / joint.sum(1, keepdim=True)
 
+    def estimated(
+        self, view: Tensor, m: int | str, runs: int, generator: torch.Generator
+    ) -> Tensor:
+        """(R, G, 2) P̂ of a view: counted in m pairs of each run, half a pair added to each label;
+        or the true one, for m = INFINITE.
+        """
+        if isinstance(m, str):  # INFINITE
+            return self.target(view).expand(runs, -1, -1)
+        pairs = m * by_view(self.sample(m, runs, generator).mT, view).mT + 0.5
+        return pairs / pairs.sum(-1, keepdim=True)
+
     def sample(self, n: int, runs: int, generator: torch.Generator) -> Tensor:
         """(R, Z, 2) shares of the n points of each of R data sets; drawn where the generator is."""
         joint = self.joint().flatten()
@@ -215,9 +227,8 @@ def derivatives(
     for view, pairs, belief, lam in restrictions:
         one = by_view(belief * q, view)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)  # (R, d, G)
-        one = one.clamp(
-            1e-200, 1 - 1e-15
-        )  # a short context that nothing was seen of has neither pairs nor belief
+        # a short context that nothing was seen of has neither pairs nor belief
+        one = one.clamp(1e-200, 1 - 1e-15)
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
         gradient = gradient + lam * torch.einsum("rs,rds->rd", by_one, slope)
         weight = pairs.sum(-1) / (one * (1 - one))
@@ -237,9 +248,8 @@ def hessian(
         one = by_view(belief * q, view).clamp(1e-200, 1 - 1e-15)
         slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)
         by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-        again = (
-            pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one
-        )  # a square of 1e-200 would be 0
+        # divided twice, as a square of 1e-200 would be 0
+        again = pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one
         bend = belief * q * (1 - q) * (1 - 2 * q) * by_one[..., view]
         found = found + lam * torch.einsum("rs,rds,rfs->rdf", again, slope, slope)
         found = found + lam * torch.einsum("rz,zd,zf->rdf", bend, features, features)
@@ -267,9 +277,8 @@ def fit(
     """
     for restriction in restrictions:
         checks.number("lam", restriction.lam, 0)
-    restrictions = [
-        r for r in restrictions if r.lam > 0
-    ]  # 0 times what separable data send to infinity is NaN
+    # 0 times what separable data send to infinity is NaN
+    restrictions = [r for r in restrictions if r.lam > 0]
     theta = counts.new_zeros(len(counts), features.shape[-1])
     for _ in range(steps):
         gradient, information = derivatives(features, counts, restrictions, theta)

@@ -126,19 +126,14 @@ class Critic:
 
     def __init__(self, torus: Torus, runs: int, trace: float = 0.95, rate: float = 0.3):
         self.value = torch.zeros(runs, torus.size**2, device=torus.device)
-        self.trace, self.rate = (
-            checks.number("trace", trace, 0, 1),
-            checks.number("rate", rate, 0, 1, open_low=True),
-        )
+        self.trace = checks.number("trace", trace, 0, 1)
+        self.rate = checks.number("rate", rate, 0, 1, open_low=True)
 
     def __call__(self, path: Trajectory) -> Tensor:
         """(R, T) advantages of the moves; the table learns from them."""
         reached = torch.cat([path.state[:, 1:], path.last.unsqueeze(1)], 1)
-        error = (
-            path.reward
-            + DISCOUNT * self.value.gather(1, reached)
-            - self.value.gather(1, path.state)
-        )
+        ahead = DISCOUNT * self.value.gather(1, reached)
+        error = path.reward + ahead - self.value.gather(1, path.state)
         advantage = rewards_to_go(error, DISCOUNT * self.trace)
         visits = torch.zeros_like(self.value).scatter_add_(
             1, path.state, torch.ones_like(advantage)

@@ -211,6 +211,13 @@ _DIVERGENCES = [
     for r in RATIOS
 ]
 
+
+def _further(name: str, full: dict, ci: dict) -> Experiment:
+    """Settings by their exact returns, whose horizon grows with the torus: 2 N steps."""
+    scales = {"full": full, "ci": ci}
+    return Experiment(name, scales, _settings, _beyond, _FURTHER, check=_check)
+
+
 EXPERIMENTS = [
     Experiment(
         name="grid-figures",
@@ -223,38 +230,19 @@ EXPERIMENTS = [
         table=_FIGURES,
         check=_check,
     ),
-    Experiment(
-        name="grid-beyond",
-        scales={
-            "full": {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
-            "ci": {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
-        },
-        units=_settings,
-        run=_beyond,
-        table=_FURTHER,
-        check=_check,
+    _further(
+        "grid-beyond",
+        {"runs": 100, "epochs": [50, 100, 200, 500], "settings": _BEYOND},
+        {"runs": 10, "epochs": [5, 10], "settings": _BEYOND[:3]},
     ),
-    Experiment(
-        name="grid-divergences",
-        scales={
-            "full": {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
-            "ci": {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},
-        },
-        units=_settings,
-        run=_beyond,
-        table=_FURTHER,
-        check=_check,
+    _further(
+        "grid-divergences",
+        {"runs": 30, "epochs": [50, 200], "settings": _DIVERGENCES},
+        {"runs": 3, "epochs": [2], "settings": _DIVERGENCES[:2]},
     ),
-    Experiment(
-        name="grid-sizes",
-        scales={
-            "full": {"runs": 30, "epochs": [50, 100, 200, 500], "settings": _SIZES},
-            "ci": {"runs": 3, "epochs": [2], "settings": _SIZES[:2]},
-        },
-        units=_settings,
-        run=_beyond,
-        table=_FURTHER,
-        check=_check,
+    _further(
+        "grid-sizes",
+        {"runs": 30, "epochs": [50, 100, 200, 500], "settings": _SIZES},
+        {"runs": 3, "epochs": [2], "settings": _SIZES[:2]},
     ),
 ]
-"""The horizon of the returns grows with the torus: 2 N steps."""

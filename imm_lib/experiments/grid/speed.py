@@ -14,11 +14,8 @@ def _seconds(torus: Torus, count: int, epochs: int, lam: float) -> float:
     """CPU seconds of ``epochs`` epochs of ``count`` runs, solving the POMDP not included."""
     target = runs.target(torus, "split")
     start = time.process_time()
-    for _ in zip(
-        range(epochs),
-        learn(torus, count, torch.Generator().manual_seed(0), target, lam),
-        strict=False,
-    ):
+    steps = learn(torus, count, torch.Generator().manual_seed(0), target, lam)
+    for _ in zip(range(epochs), steps, strict=False):
         pass
     return time.process_time() - start
 
@@ -31,11 +28,8 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
             runs._figures(arm, settings, device)
         return {"cpu_s": time.process_time() - start}
     epochs = config["measured"]
-    return {
-        "cpu_s": _seconds(Torus(unit["size"]), config["runs"], epochs, 0.25)
-        * max(config["epochs"])
-        / epochs
-    }
+    seconds = _seconds(Torus(unit["size"]), config["runs"], epochs, 0.25)
+    return {"cpu_s": seconds * max(config["epochs"]) / epochs}
 
 
 def _units(config: dict, seed: int) -> list[dict]:

@@ -84,13 +84,8 @@ class MaskedLM(nn.Module):
                 raise ValueError(
                     f"model must have a {name} token, got none: choose a masked language model"
                 )
-        self.body, self.head, self.tokenizer, self.limit, self.mean = (
-            body,
-            head,
-            tokenizer,
-            limit,
-            mean,
-        )
+        self.body, self.head, self.tokenizer = body, head, tokenizer
+        self.limit, self.mean = limit, mean
         self.vocab_size, self.width = len(tokenizer), body.config.hidden_size
         self.dropout = nn.Dropout(0.1)
         self.register_module("classifier", None)
@@ -109,14 +104,11 @@ class MaskedLM(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """(B, T, H)."""
-        segments = (
-            {"token_type_ids": batch.segment}
-            if getattr(self.body.config, "type_vocab_size", 0) > 1
-            else {}
-        )
-        return self.body(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), **segments
-        ).last_hidden_state
+        more = {}
+        if getattr(self.body.config, "type_vocab_size", 0) > 1:
+            more["token_type_ids"] = batch.segment
+        found = self.body(input_ids=batch.ids, attention_mask=batch.mask.long(), **more)
+        return found.last_hidden_state
 
     def log_probs(self, features: Tensor) -> Tensor:
         """(N, H) features of masked places -> (N, V) log-probabilities of the words there, in
@@ -218,13 +210,10 @@ def load(name: str = DEFAULT) -> MaskedLM:
     if head is None or positions is None:
         raise ValueError(
             "model must be built like BERT or RoBERTa, with position embeddings and its "
-            "masked-LM head as cls or "
-            f"lm_head; got {name!r}, a {type(whole).__name__}"
+            f"masked-LM head as cls or lm_head; got {name!r}, a {type(whole).__name__}"
         )
-    limit = positions.num_embeddings - (
-        0 if positions.padding_idx is None else positions.padding_idx + 1
-    )
-    return MaskedLM(whole.base_model, head, tokenizer, limit)
+    padding = -1 if positions.padding_idx is None else positions.padding_idx
+    return MaskedLM(whole.base_model, head, tokenizer, positions.num_embeddings - padding - 1)
 
 
 def build(body: Any, tokenizer: Any, log_unigram: Tensor | None = None) -> MaskedLM:
@@ -248,12 +237,8 @@ def tiny(
     """
     transformers, tokenizers = _libraries()
     special = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
     }
-    special["mask_token"] = "[MASK]"
     words = sorted({word for sentence in sentences for word in sentence.lower().split()})
     vocab = {word: i for i, word in enumerate([*special.values(), *words])}
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
@@ -271,8 +256,8 @@ def tiny(
         num_attention_heads=heads,
         intermediate_size=4 * width,
         max_position_embeddings=limit,
-        initializer_range=width
-        ** -0.5,  # BERT's .02 is for 768 units; here it would stay at the unigram for long
+        # BERT's .02 is for 768 units; here it would stay at the unigram for long
+        initializer_range=width**-0.5,
     )
     body = transformers.BertModel(config, add_pooling_layer=False)
     return build(body, transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special))

@@ -197,6 +197,22 @@ _CHOICE_MRPC = {
     "held_out": [2000, 3000],
 }
 
+
+def _choice(name: str, held: dict, examples: dict) -> Experiment:
+    quick = {**_CI, **held, **_QUICK, "examples": _FEW, "held_out": [100, 110]}
+    return Experiment(
+        name=name,
+        scales={
+            "full": {**_FULL, **held, "examples": examples, "held_out": [2000, 3000]},
+            "ci": quick,
+        },
+        units=_choices,
+        run=_task,
+        table=readings.choice_table,
+        check=_check,
+    )
+
+
 EXPERIMENTS = [
     Experiment(
         name="masked-pretrain",
@@ -221,38 +237,8 @@ EXPERIMENTS = [
         table=readings.premise_table,
         check=_check,
     ),
-    Experiment(
-        name="masked-choice",
-        scales={
-            "full": {
-                **_FULL,
-                **_CHOICE,
-                "examples": {"CoLA": {"train": 500, "dev": 1000}},
-                "held_out": [2000, 3000],
-            },
-            "ci": {**_CI, **_CHOICE, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
-        },
-        units=_choices,
-        run=_task,
-        table=readings.choice_table,
-        check=_check,
-    ),
-    Experiment(
-        name="masked-choice-mrpc",
-        scales={
-            "full": {
-                **_FULL,
-                **_CHOICE_MRPC,
-                "examples": {"MRPC": {"train": 400, "dev": 1000}},
-                "held_out": [2000, 3000],
-            },
-            "ci": {**_CI, **_CHOICE_MRPC, **_QUICK, "examples": _FEW, "held_out": [100, 110]},
-        },
-        units=_choices,
-        run=_task,
-        table=readings.choice_table,
-        check=_check,
-    ),
+    _choice("masked-choice", _CHOICE, {"CoLA": {"train": 500, "dev": 1000}}),
+    _choice("masked-choice-mrpc", _CHOICE_MRPC, {"MRPC": {"train": 400, "dev": 1000}}),
     *(
         _experiment(
             f"masked-{name.lower()}",

@@ -33,9 +33,8 @@ def stream(model: MaskedLM, pieces: int) -> Tensor:
             words = []
         else:
             words.append(unknown if word == "<unk>" else word)
-    encoded = model.tokenizer(
-        [line for line in lines if line], add_special_tokens=False, verbose=False
-    )["input_ids"]
+    lines = [line for line in lines if line]
+    encoded = model.tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([piece for line in encoded for piece in line])[:pieces]
 
 
@@ -43,11 +42,9 @@ def sequences(model: MaskedLM, text: Tensor, length: int) -> Sequences:
     """A stream cut into sequences of ``length`` pieces with the first and the last token; the last
     is shorter.
     """
-    ends = (
-        torch.tensor([model.tokenizer.cls_token_id]),
-        torch.tensor([model.tokenizer.sep_token_id]),
-    )
-    parts = [torch.cat([ends[0], part, ends[1]]) for part in text.split(length - 2)]
+    first = torch.tensor([model.tokenizer.cls_token_id])
+    last = torch.tensor([model.tokenizer.sep_token_id])
+    parts = [torch.cat([first, part, last]) for part in text.split(length - 2)]
     return [(ids, torch.zeros_like(ids)) for ids in parts]
 
 
@@ -57,11 +54,8 @@ def untrained(model: str, names: Sequence[str]) -> MaskedLM:
         return load(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tiny(
-            [e.first for name in names for e in tasks.load(name, "train")[:200]],
-            width=16,
-            limit=512,
-        )
+        sentences = [e.first for name in names for e in tasks.load(name, "train")[:200]]
+        return tiny(sentences, width=16, limit=512)
 
 
 def with_shares(model: MaskedLM, text: Tensor) -> MaskedLM:
@@ -69,9 +63,8 @@ def with_shares(model: MaskedLM, text: Tensor) -> MaskedLM:
     pieces, in place.
     """
     if isinstance(model.head, Head):
-        counts = (
-            torch.bincount(text, minlength=model.vocab_size).double() + 1
-        )  # on the CPU, as the text is
+        # on the CPU, as the text is
+        counts = torch.bincount(text, minlength=model.vocab_size).double() + 1
         model.head.bias.data.copy_((counts / counts.sum()).log())
     return model
 
@@ -88,11 +81,8 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
     from safetensors.torch import load_file, save
 
     plan = config["pretrain"]
-    made = [
-        config["model"],
-        plan,
-        *(config["tasks"] if config["model"] == "tiny" else []),
-    ]  # whose words it knows
+    known = config["tasks"] if config["model"] == "tiny" else []  # whose words it knows
+    made = [config["model"], plan, *known]
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     file = data.cache() / "masked" / f"{name}.safetensors"
     course = file.with_suffix(".json")
@@ -113,9 +103,8 @@ def start(config: dict, device: torch.device | str = "cpu") -> tuple[MaskedLM, l
 def target(encoded: Sequences, config: dict) -> Mixture:
     """The mixture of the task's bigram and that of WikiText-2."""
     large = _large(config["model"], tuple(config["tasks"]), config["target_pieces"])
-    return fit(
-        [ids for ids, _ in encoded], copy.deepcopy(large)
-    )  # a copy, as Module.to moves it for good
+    # a copy, as Module.to moves it for good
+    return fit([ids for ids, _ in encoded], copy.deepcopy(large))
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,7 +131,5 @@ def examples(name: str, config: dict, seed: int = 0) -> dict[str, list[Example]]
 
 
 def _shuffled(found: list[Example], seed: int) -> list[Example]:
-    return [
-        found[i]
-        for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-    ]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return [found[i] for i in order.tolist()]

@@ -65,12 +65,8 @@ class Unigram(nn.Module):
 
 
 def _mixed(task, large, short: Tensor, label: Tensor, weight: float) -> Tensor:
-    parts = [(task, weight), (large, 1 - weight)]
-    logs = [
-        model.log_prob(short, label).double() + math.log(share)
-        for model, share in parts
-        if share > 0
-    ]
+    parts = [(model, w) for model, w in ((task, weight), (large, 1 - weight)) if w > 0]
+    logs = [model.log_prob(short, label).double() + math.log(w) for model, w in parts]
     return torch.stack(logs).logsumexp(0)
 
 
@@ -93,7 +89,7 @@ def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> 
     Args:
         sequences: ids of the task's training text, each with its first and last token.
         large: the bigram of the larger text.
-        held_out: every so-manieth sequence is held out for the choice, at least 2.
+        held_out: one sequence of so many is held out for the choice; at least 2.
 
     Raises:
         ValueError: fewer than two sequences, or ``held_out`` below 2.
@@ -103,9 +99,8 @@ def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> 
     if checks.count("held_out", held_out) == 1:
         raise ValueError("held_out must be at least 2, else nothing is left to fit, got 1")
     held_out = min(held_out, len(sequences))
-    part = KneserNeyBigram.fit_pairs(
-        *pairs([s for i, s in enumerate(sequences) if i % held_out]), large.vocab_size
-    )
+    kept = [s for i, s in enumerate(sequences) if i % held_out]
+    part = KneserNeyBigram.fit_pairs(*pairs(kept), large.vocab_size)
     apart = pairs(sequences[::held_out])
     weight = max(WEIGHTS, key=lambda w: _mixed(part, large, *apart, w).mean().item())
     return Mixture(KneserNeyBigram.fit_pairs(*pairs(sequences), large.vocab_size), large, weight)

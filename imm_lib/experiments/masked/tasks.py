@@ -262,7 +262,8 @@ def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, 
         raise ValueError(
             f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}"
         )
-    predicted, p = log_probs.argmax(1), log_probs[:, 1].exp()
+    # the log-odds, since the probabilities of a sure model are all 1
+    predicted, odds = log_probs.argmax(1), (log_probs[:, 1] - log_probs[:, 0]).clamp(-1e9, 1e9)
     known = {
         "accuracy": metrics.accuracy_score,
         "mcc": metrics.matthews_corrcoef,
@@ -272,6 +273,6 @@ def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, 
         name: float(known[name](label, predicted))
         for name in dict.fromkeys(("accuracy", task.score))
     }
-    auc = float(metrics.roc_auc_score(label, p)) if len(label.unique()) == 2 else 0.5
+    auc = float(metrics.roc_auc_score(label, odds)) if len(label.unique()) == 2 else 0.5
     nats = torch.nn.functional.nll_loss(log_probs, label).item()
     return {**scores, "score": scores[task.score], "auc": auc, "nats": nats}

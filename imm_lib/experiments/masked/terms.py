@@ -70,32 +70,23 @@ class Causal(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        kinds = {
-            "MLM + IMM": lambda: SampledIMM(target, prefixes.contexts, k, generator=generator),
-            "MLM + noising": lambda: SampledNoising(
-                target, prefixes.contexts, k, generator=generator
-            ),
-            "MLM + unigram": lambda: SampledIMM(
-                Unigram(target, prefixes.short), prefixes.contexts, k, generator=generator
-            ),
-        }
-        if arm not in kinds:
-            raise ValueError(f"arm must be one of {', '.join(kinds)}, got {arm!r}")
-        self.estimator, self.prefixes, self.generator = kinds[arm](), prefixes, generator
+        if arm not in ARMS[2:]:
+            raise ValueError(f"arm must be one of {', '.join(ARMS[2:])}, got {arm!r}")
+        kind = SampledNoising if arm == "MLM + noising" else SampledIMM
+        goal = Unigram(target, prefixes.short) if arm == "MLM + unigram" else target
+        self.estimator = kind(goal, prefixes.contexts, k, generator=generator)
+        self.prefixes, self.generator = prefixes, generator
         self.places = places if places == 0 else checks.count("places", places)
 
     def forward(self, model: MaskedLM, sequences: Tensor) -> Tensor:
         """(B,) numbers of the batch's sequences -> the mean risk in nats."""
         if self.places:
             known = self.prefixes.of(sequences)
-            drawn = known[
-                torch.randint(len(known), (self.places,), generator=self.generator).to(known.device)
-            ]
+            which = torch.randint(len(known), (self.places,), generator=self.generator)
+            drawn = known[which.to(known.device)]
         else:
             first, end = self.prefixes.first[sequences], self.prefixes.first[sequences + 1]
-            share = torch.rand(len(sequences), generator=self.generator, dtype=torch.float64).to(
-                first.device
-            )
-            drawn = first + (share * (end - first)).long()
+            share = torch.rand(len(sequences), generator=self.generator, dtype=torch.float64)
+            drawn = first + (share.to(first.device) * (end - first)).long()
         with without_dropout(model):
             return self.estimator(self.prefixes.query(model), self.prefixes.short[drawn])

@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +95,11 @@ class Run:
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
-        seeds = torch.randint(
-            2**62, (3,), generator=torch.Generator().manual_seed(settings.seed)
-        ).tolist()
+        seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(settings.seed))
         # one for each use, so that an arm that draws no masks, or no contexts, sees the same
         # batches as the others
-        self.order, self.masks, self.draws = (torch.Generator().manual_seed(seed) for seed in seeds)
+        self.sources = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        self.order, self.masks, self.draws = self.sources
         self.causal = None
         if settings.arm not in ("base", "MLM"):
             if target is None:
@@ -154,10 +152,8 @@ class Run:
         """One step on the examples of these numbers; losses in nats and norms of gradients, by
         term.
         """
-        settings, parameters = (
-            self.settings,
-            [p for p in self.model.parameters() if p.requires_grad],
-        )
+        settings = self.settings
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
         losses = {
             "task": lambda: F.nll_loss(
@@ -188,37 +184,46 @@ class Run:
         self.schedule.step()
         return found
 
-    def state(self) -> dict:
-        """What a checkpoint holds."""
-        return {
-            "identity": self.identity,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": [source.get_state() for source in (self.order, self.masks, self.draws)],
-            "dropout": [torch.get_rng_state(), torch.cuda.get_rng_state_all()],
-            "history": self.history,
-        }
+    def write(self, file: Path) -> None:
+        """Write a checkpoint."""
+        parts = self.model, self.optimiser, self.schedule
+        _write(file, self.identity, parts, self.sources, self.history)
 
-    def restore(self, state: dict) -> None:
+    def restore(self, file: Path) -> None:
         """Go on from a checkpoint; raises ValueError for one of another task, settings, examples or
         size of model.
         """
-        other = state.get("identity") or {}
-        if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
-            raise ValueError(
-                f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.history = state["history"]
-        for source, value in zip(
-            (self.order, self.masks, self.draws), state["random"], strict=True
-        ):
-            source.set_state(value)
-        torch.set_rng_state(state["dropout"][0])
-        torch.cuda.set_rng_state_all(state["dropout"][1])
+        parts = self.model, self.optimiser, self.schedule
+        self.history = _read(file, self.identity, parts, self.sources)
+
+
+def _write(
+    file: Path, identity: dict, parts: tuple, sources: list[torch.Generator], history: list
+) -> None:
+    """A checkpoint: states of a model, its optimiser and schedule, of the generators and torch's
+    own, and what has been noted.
+    """
+    state = {"identity": identity, "parts": [part.state_dict() for part in parts]}
+    state["random"] = [source.get_state() for source in sources]
+    state["dropout"] = [torch.get_rng_state(), torch.cuda.get_rng_state_all()]
+    save(file, state | {"history": history})
+
+
+def _read(file: Path, identity: dict, parts: tuple, sources: list[torch.Generator]) -> list:
+    """Put back what :func:`_write` wrote; the history."""
+    state = load(file)
+    other = state.get("identity") or {}
+    if differing := [key for key, value in identity.items() if other.get(key) != value]:
+        raise ValueError(
+            f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
+        )
+    for part, value in zip(parts, state["parts"], strict=True):
+        part.load_state_dict(value)
+    for source, value in zip(sources, state["random"], strict=True):
+        source.set_state(value)
+    torch.set_rng_state(state["dropout"][0])
+    torch.cuda.set_rng_state_all(state["dropout"][1])
+    return state["history"]
 
 
 @torch.no_grad()
@@ -265,11 +270,11 @@ def fine_tune(
         torch.manual_seed(settings.seed)
         run = Run(model, name, train, target, settings)
         if checkpoint is not None and checkpoint.is_file():
-            run.restore(load(checkpoint))
+            run.restore(checkpoint)
         while len(run.history) < settings.epochs:
             run.epoch()
             if checkpoint is not None:
-                save(checkpoint, run.state())
+                run.write(checkpoint)
     label = torch.tensor([example.label for example in dev])
     return {
         "scores": tasks.score(name, predict(run.model, dev), label),
@@ -297,33 +302,21 @@ def pretrain(
     Raises:
         ValueError: a checkpoint of other settings or another text.
     """
-    generator, losses, every = (
-        torch.Generator().manual_seed(settings.seed),
-        [],
-        checks.count("every", every),
-    )
+    checks.count("every", every)
+    generator, losses = torch.Generator().manual_seed(settings.seed), list[float]()
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
     order = [torch.randperm(len(sequences), generator=generator) for _ in range(settings.epochs)]
     parts = [part for epoch in order for part in epoch.split(settings.batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, len(parts), pct_start=0.1
     )
-    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes()).hexdigest()[
-        :16
-    ]
-    identity = {**dataclasses.asdict(settings), "text": text}
+    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes())
+    identity = {**dataclasses.asdict(settings), "text": text.hexdigest()[:16]}
+    kept = model, optimiser, schedule
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         if checkpoint is not None and checkpoint.is_file():
-            state = load(checkpoint)
-            if state.get("identity") != identity:
-                raise ValueError(f"checkpoint must be of {identity}, got {state.get('identity')}")
-            losses = state["losses"]
-            for part, value in ((model, "model"), (optimiser, "optimiser"), (schedule, "schedule")):
-                part.load_state_dict(state[value])
-            torch.set_rng_state(state["random"][0])
-            generator.set_state(state["random"][1])
-            torch.cuda.set_rng_state_all(state["cuda"])
+            losses = _read(checkpoint, identity, kept, [generator])
         model.train()
         for part in parts[len(losses) :]:
             loss = masked_words(
@@ -336,19 +329,5 @@ def pretrain(
             schedule.step()
             losses.append(loss.item())
             if checkpoint is not None and len(losses) % every == 0:
-                kept: dict[str, Any]  # what they share is a method, and no class
-                kept = {"model": model, "optimiser": optimiser, "schedule": schedule}
-                random = [torch.get_rng_state(), generator.get_state()]
-                state = {name: part.state_dict() for name, part in kept.items()}
-                cuda = torch.cuda.get_rng_state_all()
-                save(
-                    checkpoint,
-                    {
-                        **state,
-                        "identity": identity,
-                        "losses": losses,
-                        "random": random,
-                        "cuda": cuda,
-                    },
-                )
+                _write(checkpoint, identity, kept, [generator], losses)
     return losses

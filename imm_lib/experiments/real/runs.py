@@ -96,8 +96,10 @@ _FULL = {
 }
 _CI = {"m": _M, "splits": 2, "steps": 5, "lam": [1.0], "imm": [[1.0, 1.0]]}
 
+_experiment = partial(Experiment, units=_units, run=_compare, table=_TABLE, check=_check)
+
 EXPERIMENTS = [
-    Experiment(
+    _experiment(
         name="side-tables",
         scales={
             "full": {
@@ -110,12 +112,8 @@ EXPERIMENTS = [
             },
             "ci": {**_CI, "cases": [("wine", "logistic", [20])]},
         },
-        units=_units,
-        run=_compare,
-        table=_TABLE,
-        check=_check,
     ),
-    Experiment(
+    _experiment(
         name="side-digits",
         scales={
             "full": {
@@ -132,12 +130,8 @@ EXPERIMENTS = [
             },
             "ci": {**_CI, "cases": [("digits", "convolutions", [50])]},
         },
-        units=_units,
-        run=_compare,
-        table=_TABLE,
-        check=_check,
     ),
-    Experiment(
+    _experiment(
         name="side-shift",
         scales={
             "full": {
@@ -150,9 +144,5 @@ EXPERIMENTS = [
             },
             "ci": {**_CI, "cases": [("wine", "logistic", [20])], "shift": [0.0, 1.0], "folds": 5},
         },
-        units=_units,
-        run=_compare,
-        table=_TABLE,
-        check=_check,
     ),
 ]

@@ -126,10 +126,8 @@ def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     order = torch.randperm(total, generator=generator)
     train, side, test = order[:n], order[n : n + m], order[n + m :]
     rest = [i for i in range(features.shape[1]) if i not in set(seen)]
-    short_of, rest_of = (
-        scaler(features[order[: n + m]][:, seen]),
-        scaler(features[train][:, rest]),
-    )
+    short_of = scaler(features[order[: n + m]][:, seen])
+    rest_of = scaler(features[train][:, rest])
 
     def part(index: Tensor) -> Part:
         return Part(

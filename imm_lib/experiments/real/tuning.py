@@ -14,6 +14,7 @@ from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.finite.tuning import FOLDS, GRID, LARGEST, schedule
+from imm_lib.experiments.real.readings import cases
 from imm_lib.experiments.real.sources import Part, check_sizes, draw
 from imm_lib.experiments.training import minimise
 from imm_lib.results import mean_interval
@@ -78,9 +79,8 @@ class Clinic:
 
     def objective(self, theta: Tensor, part: Part, lam: float) -> Tensor:
         """Cross-entropy + λ · IMM + penalty, in nats; the extended contexts are the part's own."""
-        loss = (
-            self.cross_entropy(theta, part) + DECAY / (2 * len(part.label)) * theta.square().sum()
-        )
+        penalty = DECAY / (2 * len(part.label)) * theta.square().sum()
+        loss = self.cross_entropy(theta, part) + penalty
         return loss + lam * self.risk(theta, part) if lam > 0 else loss
 
     def contexts(self, part: Part) -> KernelContexts:
@@ -141,9 +141,7 @@ def validation_gradient(clinic: Clinic, steps: int = 30, rate: float = 0.3) -> f
     log_lam = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([log_lam], rate)
     for _ in range(steps):
-        log_lam.grad = torch.tensor(
-            hypergradient(clinic, log_lam.exp().item()), dtype=torch.float64
-        )
+        log_lam.grad = log_lam.new_tensor(hypergradient(clinic, log_lam.exp().item()))
         optimiser.step()
         log_lam.data.clamp_(max=math.log(LARGEST))
     return log_lam.exp().item()
@@ -179,25 +177,18 @@ def _check(config: dict) -> None:
             raise ValueError(f"cases must have at least {FOLDS} full examples, got {n}")
 
 
-def summary(result: dict) -> dict[tuple[str, int], dict[str, Tensor]]:
+def summary(result: dict) -> dict[tuple, dict[str, Tensor]]:
     """By case and rule: (splits,) test losses less those of the one λ of GRID that is best on
     average.
     """
-    cases: dict[tuple[str, int], list[dict]] = {}
-    for entry in result["units"]:
-        cases.setdefault((entry["unit"]["data"], entry["unit"]["n"]), []).append(entry["numbers"])
     found = {}
-    for case, runs in cases.items():
-        by_lam = {
-            lam: torch.tensor([run["by_lam"][lam] for run in runs]) for lam in runs[0]["by_lam"]
-        }
-        means = {lam: losses.mean().item() for lam, losses in by_lam.items()}
-        best = min(means, key=means.__getitem__)
-        losses = {
-            name: torch.tensor([run["rules"][name]["loss"] for run in runs])
+    for case, runs in cases(result).items():
+        by_lam = torch.tensor([list(run["by_lam"].values()) for run in runs])
+        best = by_lam[:, by_lam.mean(0).argmin()]
+        found[case] = {
+            name: torch.tensor([run["rules"][name]["loss"] for run in runs]) - best
             for name in runs[0]["rules"]
         }
-        found[case] = {name: loss - by_lam[best] for name, loss in losses.items()}
     return found
 
 

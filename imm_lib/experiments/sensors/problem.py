@@ -69,12 +69,8 @@ def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Tas
             f"old + n + valid + test must be at most {len(y)}, got {old + n + valid + test}"
         )
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    parts = (
-        order[:old],
-        order[len(y) - n :],
-        order[old : old + valid],
-        order[old + valid : old + valid + test],
-    )
+    held = order[old : old + valid + test]
+    parts = order[:old], order[len(y) - n :], held[:valid], held[valid:]
     column = names.index(sensor)
     x = ((x - x[parts[1]].mean(0)) / x[parts[1]].std(0)).clamp(-CLIP, CLIP)
     s = x[:, column].contiguous()
