@@ -93,13 +93,8 @@ def paired(
 
     Raises:
         KeyError: a unit has no such path.
-<<<<<<< HEAD
-        ValueError: no row has the column or a field of ``by``, or there is no such case to hold
-            others against, or a case has several summaries.
-=======
         ValueError: no row has the column or a field of ``by``, there is no such case to hold
-            others against, or two rows are of one case and run.
->>>>>>> main
+            others against, two rows are of one case and run, or a case has several summaries.
     """
     found = list(entries(result, where))
     if not found:
