@@ -14,7 +14,7 @@ AGREES = "agrees"  # tags the cell that holds what is written from scratch again
 CHAPTERS = range(1, 17)
 
 # Chapters in which a figure tells the result and its table, if there is one, lies folded below.
-SHOWING = (1, 2, 4, 5, 7, 8, 10)
+SHOWING = (1, 2, 3, 4, 5, 6, 7, 8, 10)
 
 # An afternoon's reading.
 WORDS = 26_000
