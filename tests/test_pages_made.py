@@ -132,8 +132,8 @@ def test_a_comparison_holds_only_where_both_intervals_exclude_zero():
 
 def test_a_damaged_result_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
     monkeypatch.setenv("IMM_RESULTS", str(tmp_path))
-    (tmp_path / "logistic-fixed.json").write_text("{")
-    with pytest.raises(results.ResultError, match=r"logistic-fixed\.json"):
+    (tmp_path / "logistic-plane.json").write_text("{")
+    with pytest.raises(results.ResultError, match=r"logistic-plane\.json"):
         reproduction.numbers()
 
 

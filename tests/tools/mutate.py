@@ -1,11 +1,11 @@
 """Mutation tests of the core: how many small faults, put into the code one at a time, do the tests
 find?
 
-``make mutate`` runs mutmut on a copy under ``_build/mutation`` for each module, with the tests that
-are about it. It goes on where it was stopped,
-prints the score of every module and the survivors, and writes them to
-``tests/mutation/score.json``. Reasons for survivors that no test can or should find are in
-``tests/mutation/reasons.toml``. How many tests a mutant is shown is said in ``budget.py``.
+``make mutate`` runs mutmut on a copy under ``_build/mutation`` for each module, with the tests
+that are about it. It goes on where it was stopped, prints the score of every module and the
+survivors, and writes them to ``tests/mutation/score.json``. Reasons for survivors that no test can
+find are in ``tests/mutation/reasons.toml``. How many tests a mutant is shown is said in
+``budget.py``.
 """
 
 import argparse
