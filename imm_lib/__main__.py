@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from imm_lib import experiments, results
 from imm_lib.experiments import arguments
@@ -24,6 +24,25 @@ class Terminated(KeyboardInterrupt):
     """The system asked the process to end."""
 
 
+class _Lasting:
+    """stderr whose loss ends no run: a disk that is full, a terminal or a reader that is gone."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextlib.contextmanager
 def _said() -> Iterator[None]:
     """What is printed here is lost where nobody reads any more."""
@@ -33,6 +52,8 @@ def _said() -> Iterator[None]:
     except BrokenPipeError:
         # as Python's documentation has it: what is still to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def _print_table(rows: list[list[str]]) -> None:
@@ -169,7 +190,8 @@ def _ended_by_signals() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does, and either says so at once."""
 
     def end(number: int, _: FrameType | None) -> None:
-        os.write(2, b"\nstopping\n")  # print may be at work itself
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping\n")  # print may be at work itself
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     try:
@@ -188,10 +210,19 @@ def main(words: list[str] | None = None) -> int:
     130 when stopped by Ctrl-C and 143 when told to end.
     """
     words = sys.argv[1:] if words is None else words
+    # one that was closed, before a file of ours takes its number
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # a terminal that has no λ
     args = arguments.parser().parse_args(words)
+    with contextlib.redirect_stderr(cast(TextIO, _Lasting(sys.stderr))):
+        return _outcome(args, words)
+
+
+def _outcome(args: argparse.Namespace, words: list[str]) -> int:
+    """Do what is asked for; returns the exit code."""
     try:
         with _ended_by_signals():
             _act(args, words)

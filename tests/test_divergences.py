@@ -269,6 +269,7 @@ def test_only_divergences_from_outside_are_checked():
     assert as_divergence(own) is own
     checked = as_divergence(outside)
     assert checked is not outside
+    assert callable(as_divergence(torch.Tensor.dist))  # a callable that tells no module
     for p, q in ((rows(4), rows(2, 3, 4)), (rows(2, 3, 4), rows(4)), (rows(2, 1, 4), rows(3, 4))):
         assert checked(p, q.log()).shape == (2, 3)
     with pytest.raises(ValueError, match="cross-entropy, forward KL, reverse KL"):

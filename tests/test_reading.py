@@ -59,6 +59,29 @@ def test_a_columns_function_reads_the_row():
     assert doubled["IMM",].value.mean == 0.5
 
 
+def test_a_summary_is_shown_with_the_interval_of_its_own_runs(capsys):
+    cells = {"plain": {"mean": 0.5, "se": 0.1}, "IMM": {"mean": 0.25, "se": 0.2}}
+    result = {"units": [{"unit": {"n": 20, "seed": 0}, "numbers": {"cells": cells}}]}
+
+    def risk(row):
+        return reading.summary(row["mean"], row["se"], 30)
+
+    found = reading.show(result, {"risk": risk}, ["n", "arm"], where="cells/{arm}")
+    interval = stats.t(29, 0.25, 0.2).interval(0.95)
+    value = found[20, "IMM", "risk"].value
+    assert (value.low, value.high) == pytest.approx(interval) and value.runs == 30
+    assert capsys.readouterr().out.splitlines() == [
+        "n   plain        IMM",
+        "20  0.50 ± 0.20  0.25 ± 0.41",
+        "30 runs in each; ± is half of a 95 % interval",
+    ]
+    assert reading.paired(result, risk, ["n", "arm"], "plain", "cells/{arm}")[20, "IMM"][1] is None
+    with pytest.raises(ValueError, match="by must tell summaries apart, got 2 in one case"):
+        reading.paired(result, risk, ["n"], where="cells/{arm}")
+    with pytest.raises(ValueError, match="runs must be at least 2, got 1"):
+        reading.summary(0.5, 0.1, 1)
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_a_spread_is_students_interval(values):
     found = reading.spread(values)
@@ -135,7 +158,7 @@ def test_show_keeps_to_the_page_and_to_the_stored_numbers(name, columns, where, 
     result = imm.results.load(name)
     found = reading.show(result, columns, against=against, where=where)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and lines[-1].startswith("20 runs in each, paired")
+    assert max(map(len, lines)) <= 78 and lines[-1].startswith("20 runs in each, paired")
     *case, last, column = next(key for key in found if key[-2] != against)
     method = where[where.index("{") + 1 : -1]
 

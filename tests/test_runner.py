@@ -2,6 +2,8 @@
 line's words.
 """
 
+import errno
+import io
 import json
 import os
 import platform
@@ -561,3 +563,27 @@ def test_a_merged_result_needs_finite_numbers():
         merge.check_numbers({"a": float("nan")}, "numbers")
     merge.check_numbers({"a": [1, 2.5, "x", None, True]}, "numbers")
     assert platform.node() not in json.dumps(origin.versions())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams in a shell")
+def test_closed_streams_end_no_run(tmp_path):
+    line = f"{sys.executable} -m imm_lib run logistic-sizes --scale ci --out {tmp_path} >&- 2>&-"
+    found = subprocess.run(line, shell=True, cwd=ROOT, check=False)
+    assert found.returncode == 0 and results.load("logistic-sizes-ci", tmp_path)["units"]
+
+
+def test_a_progress_bar_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
+    offer(monkeypatch, toy())
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert main(["run", "toy", "--out", str(tmp_path)]) == 0
+    assert "written: toy.json" in capsys.readouterr().out
+    assert main(["run", "tyo"]) == 2  # which nobody is told
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", told := io.StringIO())
+    assert main(["list"]) == 1
+    assert told.getvalue() == "error: standard output: No space left on device\n"

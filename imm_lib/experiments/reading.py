@@ -20,9 +20,7 @@ from typing import NamedTuple
 from imm_lib import results
 from imm_lib.experiments.table import Row, down, entries, fitted, rows
 
-__all__ = ["Reading", "Spread", "listed", "paired", "rows", "show", "spread"]
-
-Column = str | Callable[[Row], float]
+__all__ = ["Reading", "Spread", "listed", "paired", "rows", "show", "spread", "summary"]
 
 
 class Spread(NamedTuple):
@@ -43,6 +41,9 @@ class Spread(NamedTuple):
         return self.mean + self.half
 
 
+Column = str | Callable[[Row], float | Spread | None]
+
+
 class Reading(NamedTuple):
     """A number of one case, and how it differs from the case that it is held against."""
 
@@ -58,6 +59,17 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(*results.mean_interval(found), len(found))
 
 
+def summary(mean: float, error: float, runs: int) -> Spread:
+    """The mean and the interval where a row stores the mean and the standard error of its runs, for
+    a column of :func:`paired`; raises ValueError for fewer than two runs.
+    """
+    from scipy.stats import t as student
+
+    if runs < 2:
+        raise ValueError(f"runs must be at least 2, got {runs}")
+    return Spread(mean, float(student.ppf(0.975, runs - 1)) * error, runs)
+
+
 def paired(
     result: dict,
     column: Column,
@@ -69,8 +81,8 @@ def paired(
 
     Args:
         result: a stored result.
-        column: a field of the rows, or a function of a row. Rows that lack it, those of a diverged
-            run say, are left out.
+        column: a field of the rows, or a function of a row: its number, its :func:`summary`, or
+            None. Rows that lack it, those of a diverged run say, are left out.
         by: the fields that tell cases apart; by default all but "seed". What else tells rows apart
             names the run, and runs are paired by it.
         against: a value of the last of ``by``, the method say; the rest of the case stays the same.
@@ -82,13 +94,13 @@ def paired(
     Raises:
         KeyError: a unit has no such path.
         ValueError: no row has the column or a field of ``by``, there is no such case to hold
-            others against, or two rows are of one case and run.
+            others against, two rows are of one case and run, or a case has several summaries.
     """
     found = list(entries(result, where))
     if not found:
         raise ValueError("result must have a unit, got none")
     by = by or _axes(found[0].axes)
-    runs: dict[tuple, dict[str, float]] = {}
+    runs: dict[tuple, dict[str, float | Spread]] = {}
     for axes, numbers, _ in found:
         if missing := [name for name in by if name not in axes]:
             raise ValueError(f"by must be of {', '.join(axes)}, got {missing[0]!r}")
@@ -109,10 +121,21 @@ def paired(
         raise ValueError(f"against must be one of {', '.join(map(str, last))}, got {against!r}")
     readings = {}
     for case, own in runs.items():
-        other = runs.get((*case[:-1], against), {})
-        changes = [own[run] - other[run] for run in own if run in other]
-        readings[case] = Reading(spread(own.values()), spread(changes) if changes else None)
+        readings[case] = _reading(own, runs.get((*case[:-1], against), {}))
     return readings
+
+
+def _reading(own: Mapping[str, float | Spread], other: Mapping[str, float | Spread]) -> Reading:
+    """The runs of a case, less those of another; a summary's runs are not at hand to be paired."""
+    summaries = [value for value in own.values() if isinstance(value, Spread)]
+    if len(summaries) > 1:
+        raise ValueError(f"by must tell summaries apart, got {len(summaries)} in one case")
+    if summaries:
+        return Reading(summaries[0])
+    values = {run: value for run, value in own.items() if not isinstance(value, Spread)}
+    against = {run: value for run, value in other.items() if not isinstance(value, Spread)}
+    changes = [value - against[run] for run, value in values.items() if run in against]
+    return Reading(spread(values.values()), spread(changes) if changes else None)
 
 
 def _axes(axes: Row) -> list[str]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from imm_lib.experiments.reading import Reading, Spread
 
-WIDTH = 80
+WIDTH = 78
 """Columns of text that :func:`fitted` keeps to where it can."""
 
 Row = dict[str, Any]

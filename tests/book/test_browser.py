@@ -138,6 +138,26 @@ CUT = """async () => {
 }"""
 
 
+# words in the cells of tables that go on in a second line
+BROKEN = r"""() => {
+  const broken = []
+  for (const cell of document.querySelectorAll(".bd-article table.table :is(th, td)")) {
+    const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT)
+    while (texts.nextNode()) {
+      if (texts.currentNode.parentElement.closest("mjx-container")) continue
+      for (const word of texts.currentNode.data.matchAll(/[\p{L}\p{N}_.]+/gu)) {
+        const range = document.createRange()
+        range.setStart(texts.currentNode, word.index)
+        range.setEnd(texts.currentNode, word.index + word[0].length)
+        const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)))
+        if (lines.size > 1) broken.push(word[0])
+      }
+    }
+  }
+  return broken
+}"""
+
+
 # every position of a slider shows the frame of its own, with its label in words
 MOVED = """slider => {
   const input = slider.querySelector("input"), wrong = []
@@ -169,6 +189,7 @@ def test_page(name, page, address, axe):
     assert page.evaluate(CUT) == []
     page.set_viewport_size(PHONE)
     assert page.evaluate(WIDE) == []
+    assert page.evaluate(BROKEN) == []
     assert page.evaluate(CUT) == []
     assert page.problems == []
 

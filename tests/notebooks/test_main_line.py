@@ -13,6 +13,9 @@ MAIN_LINE = sorted(path for path in BOOK.glob("*.ipynb") if int(path.stem[:2]) <
 AGREES = "agrees"  # tags the cell that holds what is written from scratch against the library
 CHAPTERS = range(1, 17)
 
+# Chapters in which a figure tells the result and its table, if there is one, lies folded below.
+SHOWING = (1, 2, 3, 4, 5, 6, 7, 8, 10)
+
 # An afternoon's reading.
 WORDS = 26_000
 PROSE = ("exercise", "solution", "figure", "prf:", "admonition", "note", "tip", "warning")
@@ -103,3 +106,38 @@ def test_the_first_pages_answer_ten_questions(page, heading):
     assert len(QUESTIONS) == 10
     (path,) = [path for path in BOOK.iterdir() if path.stem.split("-")[0] == page]
     assert f"\n## {heading}\n" in text(path)
+
+
+def figures_and_tables(notebook) -> tuple[int, int]:
+    """How many there are: a table is one of Markdown, or four printed lines and more in columns."""
+    figures = tables = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            figures += cell.source.count("```{figure}")
+            tables += len(re.findall(r"^\|[-| :]+\|$", cell.source, re.MULTILINE))
+            tables += cell.source.count("```{include}")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            slides = "imm-slider" in data.get("text/html", "")
+            figures += slides or any(kind.startswith("image/") for kind in data)
+            lines = output.get("text", "").splitlines()
+            tables += sum(bool(re.search(r"\S {2,}\S", line)) for line in lines) >= 4
+    return figures, tables
+
+
+@pytest.mark.parametrize("number", SHOWING)
+def test_a_chapter_has_as_many_figures_as_tables(number):
+    (path,) = BOOK.glob(f"{number:02d}-*.ipynb")
+    figures, tables = figures_and_tables(nbformat.read(path, as_version=4))
+    assert figures >= tables > 0
+
+
+def test_figures_and_tables_are_told_apart():
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    cells = [nbformat.v4.new_markdown_cell("```{figure} x.svg\n```\n\n" + table)]
+    for text in ("n   loss\n1   0.5\n2   0.4\n3   0.3\n", "n   loss\n1   0.5\n", "one\ntwo\n" * 3):
+        output = nbformat.v4.new_output("stream", text=text)
+        cells.append(nbformat.v4.new_code_cell(outputs=[output]))
+    drawn = nbformat.v4.new_output("display_data", {"image/png": ""})
+    cells.append(nbformat.v4.new_code_cell(outputs=[drawn]))
+    assert figures_and_tables(nbformat.v4.new_notebook(cells=cells)) == (2, 2)

@@ -1,11 +1,11 @@
 """Mutation tests of the core: how many small faults, put into the code one at a time, do the tests
 find?
 
-``make mutate`` runs mutmut on a copy under ``_build/mutation`` for each module, with the tests that
-are about it. It goes on where it was stopped,
-prints the score of every module and the survivors, and writes them to
-``tests/mutation/score.json``. Reasons for survivors that no test can or should find are in
-``tests/mutation/reasons.toml``. How many tests a mutant is shown is said in ``budget.py``.
+``make mutate`` runs mutmut on a copy under ``_build/mutation`` for each module, with the tests
+that are about it. It goes on where it was stopped, prints the score of every module and the
+survivors, and writes them to ``tests/mutation/score.json``. Reasons for survivors that no test can
+find are in ``tests/mutation/reasons.toml``. How many tests a mutant is shown is said in
+``budget.py``.
 """
 
 import argparse
@@ -69,16 +69,25 @@ def folder(module: str) -> Path:
     return WHERE / module.replace("/", "-")
 
 
+def text_of(test: Path) -> str:
+    """A test file; a fault that few examples find is found by 25."""
+    return re.sub(r"max_examples=\d+", "max_examples=25", test.read_text(encoding="utf-8"))
+
+
 def copied(module: str) -> None:
     """The sources and tests, of which one module is to be mutated, with their configuration."""
     where = folder(module)
+    for name in TESTS[module]:
+        path = Path("tests") / f"test_{name}.py"
+        if (where / path).is_file() and text_of(ROOT / path) != text_of(where / path):
+            # which tests run a function has to be found out again
+            (where / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     # a folder that is not there when Python starts is not looked into later
     (where / "mutants" / "tests" / "tools").mkdir(parents=True, exist_ok=True)
     for name in ("imm_lib", "tests"):
         shutil.copytree(ROOT / name, where / name, dirs_exist_ok=True)
-    for path in (where / "tests").glob("*.py"):  # a fault that few examples find is found by 25
-        text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r"max_examples=\d+", "max_examples=25", text), encoding="utf-8")
+    for path in (where / "tests").glob("*.py"):
+        path.write_text(text_of(path), encoding="utf-8")
     options = {
         "source_paths": ["imm_lib"],
         "only_mutate": [f"imm_lib/{module}.py"],

@@ -17,7 +17,7 @@ from imm_lib.experiments.language.fused import Fused, FusedSampled
 from imm_lib.experiments.language.histories import Histories, read
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.speed import Bench
-from imm_lib.experiments.language.text import Block
+from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.measure import compare, peak_bytes, with_memory_kept
 from imm_lib.fused import FusedIMM
 from imm_lib.head import Scratch
@@ -46,8 +46,8 @@ class _CrossEntropy(terms.Term):
 class _Counted(Histories):
     """Histories that note how many are run at each step."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, stream: Stream, vocab_size: int):
+        super().__init__(stream, vocab_size)
         self.asked: list[int] = []
 
     @override
