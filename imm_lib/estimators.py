@@ -23,7 +23,13 @@ from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, segment_logsumexp
+from imm_lib.induced import (
+    accumulator,
+    add_rows,
+    cross_entropy,
+    log_sum_exp,
+    segment_logsumexp,
+)
 from imm_lib.segments import groups
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.table import as_target
@@ -68,7 +74,7 @@ def distinct(
     total: Tensor | float = float(len(joint))
     if weight is not None:
         weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
-        counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
+        counts = add_rows(weights.new_zeros(len(values)), inverse, weights)
         total = weights.sum()
         # what counts for nothing is not run: its risk may be infinite
         values, counts = values[counts > 0], counts[counts > 0]
@@ -205,7 +211,7 @@ class Drawing(nn.Module):
         if weight is None:
             return asked, rows, extended, count, total
         weight = checks.point_weights(weight, short)
-        count = torch.zeros_like(count, dtype=weight.dtype).index_add_(0, inverse, weight)
+        count = add_rows(torch.zeros_like(count, dtype=weight.dtype), inverse, weight)
         if checks.visible(count):  # what counts for nothing is not run: its risk may be infinite
             some = count > 0
             asked, rows, extended, count = asked[some], rows[some], extended[some], count[some]

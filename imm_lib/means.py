@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import checked_batch, checked_contexts
-from imm_lib.induced import accumulator, once
+from imm_lib.induced import accumulator, add_rows, once
 from imm_lib.precision import KeepsPrecision
 from imm_lib.tables import check_sizes, check_visited, reset
 from imm_lib.targets.table import asked, check_rows
@@ -154,7 +154,7 @@ class ExactMean(nn.Module):
         row, extended, log_w = self.contexts.support(distinct)
         values = _answer(query, distinct[row], extended, rows.shape[1])
         weighted = values * log_w.exp().to(values.dtype).unsqueeze(1)
-        induced = values.new_zeros(rows.shape).index_add(0, row, weighted)
+        induced = add_rows(values.new_zeros(rows.shape), row, weighted)
         mean = (share * (rows.to(induced) - induced).square().sum(1)).sum() / 2
         self.risk = mean.detach()
         return mean
@@ -282,7 +282,7 @@ class MovingAverageMean(KeepsPrecision):
     @torch.no_grad()
     def _move(self, values: Tensor, short: Tensor) -> None:
         distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
-        total = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
+        total = add_rows(values.new_zeros(len(distinct), values.shape[1]), inverse, values)
         fresh, visited = total / count.unsqueeze(1), self.visited[distinct].unsqueeze(1)
         moved = torch.lerp(self.table[distinct], fresh, self.momentum)
         self.table[distinct] = torch.where(visited, moved, fresh)
