@@ -41,7 +41,8 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 def checked_contexts(contexts: Contexts) -> Contexts:
     """``contexts``, if it answers what estimators ask; raises TypeError."""
-    if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
+    asked = all(callable(getattr(contexts, name, None)) for name in ("support", "sample"))
+    if isinstance(contexts, type) or not asked:
         raise TypeError(
             f"contexts must be one of the context classes, got {checks.describe(contexts)}"
         )
@@ -92,13 +93,13 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    found = checks.function("query", query)(short, extended)
+    found = checks.answer(query, short, extended)
     log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y "
-            f"labels, got {checks.describe(log_q)}"
+            f"labels, got {checks.describe(log_q)}{checks.coarser(log_q, labels)}"
         )
     return accumulator(log_q)
 
@@ -289,7 +290,8 @@ class SampledIMM(Drawing):
         self.k = checks.count("k", k)
         self.contexts, self.risk = checked_contexts(contexts), None
         self.target = as_target(target, contexts)
-        self.sequential, self.generator = sequential, checks.generator(generator)
+        self.sequential = checks.flag("sequential", sequential)
+        self.generator = checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""

@@ -77,7 +77,7 @@ class FusedSampledIMM(Drawing):
         """
         asked, rows, extended, count, total = self.draw(short)
         drawn = _distinct(extended)
-        hidden = checks.function("query", query)(asked.index_select(0, drawn.owner), drawn.extended)
+        hidden = checks.answer(query, asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
         if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:

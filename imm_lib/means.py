@@ -60,7 +60,7 @@ def _values(name: str, value: Tensor, least: int) -> Tensor:
     if checks.floating(name, value).dim() < least or value.numel() == 0:
         raise ValueError(
             f"{name} must be non-empty with at least {least} dimensions, got "
-            f"{checks.describe(value)}"
+            f"{checks.describe(value)}" + "; one output is [:, None]" * (value.dim() == 1)
         )
     if checks.visible(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
@@ -77,7 +77,13 @@ class _MeanTarget(KeepsPrecision):
         self.function: tuple[Regressor] | None = None
         if callable(function):
             self.function = (function,)  # a tuple: not a submodule
+            self.contexts = (contexts,)
         else:
+            if not isinstance(function, Tensor):
+                raise TypeError(
+                    "target must be a (S, D) table or a callable short -> (B, D), got "
+                    f"{checks.describe(function)}"
+                )
             table = checks.held("target", _values("target", function, 2)).detach()
             check_rows(table, contexts)
             self.hold(table=table)
@@ -89,7 +95,7 @@ class _MeanTarget(KeepsPrecision):
             short = checks.ids("short", short, len(self.table))
             checks.same_device("short", short, "target", self.table)
             return self.table[short]
-        rows = _values("target(short)", asked(self.function[0], short), 2)
+        rows = _values("target(short)", asked(self.function[0], short, self.contexts[0]), 2)
         checks.same_device("target(short)", rows, "short", short)
         if len(rows) != len(short):
             raise ValueError(
@@ -99,7 +105,7 @@ class _MeanTarget(KeepsPrecision):
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = checks.function("query", query)(short, extended)
+    found = checks.answer(query, short, extended)
     found = _values("query(short, extended)", found, 2)
     if found.shape != (len(extended), width):
         raise ValueError(

@@ -81,6 +81,7 @@ class _TableIMM(KeepsPrecision):
         if log_q.shape != (len(short), self.table.shape[1]):
             raise ValueError(
                 f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
+                f"{checks.coarser(log_q, self.table.shape[1])}"
             )
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
@@ -317,7 +318,7 @@ class MovingAverageIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         if not self.training and checks.visible(short) and not self.visited.any():
-            check_visited(self.visited, short, "in train mode, nor was any other")
+            check_visited(self.visited, short, "in train mode")
         if self.training and checks.transformed(log_q):
             raise ValueError(
                 "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from imm_lib import results
-from imm_lib.experiments.table import Row, down, entries, fitted, rows
+from imm_lib.experiments.table import Entry, Row, down, entries, fitted, rows
 
 __all__ = ["Reading", "Spread", "listed", "paired", "rows", "show", "spread", "summary"]
 
@@ -115,7 +115,9 @@ def paired(
         own[run] = value
     if not runs:
         known = [name for name in found[0].numbers if "/" not in name] or found[0].numbers
-        raise ValueError(f"column must be of {', '.join(known)}, got {column!r}")
+        raise ValueError(
+            f"column must be of {', '.join(known)}, got {column!r}{_deeper(found, column)}"
+        )
     last = dict.fromkeys(case[-1] for case in runs)
     if against is not None and against not in last:
         raise ValueError(f"against must be one of {', '.join(map(str, last))}, got {against!r}")
@@ -123,6 +125,18 @@ def paired(
     for case, own in runs.items():
         readings[case] = _reading(own, runs.get((*case[:-1], against), {}))
     return readings
+
+
+def _deeper(found: list[Entry], column: Column) -> str:
+    """Where rows that have the column lie, if they lie inside these."""
+    names = dict.fromkeys(name for entry in found for name in entry.numbers)
+    paths = [name.split("/")[:-1] for name in names if name.endswith(f"/{column}")]
+    if not paths:
+        return ""
+    above = ["/".join(path[:-1]) for path in paths]
+    most = max(above, key=above.count)
+    inner = "{case}" if above.count(most) > 1 else paths[above.index(most)][-1]
+    return "; other rows lie under where, such as " + "/".join(filter(None, [most, inner]))
 
 
 def _reading(own: Mapping[str, float | Spread], other: Mapping[str, float | Spread]) -> Reading:
