@@ -93,6 +93,11 @@ def test_a_column_that_lies_deeper_is_pointed_to():
     with pytest.raises(ValueError, match=r"got 'accuracy'$"):
         reading.paired(result, "accuracy")
     assert len(reading.paired(result, "loss", where="test/{case}")) == 2
+    said = "2 of 3 rows have no loss; other rows lie under where, such as test/{case}"
+    assert reading.lacking(result, "loss", "{method}") == said
+    assert reading.lacking(result, "loss", "test/{case}") == ""
+    del test["IMM"]["loss"]
+    assert reading.lacking(result, "loss", "test/{case}") == "1 of 2 rows have no loss"
     numbers.pop("test")
     with pytest.raises(ValueError, match=r"such as target$"):
         reading.paired(result, "loss")
