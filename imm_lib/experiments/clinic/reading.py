@@ -93,12 +93,15 @@ class Beside(NamedTuple):
     lead: Against  # IMM less the rival
 
     def told(self, digits: int = 3) -> str:
-        """Both changes against plain training, in the loss's unit, with their intervals."""
+        """Both changes against plain training and the difference of the two, in the loss's unit,
+        with their intervals.
+        """
 
         def shown(apart: Against) -> str:
             return f"{apart.mean:+.{digits}f} ± {apart.half:.{digits}f}"
 
-        return f"IMM {shown(self.ours)}, {self.rival} {shown(self.other)}"
+        both = f"IMM {shown(self.ours)}, {self.rival} {shown(self.other)}"
+        return f"{both}; IMM less {self.rival} {shown(self.lead)}"
 
 
 def beside(by_method: dict[str, Tensor]) -> Beside:
