@@ -322,9 +322,8 @@ def test_imm_stands_beside_its_best_rival():
     cell |= {"interpolation": 0.8 + runs_, "reverse distillation": 1.1 + runs_}
     found = reading.beside(cell)
     assert found.rival == "interpolation" and found.ours.verdict == -1 and found.lead.verdict == 1
-    assert found.told(1) == (
-        "IMM -0.1 ± 0.0, interpolation -0.2 ± 0.0; IMM less interpolation +0.1 ± 0.0"
-    )
+    assert found.told(1) == "IMM -0.1 ± 0.0, interpolation -0.2 ± 0.0"
+    assert found.apart(1) == "IMM less interpolation +0.1 ± 0.0"
     counts = [line.rpartition(": ")[2] for line in reading.counted({"a": cell, "b": cell})]
     assert counts == [
         "0 better, 0 worse, 2 level",

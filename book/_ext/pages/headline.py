@@ -96,7 +96,8 @@ def _map_rows() -> Iterator[Line]:
         found = reading.beside(cells[task])
         runs = len(cells[task]["plain"])
         yield Line(
-            f"{what}, {runs} repetitions, test loss less plain training's: {found.told()}.",
+            f"{what}, {runs} repetitions, test loss less plain training's: {found.told()}; "
+            f"{found.apart()}.",
             "09-what-to-use",
             (found.ours.mean, found.ours.half),
             (found.lead.mean, found.lead.half),
@@ -220,7 +221,7 @@ def _map() -> str:
         untuned = reading.against(wine, "IMM, λ = 1")
         told += (
             f" {_link('09-what-to-use')} advises against folds on few cases: at λ = 1, untuned, "
-            f"IMM changes the loss on the wines by {_signed((untuned.mean, untuned.half), 3)} nats."
+            f"IMM changes the loss on the wines by {untuned.told()} nats."
         )
     return told
 
