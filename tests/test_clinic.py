@@ -323,6 +323,7 @@ def test_imm_stands_beside_its_best_rival():
     found = reading.beside(cell)
     assert found.rival == "interpolation" and found.ours.verdict == -1 and found.lead.verdict == 1
     assert found.told(1) == "IMM -0.1 ± 0.0, interpolation -0.2 ± 0.0"
+    assert found.apart(1) == "IMM less interpolation +0.1 ± 0.0"
     counts = [line.rpartition(": ")[2] for line in reading.counted({"a": cell, "b": cell})]
     assert counts == [
         "0 better, 0 worse, 2 level",

@@ -33,6 +33,7 @@ def half(folder):
 
 def losing(folder):
     (folder / "a").write_bytes(OLD["a"])
+    time.sleep(0.05)  # a kill falls here on a busy machine too
     whole(folder)
 
 

@@ -32,6 +32,7 @@ SMALL = {
         ("by_hand(few, run, 0.6, 200)", "by_hand(few, run, 0.6, 2)"),
         ('"IMM exact", 0.6, steps=200)', '"IMM exact", 0.6, steps=2)'),
         ("data = plane.draw(100, 50", "data = plane.draw(4, 50"),
+        ("torch.randint(100, (4000, 100)", "torch.randint(4, (4000, 4)"),
         (
             "weights = logistic.train(data.first(n), method, rho)",
             "weights = logistic.train(data.first(n), method, rho, steps=2)",

@@ -9,8 +9,8 @@ FOUND = {}
 REFUSED = {
     ("FSDP2", "sequential"): "sequential=False",
     ("`fullgraph=True`", "exact"): "data-dependent|guard on",
-    ("`fullgraph=True`", "sequential"): "requires_grad=True|skipped",
-    ("`fullgraph=True`", "fused"): "data-dependent|guard on",
+    ("`fullgraph=True`", "sequential"): "requires_grad=True|skipped|is_inference_mode",
+    ("`fullgraph=True`", "fused"): "data-dependent|guard on|Unsupported function call",
     ("`torch.func`", "sequential"): "take sequential=False",
     ("`torch.func`", "moving average"): "must be in eval mode under torch.func",
     ("`torch.func`", "fused"): "FusedIMM does not work under torch.func",

@@ -50,6 +50,10 @@ class Against(NamedTuple):
         """-1 where the 95 % interval is below 0 (a win), 1 where it is above, else 0."""
         return int(self.mean - self.half > 0) - int(self.mean + self.half < 0)
 
+    def told(self, digits: int = 3) -> str:
+        """The mean with its interval."""
+        return f"{self.mean:+.{digits}f} ± {self.half:.{digits}f}"
+
 
 def against(by_method: dict[str, Tensor], method: str, rival: str = "plain") -> Against:
     """The paired difference of two methods on one task; raises ValueError for fewer than two
@@ -94,11 +98,12 @@ class Beside(NamedTuple):
 
     def told(self, digits: int = 3) -> str:
         """Both changes against plain training, in the loss's unit, with their intervals."""
+        ours, other = self.ours.told(digits), self.other.told(digits)
+        return f"IMM {ours}, {self.rival} {other}"
 
-        def shown(apart: Against) -> str:
-            return f"{apart.mean:+.{digits}f} ± {apart.half:.{digits}f}"
-
-        return f"IMM {shown(self.ours)}, {self.rival} {shown(self.other)}"
+    def apart(self, digits: int = 3) -> str:
+        """The difference of the two, paired, which decides."""
+        return f"IMM less {self.rival} {self.lead.told(digits)}"
 
 
 def beside(by_method: dict[str, Tensor]) -> Beside:
