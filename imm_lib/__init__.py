@@ -30,7 +30,12 @@ class _Library(ModuleType):
             return vars(self)[name]
         public = importlib.import_module("imm_lib.public")
         if not hasattr(public, name):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            said = f"module {self.__name__!r} has no attribute {name!r}"
+            for module in vars(public).values():
+                own = getattr(module, name, None) if isinstance(module, ModuleType) else None
+                if own is not None and getattr(own, "__module__", "") == module.__name__:
+                    said += f"; there is {module.__name__}.{name}"
+            raise AttributeError(said, name=name, obj=self)
         setattr(self, name, getattr(public, name))
         return vars(self)[name]
 

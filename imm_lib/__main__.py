@@ -120,6 +120,9 @@ def _show(args: argparse.Namespace) -> None:
     try:
         with _said():
             reading.show(result, args.columns, args.by, args.against, args.where)
+        for column in args.columns:
+            if said := reading.lacking(result, column, args.where):
+                print(said, file=sys.stderr)
     except KeyError as error:
         raise ValueError(f"--where: no {error} in {name}'s numbers") from None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.head import Head
+from imm_lib.induced import add_rows
 from imm_lib.segments import Part
 
 if TYPE_CHECKING:
@@ -117,4 +118,4 @@ def members(step: Step, log_sum: Tensor) -> Tensor:
 def row_sums(head: Head, step: Step, q: Tensor) -> Tensor:
     """(G, Y) sums of Q over the data points that count for each short context."""
     size = len(step.part.groups.short)
-    return head.scratch("sums", size + 1).zero_().index_add_(0, step.inverse, q)[:size]
+    return add_rows(head.scratch("sums", size + 1).zero_(), step.inverse, q)[:size]

@@ -72,6 +72,7 @@ def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tens
     if rows.shape != log_q.shape:
         raise ValueError(
             f"log_q must be (B, Y) = {tuple(rows.shape)}, got {checks.describe(log_q)}"
+            f"{checks.coarser(log_q, rows.shape[1])}"
         )
     checks.same_device("log_q", log_q, "target", rows)
     return rows.to(log_q.dtype), log_q

@@ -4,6 +4,7 @@ Shapes and dtypes are checked on every device. Values are looked at only where t
 GPU wait: on CPU tensors, outside compiled or vmapped code.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -76,6 +77,43 @@ def function(name: str, value: Any) -> Callable:
     return value
 
 
+def answer(query: Any, short: Tensor, extended: Tensor) -> Any:
+    """``query(short, extended)``; raises TypeError for what cannot be called so."""
+    try:
+        return function("query", query)(short, extended)
+    except TypeError as error:
+        if callable(query) and (found := _other_arguments(query)):
+            raise TypeError(f"query must take (short, extended), got {found}") from error
+        raise
+
+
+def _other_arguments(query: Callable) -> str:
+    """What a function takes, if two arguments are not that."""
+    try:
+        found = inspect.signature(query.forward if isinstance(query, torch.nn.Module) else query)
+    except (TypeError, ValueError):  # of one written in C, say
+        return ""
+    try:
+        found.bind(None, None)
+    except TypeError:
+        return str(found.replace(return_annotation=inspect.Signature.empty))
+    return ""
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, if it is a bool; raises TypeError: any word would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+def coarser(found: Tensor, labels: int) -> str:
+    """A hint, if log-probabilities are of more labels than the target."""
+    if found.dim() != 2 or found.shape[1] <= labels:
+        return ""
+    return "; for a target of coarser labels give imm.coarsen(log_q, labels)"
+
+
 def count(name: str, value: Any) -> int:
     """``value``, if it is an integer of at least 1; raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -132,6 +170,18 @@ def generator(value: object) -> torch.Generator | None:
     return value
 
 
+def array(name: str, value: Any) -> Any:
+    """A NumPy array of integers as an int64 tensor, anything else as it is; raises TypeError for an
+    array of others.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "iu":
+        came = f"a {value.dtype} array of shape {value.shape}"
+        raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
+    return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+
+
 def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor or NumPy array with values in
     [0, size).
@@ -139,11 +189,7 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
     TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
     """
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iu":
-            came = f"a {value.dtype} array of shape {value.shape}"
-            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
-        value = torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    value = array(name, value)
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")

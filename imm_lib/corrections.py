@@ -15,7 +15,7 @@ from torch import Tensor
 from imm_lib import checks, distributed
 from imm_lib.averages import Pairs, Step, at_average, each, members, move, row_sums
 from imm_lib.head import Head
-from imm_lib.induced import dot
+from imm_lib.induced import dot, inner
 from imm_lib.segments import Part, groups
 from imm_lib.tables import target_rows
 
@@ -63,7 +63,7 @@ def correct_all(
         most = torch.index_select(scale, 0, inverse, out=head.scratch("other", len(q)))
         torch.minimum(w, most, out=w)
     mass = w.sum(1)
-    value = mass @ log_sum - torch.dot(w.view(-1), logits.view(-1))
+    value = inner(mass, log_sum) - inner(w, logits)
     return Term(mass, value, risk, _subtract(w))
 
 
@@ -76,7 +76,7 @@ def correct_none(
     if step.counts is not None:
         w.mul_(step.counts.unsqueeze(1))
     mass = w.sum(1)
-    risk = mass @ log_sum - torch.dot(w.view(-1), logits.view(-1))
+    risk = inner(mass, log_sum) - inner(w, logits)
     return Term(mass, risk, risk, _subtract(w))
 
 
@@ -196,7 +196,7 @@ def correct_seen(
         gradient.view(-1).scatter_add_(0, there.flat, change.mul_(-lam))
         return gradient
 
-    risk = -torch.dot(count, risk)
+    risk = -inner(count, risk)
     return Term(mass, risk, risk, subtract)
 
 

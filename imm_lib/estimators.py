@@ -23,7 +23,13 @@ from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, segment_logsumexp
+from imm_lib.induced import (
+    accumulator,
+    add_rows,
+    cross_entropy,
+    log_sum_exp,
+    segment_logsumexp,
+)
 from imm_lib.segments import groups
 from imm_lib.sequential import sequential_risk
 from imm_lib.targets.table import as_target
@@ -35,7 +41,8 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 def checked_contexts(contexts: Contexts) -> Contexts:
     """``contexts``, if it answers what estimators ask; raises TypeError."""
-    if not all(callable(getattr(contexts, name, None)) for name in ("support", "sample")):
+    asked = all(callable(getattr(contexts, name, None)) for name in ("support", "sample"))
+    if isinstance(contexts, type) or not asked:
         raise TypeError(
             f"contexts must be one of the context classes, got {checks.describe(contexts)}"
         )
@@ -68,7 +75,7 @@ def distinct(
     total: Tensor | float = float(len(joint))
     if weight is not None:
         weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
-        counts = weights.new_zeros(len(values)).index_add_(0, inverse, weights)
+        counts = add_rows(weights.new_zeros(len(values)), inverse, weights)
         total = weights.sum()
         # what counts for nothing is not run: its risk may be infinite
         values, counts = values[counts > 0], counts[counts > 0]
@@ -86,13 +93,13 @@ def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tenso
     """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
     log-probabilities.
     """
-    found = checks.function("query", query)(short, extended)
+    found = checks.answer(query, short, extended)
     log_q = checks.log_distributions("query(short, extended)", found, dim=2)
     checks.same_device("query(short, extended)", log_q, "short", short)
     if log_q.shape != (len(short), labels):
         raise ValueError(
             f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y "
-            f"labels, got {checks.describe(log_q)}"
+            f"labels, got {checks.describe(log_q)}{checks.coarser(log_q, labels)}"
         )
     return accumulator(log_q)
 
@@ -205,7 +212,7 @@ class Drawing(nn.Module):
         if weight is None:
             return asked, rows, extended, count, total
         weight = checks.point_weights(weight, short)
-        count = torch.zeros_like(count, dtype=weight.dtype).index_add_(0, inverse, weight)
+        count = add_rows(torch.zeros_like(count, dtype=weight.dtype), inverse, weight)
         if checks.visible(count):  # what counts for nothing is not run: its risk may be infinite
             some = count > 0
             asked, rows, extended, count = asked[some], rows[some], extended[some], count[some]
@@ -283,7 +290,8 @@ class SampledIMM(Drawing):
         self.k = checks.count("k", k)
         self.contexts, self.risk = checked_contexts(contexts), None
         self.target = as_target(target, contexts)
-        self.sequential, self.generator = sequential, checks.generator(generator)
+        self.sequential = checks.flag("sequential", sequential)
+        self.generator = checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""

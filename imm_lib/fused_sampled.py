@@ -11,7 +11,7 @@ from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Drawing, Query, Target, checked_contexts
 from imm_lib.head import Head, Scratch, scratch_of
-from imm_lib.induced import cross_entropy
+from imm_lib.induced import add_rows, cross_entropy, inner
 from imm_lib.targets.table import as_target
 
 
@@ -77,7 +77,7 @@ class FusedSampledIMM(Drawing):
         """
         asked, rows, extended, count, total = self.draw(short)
         drawn = _distinct(extended)
-        hidden = checks.function("query", query)(asked.index_select(0, drawn.owner), drawn.extended)
+        hidden = checks.answer(query, asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
         if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:
@@ -146,7 +146,7 @@ def _risk(
     induced = torch.zeros_like(target)
     for own in pieces:
         q = probabilities(own)
-        induced.index_add_(0, owner[own], q)
+        add_rows(induced, owner[own], q)
     log_induced = induced.log()
     tiny = torch.finfo(target.dtype).tiny
     scale = target / induced.clamp_(min=tiny) * share.unsqueeze(1)
@@ -158,4 +158,4 @@ def _risk(
         found = slice(points.start + own.start, points.start + own.stop)
         head.add(found, q.mul_(mass).sub_(w), torch.ones_like(share[0]))
     risk = cross_entropy(target, log_induced)
-    return share @ risk.masked_fill_(share == 0, 0.0)
+    return inner(share, risk.masked_fill_(share == 0, 0.0))

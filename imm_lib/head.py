@@ -241,6 +241,7 @@ class Batch(NamedTuple):
         if isinstance(ignored, bool) or not isinstance(ignored, Integral):
             raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")
         size, points = len(head.weight), len(head.hidden)
+        labels = checks.array("labels", labels)
         if checks.tensor("labels", labels).shape != (points,):
             raise ValueError(f"labels must be ({points},), got {checks.describe(labels)}")
         checks.same_device("labels", labels, "hidden", head.hidden)

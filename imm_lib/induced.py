@@ -78,16 +78,46 @@ def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
     return -(target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
 
 
+LONG = 2**15
+"""Entries that are added up one after another in single precision; of ten million of one sign the
+sum would be half a per cent off.
+"""
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of a x b over all entries, with no product in memory."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    if a.device.type != "cpu" or len(a) <= LONG:
+        return torch.dot(a, b)
+    if not checks.visible(a):  # in compiled code the product is no tensor of its own
+        return (a * b).sum()
+    pieces = [torch.dot(*pair) for pair in zip(a.split(LONG), b.split(LONG), strict=True)]
+    return torch.stack(pieces).sum(dtype=torch.float64).to(a.dtype)
+
+
+def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """``total`` (G, ...), to which the rows of ``values`` (N, ...) with an ``index`` (N,) are added
+    in place; many of them in float64, on a CPU.
+    """
+    few = len(values) <= LONG // 8 or values.dtype == torch.float64
+    if few or not checks.visible(values):
+        return total.index_add_(0, index, values)
+    wide, rows = total.double(), max(1, 8 * LONG * len(values) // values.numel())
+    for own, some in zip(index.split(rows), values.split(rows), strict=True):
+        wide.index_add_(0, own, some.double())
+    return total.copy_(wide)
+
+
 def dot(weight: Tensor, log_p: Tensor) -> Tensor:
     """The sum of weight x log_p over all entries, where 0 times -inf is 0; where nothing is
     infinite one pass, and no product in memory.
     """
     if checks.visible(log_p):
-        total = torch.dot(weight.reshape(-1), log_p.reshape(-1))
+        total = inner(weight, log_p)
         if not total.isnan():
             return total
     # not a clamp: what has a weight and no probability is infinite
-    return torch.dot(weight.reshape(-1), log_p.masked_fill(weight == 0, 0.0).reshape(-1))
+    return inner(weight, log_p.masked_fill(weight == 0, 0.0))
 
 
 class _Weighted(torch.autograd.Function):
@@ -339,4 +369,4 @@ def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
     """
     top = segment_max(values, index, size)
     share = (-top).index_select(0, index).add_(values).exp_()
-    return log_of_sum(torch.zeros_like(top).index_add(0, index, share)) + top
+    return log_of_sum(add_rows(torch.zeros_like(top), index, share)) + top

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import checked_batch, checked_contexts
-from imm_lib.induced import accumulator, once
+from imm_lib.induced import accumulator, add_rows, once
 from imm_lib.precision import KeepsPrecision
 from imm_lib.tables import check_sizes, check_visited, reset
 from imm_lib.targets.table import asked, check_rows
@@ -60,7 +60,7 @@ def _values(name: str, value: Tensor, least: int) -> Tensor:
     if checks.floating(name, value).dim() < least or value.numel() == 0:
         raise ValueError(
             f"{name} must be non-empty with at least {least} dimensions, got "
-            f"{checks.describe(value)}"
+            f"{checks.describe(value)}" + "; one output is [:, None]" * (value.dim() == 1)
         )
     if checks.visible(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
@@ -77,7 +77,13 @@ class _MeanTarget(KeepsPrecision):
         self.function: tuple[Regressor] | None = None
         if callable(function):
             self.function = (function,)  # a tuple: not a submodule
+            self.contexts = (contexts,)
         else:
+            if not isinstance(function, Tensor):
+                raise TypeError(
+                    "target must be a (S, D) table or a callable short -> (B, D), got "
+                    f"{checks.describe(function)}"
+                )
             table = checks.held("target", _values("target", function, 2)).detach()
             check_rows(table, contexts)
             self.hold(table=table)
@@ -89,7 +95,7 @@ class _MeanTarget(KeepsPrecision):
             short = checks.ids("short", short, len(self.table))
             checks.same_device("short", short, "target", self.table)
             return self.table[short]
-        rows = _values("target(short)", asked(self.function[0], short), 2)
+        rows = _values("target(short)", asked(self.function[0], short, self.contexts[0]), 2)
         checks.same_device("target(short)", rows, "short", short)
         if len(rows) != len(short):
             raise ValueError(
@@ -99,7 +105,7 @@ class _MeanTarget(KeepsPrecision):
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = checks.function("query", query)(short, extended)
+    found = checks.answer(query, short, extended)
     found = _values("query(short, extended)", found, 2)
     if found.shape != (len(extended), width):
         raise ValueError(
@@ -154,7 +160,7 @@ class ExactMean(nn.Module):
         row, extended, log_w = self.contexts.support(distinct)
         values = _answer(query, distinct[row], extended, rows.shape[1])
         weighted = values * log_w.exp().to(values.dtype).unsqueeze(1)
-        induced = values.new_zeros(rows.shape).index_add(0, row, weighted)
+        induced = add_rows(values.new_zeros(rows.shape), row, weighted)
         mean = (share * (rows.to(induced) - induced).square().sum(1)).sum() / 2
         self.risk = mean.detach()
         return mean
@@ -282,7 +288,7 @@ class MovingAverageMean(KeepsPrecision):
     @torch.no_grad()
     def _move(self, values: Tensor, short: Tensor) -> None:
         distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
-        total = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
+        total = add_rows(values.new_zeros(len(distinct), values.shape[1]), inverse, values)
         fresh, visited = total / count.unsqueeze(1), self.visited[distinct].unsqueeze(1)
         moved = torch.lerp(self.table[distinct], fresh, self.momentum)
         self.table[distinct] = torch.where(visited, moved, fresh)

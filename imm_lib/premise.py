@@ -131,6 +131,7 @@ def lead(
     >>> round(found.ahead, 3)  # log 0.8 / 0.5
     0.47
     """
+    checks.flag("drop_unseen", drop_unseen)
     target, contexts = as_target(target, contexts), checked_contexts(contexts)
     if len(short := checks.held("short", checked_batch(short))) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")

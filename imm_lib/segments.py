@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.distributed import Group, highest, summed
-from imm_lib.induced import segment_max
+from imm_lib.induced import add_rows, segment_max
 
 
 class Groups(NamedTuple):
@@ -139,7 +139,7 @@ def mix(
     larger = torch.maximum(highest(segment_max(log_q, inverse, len(old)), group), old)
     ratio = log_q.sub(larger.index_select(0, inverse)).exp_()
     total = old.sub_(larger).exp_().mul_(kept)
-    total.addcmul_(summed(torch.zeros_like(total).index_add_(0, inverse, ratio), group), added)
+    total.addcmul_(summed(add_rows(torch.zeros_like(total), inverse, ratio), group), added)
     new = larger.add_(total.log())
     # a label that neither side allows has ratio 0, whatever stands for 1 / 0 here
     scale = total.reciprocal_().clamp_(max=torch.finfo(total.dtype).max)

@@ -18,7 +18,16 @@ from imm_lib import checks, distributed
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import accumulator, cross_entropy, dot, once, segment_max, weighted
+from imm_lib.induced import (
+    accumulator,
+    add_rows,
+    cross_entropy,
+    dot,
+    inner,
+    once,
+    segment_max,
+    weighted,
+)
 from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import Part, groups, mix, over, parts
 from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, reset, target_rows
@@ -72,6 +81,7 @@ class _TableIMM(KeepsPrecision):
         if log_q.shape != (len(short), self.table.shape[1]):
             raise ValueError(
                 f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
+                f"{checks.coarser(log_q, self.table.shape[1])}"
             )
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
@@ -127,7 +137,7 @@ class _TableIMM(KeepsPrecision):
             if weight is not None:
                 # a weighted mean of Q is a mean of Q times the weight, relative to its group's mean
                 own = weight[part.points]
-                sums = torch.zeros_like(counted).index_add_(0, inverse, own)
+                sums = add_rows(torch.zeros_like(counted), inverse, own)
                 sums = distributed.summed(sums, self.group)
                 share = (sums / counted.clamp(min=1)).index_select(0, inverse).unsqueeze(1)
                 relative = own.unsqueeze(1) / share.masked_fill(share == 0, 1.0)
@@ -151,7 +161,7 @@ class _TableIMM(KeepsPrecision):
         if self.divergence is cross_entropy:  # half the passes over memory
             return -dot(target * counted.unsqueeze(1), table)
         found = self.divergence(target, table)
-        return counted @ found.masked_fill(counted == 0, 0.0)
+        return inner(counted, found.masked_fill(counted == 0, 0.0))
 
 
 class SerializedIMM(_TableIMM):
@@ -208,9 +218,8 @@ class SerializedIMM(_TableIMM):
             # relative to the larger of the old row and the batch's largest entry, nothing overflows
             # or is lost
             top = torch.maximum(segment_max(log_q, inverse, len(distinct)), rows)
-            rows.sub_(top).exp_().index_add_(
-                0, inverse, log_q.sub(top.index_select(0, inverse)).exp_()
-            )
+            added = log_q.sub(top.index_select(0, inverse)).exp_()
+            add_rows(rows.sub_(top).exp_(), inverse, added)
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
         if self.group is not None:
@@ -309,7 +318,7 @@ class MovingAverageIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         if not self.training and checks.visible(short) and not self.visited.any():
-            check_visited(self.visited, short, "in train mode, nor was any other")
+            check_visited(self.visited, short, "in train mode")
         if self.training and checks.transformed(log_q):
             raise ValueError(
                 "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "

@@ -323,6 +323,8 @@ def _target_error(
     labels: int,
 ) -> Bias:
     """b̄ on restricted pairs."""
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+        raise TypeError(f"pairs must be (short, labels), got {checks.describe(pairs)}")
     short, label = pairs
     short = checks.held("pairs", checked_batch(short, "pairs"))
     if len(short) < 2:

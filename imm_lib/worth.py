@@ -207,6 +207,7 @@ class Worth:
         return checks.number("n", n, 0, open_low=True), checks.limit("m", m, 0, open_low=True)
 
     def _cost(self, n: float, m: float, known: bool, unlabelled: float) -> Tensor:
+        checks.flag("known", known)
         counted = n / (n + checks.number("unlabelled", unlabelled, 0))
         return (0.0 if known else counted) * self.price.double() + n / m * self.gain.double()
 

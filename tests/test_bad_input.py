@@ -26,6 +26,13 @@ def off(tensor: torch.Tensor, value: float) -> torch.Tensor:
     return copy
 
 
+class Scorer:
+    """What scikit-learn calls a classifier."""
+
+    def predict_proba(self, rows):
+        return rows
+
+
 def serialized() -> imm.SerializedIMM:
     term = imm.SerializedIMM(TARGET, 4, 3).double()
     term.refresh([(LOG_Q, DATA)])
@@ -513,6 +520,83 @@ CASES = {
         ValueError,
         "lam .*-0.1",
     ),
+    "contexts: the class": (
+        lambda: imm.ExactIMM(TARGET, imm.KernelContexts),
+        TypeError,
+        "contexts must be one of the context classes, got .*KernelContexts",
+    ),
+    "sampled: a word for a flag": (
+        lambda: sampled(sequential="no"),
+        TypeError,
+        "sequential must be True or False, got 'no'",
+    ),
+    "exact: a query of one argument": (
+        lambda: imm.ExactIMM(TARGET, GROUPED)(torch.nn.Linear(3, 3), DATA),
+        TypeError,
+        r"query must take \(short, extended\), got \(input",
+    ),
+    "mean: a query of one argument": (
+        lambda: imm.means.ExactMean(TARGET, GROUPED)(lambda x: x, DATA),
+        TypeError,
+        r"query must take \(short, extended\), got \(x\)",
+    ),
+    "fused sampled: a query of three": (
+        lambda: imm.FusedSampledIMM(TARGET, GROUPED)(lambda x, y, z: x, DATA, TARGET),
+        TypeError,
+        r"query must take \(short, extended\), got \(x, y, z\)",
+    ),
+    "exact: integers for a kernel": (
+        lambda: imm.ExactIMM(lambda s: s.log_softmax(1), KERNEL)(NET, DATA),
+        TypeError,
+        "short must be a floating-point tensor, got .*int64",
+    ),
+    "mean: integers for a kernel": (
+        lambda: imm.means.ExactMean(lambda s: s.log_softmax(1), KERNEL)(NET, DATA),
+        TypeError,
+        "short must be a floating-point tensor, got .*int64",
+    ),
+    "exact: a classifier": (
+        lambda: imm.ExactIMM(Scorer(), KERNEL),
+        TypeError,
+        "target must be a .*; imm.from_sklearn makes a target of a classifier",
+    ),
+    "exact: a classifier's method": (
+        lambda: imm.ExactIMM(Scorer().predict_proba, KERNEL),
+        TypeError,
+        "target must be a .*; imm.from_sklearn makes a target of a classifier",
+    ),
+    "mean: a regressor": (
+        lambda: imm.means.ExactMean(object(), KERNEL),
+        TypeError,
+        "target must be a (S, D) table or a callable short -> (B, D), got",
+    ),
+    "mean: no column": (
+        lambda: imm.means.ExactMean(lambda s: s, KERNEL)(NET, torch.zeros(3)),
+        ValueError,
+        r"target\(short\) must .* at least 2 dimensions, got .*; one output is \[:, None\]",
+    ),
+    "worth: pairs without labels": (
+        lambda: imm.worth.compare(
+            NET, NET.parameters(), GROUPED, DATA, torch.arange(4), TARGET, pairs=DATA
+        ),
+        TypeError,
+        "pairs must be (short, labels), got a int64 tensor",
+    ),
+    "exact: finer labels": (
+        lambda: imm.ExactIMM(TARGET[:, :2].softmax(1), GROUPED)(NET, DATA[:2]),
+        ValueError,
+        r"; for a target of coarser labels give imm.coarsen\(log_q, labels\)",
+    ),
+    "reverse KD: finer labels": (
+        lambda: imm.ReverseKD(TARGET[:, :2].softmax(1))(LOG_Q, DATA),
+        ValueError,
+        r"; for a target of coarser labels give imm.coarsen\(log_q, labels\)",
+    ),
+    "moving average: finer labels": (
+        lambda: imm.MovingAverageIMM(TARGET[:, :2].softmax(1), 4, 2)(LOG_Q.float(), DATA),
+        ValueError,
+        r"; for a target of coarser labels give imm.coarsen\(log_q, labels\)",
+    ),
     "world: objective": (
         lambda: imm.counterexample().minimise("kd", 1),
         ValueError,
@@ -547,6 +631,29 @@ def test_a_state_of_another_size_is_refused_whole(build, name, size):
         term.load_state_dict(state)
     for key, value in term.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[key].nan_to_num())
+
+
+def test_numpy_labels_are_labels():
+    fused, hidden, weight = (
+        imm.FusedIMM(TARGET, 4, 3, labels="none"),
+        torch.ones(4, 1),
+        TARGET[:3, :1],
+    )
+    labels = DATA.numpy()
+    value = fused(hidden, weight.float(), None, labels, labels)
+    assert torch.equal(value, fused(hidden, weight.float(), None, DATA, DATA))
+    with pytest.raises(TypeError, match="labels must be an integer tensor of ids, got a float64"):
+        fused(hidden, weight.float(), None, labels / 2, labels)
+
+
+def test_names_that_the_package_lacks():
+    with pytest.raises(AttributeError, match=r"no attribute 'from_sklern'$") as caught:
+        imm.from_sklern  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("from_sklern", imm)
+    with pytest.raises(AttributeError, match=r"; there is imm_lib.means.ExactMean$"):
+        imm.ExactMean  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'Tensor'$"):
+        imm.Tensor  # noqa: B018
 
 
 def test_bad_calls_leave_the_table_alone():

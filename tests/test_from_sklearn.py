@@ -320,6 +320,18 @@ def test_rows_that_no_training_row_is_like():
         target.encode(complete)
 
 
+def dropping():
+    """Pipelines that are fitted on columns that they do not read."""
+    for steps in (
+        [(StandardScaler(), ["age"])],
+        [(StandardScaler(), [0]), ("drop", [1, 2])],
+        [(StandardScaler(), slice(0, 1)), ("drop", slice(1, 3))],
+        [(StandardScaler(), ["age"]), ("drop", "visits")],
+    ):
+        model = make_pipeline(make_column_transformer(*steps), LogisticRegression())
+        yield model.fit(FRAME[["age", "visits", "income"]], LABELS)
+
+
 FRAME, LABELS = people(missing=False)
 AGE = LogisticRegression().fit(FRAME[["age"]], LABELS)
 POLARS = type("DataFrame", (), {"to_pandas": lambda self: FRAME})()
@@ -373,7 +385,16 @@ HALF = type(
             ValueError,
             "2 columns named 'age'",
         ),
-        (lambda: (AGE, FRAME, ["age", "income"]), ValueError, "cannot be asked about"),
+        (lambda: (AGE, FRAME, ["age", "income"]), ValueError, "that the model reads, .*'income'"),
+        (
+            lambda: (scorecard(FRAME, LABELS, ["age"]), FRAME, ["income", "age"]),
+            ValueError,
+            "columns must be those that the model reads, got also 'income'",
+        ),
+        *(
+            (lambda model=model: (model, FRAME, ["age", "visits"]), ValueError, "also 'visits'")
+            for model in dropping()
+        ),
         (lambda: (AGE, FRAME, ["age"], ["yes"]), ValueError, "it knows 'no', 'yes', got 'yes'"),
         (lambda: (AGE, FRAME, ["age"], [0, 1]), ValueError, "it knows 'no', 'yes', got 0, 1"),
         (

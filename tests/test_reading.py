@@ -1,6 +1,7 @@
 """What is read off a stored result, against sums by hand and SciPy's own t-test."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -80,6 +81,26 @@ def test_a_summary_is_shown_with_the_interval_of_its_own_runs(capsys):
         reading.paired(result, risk, ["n"], where="cells/{arm}")
     with pytest.raises(ValueError, match="runs must be at least 2, got 1"):
         reading.summary(0.5, 0.1, 1)
+
+
+def test_a_column_that_lies_deeper_is_pointed_to():
+    test = {"plain": {"loss": 0.5}, "IMM": {"loss": 0.4}}
+    numbers = {"decay": 0.1, "test": test, "target": {"loss": 0.3}}
+    result = {"units": [{"unit": {"n": 20, "seed": 0}, "numbers": numbers}]}
+    said = "got 'loss'; other rows lie under where, such as test/{case}"
+    with pytest.raises(ValueError, match=re.escape(said) + "$"):
+        reading.paired(result, "loss")
+    with pytest.raises(ValueError, match=r"got 'accuracy'$"):
+        reading.paired(result, "accuracy")
+    assert len(reading.paired(result, "loss", where="test/{case}")) == 2
+    said = "2 of 3 rows have no loss; other rows lie under where, such as test/{case}"
+    assert reading.lacking(result, "loss", "{method}") == said
+    assert reading.lacking(result, "loss", "test/{case}") == ""
+    del test["IMM"]["loss"]
+    assert reading.lacking(result, "loss", "test/{case}") == "1 of 2 rows have no loss"
+    numbers.pop("test")
+    with pytest.raises(ValueError, match=r"such as target$"):
+        reading.paired(result, "loss")
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))

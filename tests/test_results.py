@@ -405,8 +405,11 @@ def test_a_changed_value_is_of_its_kind():
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        (["run", "toy", "--set", "units=2"], "give --out FOLDER, another one"),
-        (["run", "--all", "--set", "units=2", "--out", "mine"], "name one, and give --out"),
+        (["run", "toy", "--set", "units=2"], "--set needs --out FOLDER, another one"),
+        (
+            ["run", "--all", "--set", "units=2", "--out", "mine"],
+            "--set makes another experiment: name one",
+        ),
         (
             ["run", "toy", "--set", "units", "--out", "mine"],
             "--set must be NAME=VALUE, got 'units'",
@@ -616,3 +619,9 @@ def test_a_unit_twice_is_refused(tmp_path):
         experiments.run(replace(toy(), units=lambda *_: [{"x": 1}, {"x": 1}]), where=tmp_path)
     with pytest.raises(ValueError, match="toy has no unit of work"):
         experiments.run(replace(toy(), units=lambda *_: []), where=tmp_path)
+
+
+def test_a_misspelt_command_is_suggested(capsys):
+    with pytest.raises(SystemExit):
+        main(["shw", "toy"])
+    assert "did you mean show?" in capsys.readouterr().err

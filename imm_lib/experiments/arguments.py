@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from pathlib import Path
+from typing import NoReturn
 
 from imm_lib import __version__, results
+from imm_lib.experiments.catalogue import suggestion
 
 STORED = "The book's own results are in book/results of its repository; the package has none."
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += suggestion(found[1], re.findall(r"\w+", found[2]))
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """Of list, run, show, bench and paper."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m imm_lib", description="Run and show the book's experiments.", epilog=STORED
     )
     parser.add_argument("--version", action="version", version=f"imm_lib {__version__}")
@@ -108,13 +118,10 @@ def changes(args: argparse.Namespace) -> dict:
     """What --set asks for. A file in book/results is of the declared configuration, so another
     folder is needed.
     """
-    if args.set and (
-        args.all or args.out is None or args.out.resolve() == results.folder().resolve()
-    ):
-        raise ValueError(
-            "--set makes another experiment: name one, and give --out FOLDER, another one than "
-            "the results'"
-        )
+    if args.set and args.all:
+        raise ValueError("--set makes another experiment: name one, without --all")
+    if args.set and (args.out is None or args.out.resolve() == results.folder().resolve()):
+        raise ValueError("--set needs --out FOLDER, another one than the results'")
     found = {}
     for word in args.set:
         name, equals, value = word.partition("=")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from imm_lib import results
 from imm_lib.experiments.table import Row, down, entries, fitted, rows
 
-__all__ = ["Reading", "Spread", "listed", "paired", "rows", "show", "spread", "summary"]
+__all__ = ["Reading", "Spread", "lacking", "listed", "paired", "rows", "show", "spread", "summary"]
 
 
 class Spread(NamedTuple):
@@ -115,7 +115,9 @@ def paired(
         own[run] = value
     if not runs:
         known = [name for name in found[0].numbers if "/" not in name] or found[0].numbers
-        raise ValueError(f"column must be of {', '.join(known)}, got {column!r}")
+        raise ValueError(
+            f"column must be of {', '.join(known)}, got {column!r}{_deeper(result, column, where)}"
+        )
     last = dict.fromkeys(case[-1] for case in runs)
     if against is not None and against not in last:
         raise ValueError(f"against must be one of {', '.join(map(str, last))}, got {against!r}")
@@ -123,6 +125,27 @@ def paired(
     for case, own in runs.items():
         readings[case] = _reading(own, runs.get((*case[:-1], against), {}))
     return readings
+
+
+def lacking(result: dict, column: str, where: str = "") -> str:
+    """How many rows :func:`paired` leaves out as they lack a column, in words; nothing for none."""
+    found = list(entries(result, where))
+    without = sum((axes | numbers).get(column) is None for axes, numbers, _ in found)
+    if not without:
+        return ""
+    return f"{without} of {len(found)} rows have no {column}{_deeper(result, column, where)}"
+
+
+def _deeper(result: dict, column: Column, where: str) -> str:
+    """Where rows that have the column lie, if it is elsewhere."""
+    names = dict.fromkeys(name for entry in entries(result, "") for name in entry.numbers)
+    paths = [name.split("/")[:-1] for name in names if name.endswith(f"/{column}")]
+    above = ["/".join(path[:-1]) for path in paths]
+    most = max(above, key=above.count, default="")
+    if not paths or (where and where.rpartition("/")[0] == most != ""):
+        return ""
+    inner = "{case}" if above.count(most) > 1 else paths[above.index(most)][-1]
+    return "; other rows lie under where, such as " + "/".join(filter(None, [most, inner]))
 
 
 def _reading(own: Mapping[str, float | Spread], other: Mapping[str, float | Spread]) -> Reading:

@@ -87,6 +87,11 @@ def from_sklearn(
     labels = _labels(model, classes)
     _fits(model, frame, columns)
     table = select(frame, columns)
+    if unread := _unread(model, columns):
+        raise ValueError(
+            f"columns must be those that the model reads, got also {_few(unread)}: contexts would "
+            "condition on what it does not know"
+        )
     coding = Coding.of(table, columns, categorical)
     target = ClassifierTarget(model, coding, labels)
     short = target.encode(frame)
@@ -273,6 +278,29 @@ def _fits(model: Any, frame: Any, columns: list) -> None:
         raise ValueError(
             f"columns must be the {wanted} that the model was fitted on, got {len(columns)}"
         )
+
+
+def _unread(model: Any, columns: list) -> list:
+    """The columns that the model was not fitted on, or that its first step drops."""
+    model = getattr(model, "best_estimator_", model)
+    names = getattr(model, "feature_names_in_", None)
+    if names is None:
+        return []
+    read, dropped = set(names), set()
+    first = model.steps[0][1] if hasattr(model, "steps") else model
+    for _, kind, chosen in getattr(first, "transformers_", ()):
+        if isinstance(kind, str) and kind == "drop":
+            chosen = [chosen] if isinstance(chosen, str) else chosen
+            dropped |= set(names[chosen]) if isinstance(chosen, slice) else _named(chosen, names)
+    return [column for column in columns if column not in read - dropped]
+
+
+def _named(chosen: Iterable, names: np.ndarray) -> set:
+    """Columns given by their names, their places or a mask, by their names."""
+    chosen = list(chosen)
+    if all(isinstance(item, str) for item in chosen):
+        return set(chosen)
+    return set(names[np.asarray(chosen)])
 
 
 def _warn_if_alone(group: Tensor, coding: Coding) -> None:

@@ -78,7 +78,8 @@ class IMMTrainer(Trainer):
                 f"query must be given for SampledIMM and ExactIMM only: the term {need}"
             )
         self.lam, self.term, self.query = checks.number("lam", lam, 0), term, query
-        self.short, self.shift = short, short is None if shift is None else shift
+        self.short = short
+        self.shift = short is None if shift is None else checks.flag("shift", shift)
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError("IMM does not work under DataParallel: start the script with torchrun")

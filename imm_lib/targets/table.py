@@ -10,9 +10,10 @@ from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
 
-def asked(function: Callable[[Tensor], Tensor], short: Tensor) -> Tensor:
+def asked(function: Callable[[Tensor], Tensor], short: Tensor, contexts: object = None) -> Tensor:
     """``function(short)``, of a module in eval mode, whatever mode it is in: a parent's ``train()``
-    reaches a teacher that is a part of it.
+    reaches a teacher that is a part of it. Where it fails, the contexts may say what is wrong with
+    ``short``.
     """
     parts = function.modules() if isinstance(function, nn.Module) else ()
     training = [part for part in parts if part.training]
@@ -20,6 +21,10 @@ def asked(function: Callable[[Tensor], Tensor], short: Tensor) -> Tensor:
         for part in training:
             part.training = False
         return function(short)
+    except Exception:
+        if hasattr(contexts, "support"):
+            contexts.support(short[:1])
+        raise
     finally:
         for part in training:
             part.training = True
@@ -72,9 +77,10 @@ class CallableTarget(nn.Module):
     since the target is given and not learnt.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]):
+    def __init__(self, function: Callable[[Tensor], Tensor], contexts: object = None):
         super().__init__()
         self.held = (function,)  # a tuple: not a submodule
+        self.contexts = (contexts,)
         self.checked = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -85,7 +91,7 @@ class CallableTarget(nn.Module):
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """B short contexts -> (B, Y) probabilities."""
-        rows = checks.floating("target(short)", asked(self.held[0], short))
+        rows = checks.floating("target(short)", asked(self.held[0], short, self.contexts[0]))
         if rows.dim() != 2 or len(rows) != len(short):
             raise ValueError(
                 f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"
@@ -107,7 +113,7 @@ def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = No
         ValueError: a table that is none of probabilities, or that has not one row for each short
             context.
     """
-    found = _as_target(target)
+    found = _as_target(target, contexts)
     if isinstance(found, TableTarget):
         check_rows(found.table, contexts)
     return found
@@ -132,14 +138,25 @@ def check_rows(table: Tensor, contexts: object) -> None:
         )
 
 
-def _as_target(target: Tensor | Callable[[Tensor], Tensor]) -> nn.Module:
+def _as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object) -> nn.Module:
     if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
         return target
     if isinstance(target, Tensor):
         return TableTarget(target)
-    if callable(target):
-        return CallableTarget(target)
+    classifier = _is_classifier(target)
+    if callable(target) and not classifier:
+        return CallableTarget(target, contexts)
     raise TypeError(
         "target must be a (S, Y) tensor or a callable short -> (B, Y), got "
         f"{checks.describe(target)}"
+        + "; imm.from_sklearn makes a target of a classifier"
+        * classifier
     )
+
+
+def _is_classifier(target: object) -> bool:
+    """Whether it is one of arrays, as scikit-learn's are, or the method that it is asked by."""
+    owner = target
+    if getattr(target, "__name__", "").startswith("predict"):
+        owner = getattr(target, "__self__", None)
+    return hasattr(owner, "predict_proba") and not isinstance(owner, nn.Module)
