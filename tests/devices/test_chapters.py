@@ -156,6 +156,7 @@ SMALL = {
         ("epochs=15", "epochs=1"),
         ("for seed in range(3)", "for seed in range(2)"),
         ("range(1, 16)", "range(1, 2)"),
+        ("range(150)", "range(2)"),
     ],
     "04": [("DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)", "DECAYS = (0.1,)")],
 }
