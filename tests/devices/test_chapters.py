@@ -18,8 +18,8 @@ from imm_lib.experiments.logistic import training
 SMALL = {
     "02": [
         ("for _ in range(400):", "for _ in range(2):"),
-        ("[[0, 99, 399]]", "[[0, 1, 1]]"),
         ("runs, tables = 300, {}", "runs, tables = 10, {}"),
+        ("steps = range(1, 401)", "steps = range(1, 3)"),
     ],
     "09": [
         ("for _ in range(200):", "for _ in range(2):"),

@@ -114,8 +114,10 @@ def chosen() -> list[str]:
 
 
 def numbers(value, key: str = ""):
-    """Every number of a unit but times, memory and what follows from them, with its place."""
-    if re.search(r"_s$|seconds|ratio|bytes|sweep|growth", key):
+    """Every number of a unit but times, memory and what follows from them, with its place. A GPU
+    also runs contexts that were drawn twice, since finding them would wait.
+    """
+    if re.search(r"_s$|seconds|ratio|bytes|sweep|growth|/contexts$|/products$", key):
         return
     if isinstance(value, dict):
         for name, part in value.items():

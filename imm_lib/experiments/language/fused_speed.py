@@ -189,7 +189,7 @@ KEPT = ", memory kept"
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
     part, repeats = unit["part"].removesuffix(KEPT), config["repeats"]
-    if part == unit["part"]:
+    if part == unit["part"] or device.type != "cpu":  # torch keeps a GPU's memory anyway
         return PARTS[part](config[part], device, repeats)
     return with_memory_kept(PARTS[part], config[part], device, repeats)
 
