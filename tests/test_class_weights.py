@@ -115,6 +115,12 @@ def test_a_weight_too_small_for_the_dtype_of_the_logits():
         (torch.tensor(1.0), WEIGHT, ValueError, r"weight must be \(Y,\)"),
         (torch.full((1, 3), math.nan), WEIGHT, ValueError, "logits must have a finite largest"),
         (torch.full((1, 3), -math.inf), WEIGHT, ValueError, "logits must have a finite largest"),
+        (
+            torch.tensor([[0.0, 1.0, 2.0], [-math.inf] * 3]),
+            WEIGHT,
+            ValueError,
+            "logits must have a finite largest",
+        ),
         (torch.full((1, 3), math.inf), WEIGHT, ValueError, "logits must have a finite largest"),
     ],
 )

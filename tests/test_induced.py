@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 from worlds import brute_induce, brute_risk, random_log_q, random_probabilities
 
 import imm_lib as imm
-from imm_lib.induced import segment_logsumexp
+from imm_lib.induced import log_sum_exp, log_sum_exp_, segment_logsumexp
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6))
+
+
+@pytest.mark.parametrize("ours", [log_sum_exp, log_sum_exp_])
+def test_sums_of_exponentials_are_torchs(ours):
+    x = 300 * torch.randn(2, 5, 3, dtype=torch.float64)
+    x[0, 1:, 0], x[1, :, 2] = -math.inf, -math.inf
+    torch.testing.assert_close(ours(x.clone()), x.logsumexp(-2))
 
 
 @given(SHAPES)
