@@ -91,8 +91,7 @@ def with_memory_kept(work: Callable[..., T], *args: object) -> T:
 
     By default the C library returns large tensors to the system, and what is new costs the time of
     its pages: a fifth to a quarter of a training step, as chance has it. A ratio without that
-    time says more about the work itself. A process whose heap cannot grow, one of three or so in a
-    test, still gets new pages: compare several.
+    time says more about the work itself. The first rounds of a work still get new pages.
 
     Args:
         work: a function that can be pickled, as its arguments and its result can.
