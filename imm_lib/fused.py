@@ -19,21 +19,13 @@ from imm_lib.corrections import CORRECTIONS, move_together, seen
 from imm_lib.distributed import Group, checked_group
 from imm_lib.estimators import Target
 from imm_lib.head import Batch, Head, Scratch, scratch_of
-from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import parts, split
-from imm_lib.tables import (
-    check_sizes,
-    check_target,
-    check_visited,
-    pairs_of,
-    reset,
-    target_rows,
-)
+from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.table import CallableTarget, as_target
 
 
-class FusedIMM(KeepsPrecision):
+class FusedIMM(RunningTable):
     """Cross-entropy + λ · moving-average IMM of a linear last layer, in one (eqs. 5, 13).
 
     It is ``cross_entropy(logits, labels) + lam * MovingAverageIMM(...)(log_q, short)`` for
@@ -78,8 +70,6 @@ class FusedIMM(KeepsPrecision):
     gamma: Tensor
     unseen: Tensor
     backoff: Tensor
-    table: Tensor
-    visited: Tensor
     cross_entropy: Tensor | None
     risk: Tensor | None
 
@@ -110,16 +100,9 @@ class FusedIMM(KeepsPrecision):
             )
         self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
         size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.bigram.keys) + 1,)
-        self.register_buffer("table", torch.empty(size))
-        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        self.make_table(size, num_short)
         if labels == "seen":
             self._register_pairs()
-        self.register_load_state_dict_pre_hook(check_sizes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Forget the table, for instance after ``to_empty``."""
-        reset(self.table, self.visited)
 
     def _register_pairs(self) -> None:
         """What each pair needs, and after the last an entry for what is to be forgotten."""

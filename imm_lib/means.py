@@ -16,7 +16,7 @@ from imm_lib.contexts import Contexts
 from imm_lib.estimators import checked_batch, checked_contexts
 from imm_lib.induced import accumulator, add_rows, once
 from imm_lib.precision import KeepsPrecision
-from imm_lib.tables import check_sizes, check_visited, reset
+from imm_lib.tables import RunningTable, check_visited
 from imm_lib.targets.table import asked, check_rows
 from imm_lib.worth import Worth
 
@@ -211,7 +211,7 @@ class SampledMean(nn.Module):
         return mean
 
 
-class MovingAverageMean(KeepsPrecision):
+class MovingAverageMean(RunningTable):
     """A surrogate whose gradient is the risk's, against a running table of the induced means.
 
     In train mode a call first moves the rows of the batch's short contexts by ``momentum`` towards
@@ -236,8 +236,6 @@ class MovingAverageMean(KeepsPrecision):
     tensor([-0.2500, -0.2500])
     """
 
-    table: Tensor
-    visited: Tensor
     risk: Tensor | None
 
     def __init__(
@@ -248,14 +246,7 @@ class MovingAverageMean(KeepsPrecision):
         self.target, self.risk = _MeanTarget(target, self), None
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         shape = num_short, checks.count("outputs", outputs)
-        self.register_buffer("table", torch.empty(shape))
-        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
-        self.register_load_state_dict_pre_hook(check_sizes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Forget the table, for instance after ``to_empty``."""
-        reset(self.table, self.visited)
+        self.make_table(shape, num_short)
 
     def forward(self, values: Tensor, short: Tensor) -> Tensor:
         """(B, D) values of the full model at data points with the (B,) short contexts -> scalar."""

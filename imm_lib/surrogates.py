@@ -28,9 +28,8 @@ from imm_lib.induced import (
     segment_max,
     weighted,
 )
-from imm_lib.precision import KeepsPrecision
 from imm_lib.segments import Part, groups, mix, over, parts
-from imm_lib.tables import check_sizes, check_target, check_visited, pairs_of, reset, target_rows
+from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
 from imm_lib.targets.table import as_target
 
 CACHE = 2**20
@@ -42,13 +41,11 @@ in its cache.
 Correction = Callable[[Tensor, Part, Tensor | None], tuple[Tensor, Tensor]]
 
 
-class _TableIMM(KeepsPrecision):
+class _TableIMM(RunningTable):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13
     against it.
     """
 
-    table: Tensor
-    visited: Tensor
     risk: Tensor | None
     max_ratio: float = math.inf
 
@@ -65,14 +62,7 @@ class _TableIMM(KeepsPrecision):
         self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         check_target(self.target, shape)
-        self.register_buffer("table", torch.empty(shape))
-        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
-        self.register_load_state_dict_pre_hook(check_sizes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Forget the table, for instance after ``to_empty``."""
-        reset(self.table, self.visited)
+        self.make_table(shape, num_short)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""

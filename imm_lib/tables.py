@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
-from imm_lib.precision import HALF
+from imm_lib.precision import HALF, KeepsPrecision
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.table import TableTarget
 
@@ -34,13 +34,28 @@ def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None
             state[prefix + name] = came.to(getattr(module, name).dtype)
 
 
-@torch.no_grad()
-def reset(table: Tensor, visited: Tensor) -> None:
-    """Forget all. NaN, so that a row used before its first visit shows instead of passing for a
-    probability.
+class RunningTable(KeepsPrecision):
+    """A module with a table of averages that outlives the batch, and which short contexts it has
+    visited.
     """
-    table.fill_(math.nan)
-    visited.fill_(False)
+
+    table: Tensor
+    visited: Tensor
+
+    def make_table(self, size: tuple[int, ...], num_short: int) -> None:
+        """Register the table and the (S,) visited short contexts; nothing is known yet."""
+        self.register_buffer("table", torch.empty(size))
+        self.register_buffer("visited", torch.empty(num_short, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(check_sizes)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the table, for instance after ``to_empty``. NaN, so that a row used before its
+        first visit shows instead of passing for a probability.
+        """
+        self.table.fill_(math.nan)
+        self.visited.fill_(False)
 
 
 def check_target(target: nn.Module, shape: tuple[int, int]) -> None:
