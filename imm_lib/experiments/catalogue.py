@@ -87,7 +87,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "labels seen after a word corrected, the others distilled: 3 % of the lines"
         ),
         "language-seen-sizes": (
-            "labels seen after a word corrected, the others distilled: 10 and 30 % of the lines"
+            "labels seen after a word corrected, the others distilled: 10 % of the lines"
         ),
         "language-seen-line": (
             "which pairs to correct, and how much to weigh the others: 3 % of the lines"

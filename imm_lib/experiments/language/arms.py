@@ -247,7 +247,7 @@ EXPERIMENTS = [
             ),
             (
                 "language-seen-sizes",
-                [[4207, 5], [12_620, 1]],
+                [[4207, 2]],
                 {arm: _SEEN[arm] for arm in _SEEN if arm != "seen labels, λ = 3"},
             ),
             (
