@@ -20,13 +20,13 @@ class LanguageModel(nn.Module):
     no words.
     """
 
-    def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool, symbols: int = 0):
+    def __init__(self, vocab_size: int, width: int, dropout: float, symbols: int = 0):
         super().__init__()
         self.embedding = nn.Embedding(
             checks.count("vocab_size", vocab_size) + symbols, checks.count("width", width)
         )
         self.head = nn.Linear(width, vocab_size)
-        self.vocab_size, self.width, self.tied = vocab_size, width, tied
+        self.vocab_size, self.width = vocab_size, width
         self.dropout = nn.Dropout(checks.number("dropout", dropout, 0, 1))
 
     def begin(self, batch: int) -> Tensor:
@@ -48,8 +48,7 @@ class LanguageModel(nn.Module):
     @property
     def last_layer(self) -> tuple[Tensor, Tensor]:
         """(V, H) weight and (V,) bias of the logits."""
-        weight = self.embedding.weight[: self.vocab_size] if self.tied else self.head.weight
-        return weight, self.head.bias
+        return self.head.weight, self.head.bias
 
     def log_probs(self, features: Tensor) -> Tensor:
         """(..., H) features -> (..., V) log-probabilities in float32 or better."""
@@ -75,7 +74,6 @@ class LSTM(LanguageModel):
         width: number H of units.
         layers: LSTM layers.
         dropout: share of what passes from layer to layer that is dropped in train mode.
-        tied: use the embedding as the softmax's weight.
         scale: all weights begin uniform in [-scale, scale].
     """
 
@@ -85,10 +83,9 @@ class LSTM(LanguageModel):
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.0,
-        tied: bool = False,
         scale: float = 0.1,
     ):
-        super().__init__(vocab_size, width, dropout, tied)
+        super().__init__(vocab_size, width, dropout)
         self.lstms = nn.ModuleList(
             nn.LSTM(width, width, batch_first=True) for _ in range(checks.count("layers", layers))
         )
@@ -141,7 +138,6 @@ class Transformer(LanguageModel):
         width: number H of features.
         layers: blocks of attention and feed-forward network.
         dropout: share dropped in train mode.
-        tied: use the embedding as the softmax's weight.
         heads: attention heads; they divide ``width``.
         window: words of the past that are carried over.
         longest: the most words of one call; with the window, the number of places that have an
@@ -157,12 +153,11 @@ class Transformer(LanguageModel):
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.0,
-        tied: bool = False,
         heads: int = 4,
         window: int = 35,
         longest: int = 70,
     ):
-        super().__init__(vocab_size, width, dropout, tied, symbols=1)
+        super().__init__(vocab_size, width, dropout, symbols=1)
         if width % checks.count("heads", heads):
             raise ValueError(f"heads must divide width = {width}, got {heads}")
         self.window, self.longest = checks.count("window", window), checks.count("longest", longest)

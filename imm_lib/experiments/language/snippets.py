@@ -9,18 +9,19 @@ That is π(e|s) with all of s but its first word forgotten.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from imm_lib import checks, data
-from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query, SampledIMM
-from imm_lib.experiments import options, resume
-from imm_lib.experiments.language import measures, terms
+from imm_lib.experiments import Experiment, options, reading, resume
+from imm_lib.experiments.language import measures, runs, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream, part, respell
@@ -80,7 +81,7 @@ class SampledSnippets(terms._Random):
     """Sampled IMM for a target that reads snippets, without dropout.
 
     Args:
-        target: a :class:`Reader`.
+        target: what reads them.
         lam: λ.
         stream: the text.
         vocab_size: number V of words.
@@ -114,50 +115,28 @@ class SampledSnippets(terms._Random):
         """
 
         def run(short: Tensor, extended: Tensor) -> Tensor:
-            if self.histories.states is None:
-                raise RuntimeError("the cache is empty: call begin_epoch first")
-            before = self.histories.states[extended].to(model.begin(1).dtype)
-            return model.log_probs(model.hidden(short, before)[0][:, -1])
+            features, _ = model.hidden(short, self.histories.before(model, extended))
+            return model.log_probs(features[:, -1])
 
         return run
 
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        place = block.place.flatten()
-        drawn = place[
-            torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)
-        ]
+        short = last_words(block.text, self.drawn(block.place.flatten(), self.places), self.size)
         with without_dropout(model):
-            yield self.imm(
-                self.query(model),
-                last_words(self.histories.stream.words.to(place.device), drawn, self.size),
-            )
+            yield self.imm(self.query(model), short)
 
 
-class UncorrectedSnippets(terms._OnePass):
-    """Reverse distillation from a target that reads snippets, at every place of the block.
-
-    Args:
-        target: a :class:`Reader`.
-        lam: λ.
-    """
-
-    words: Tensor  # from the beginning of an epoch
+class UncorrectedSnippets(terms.Uncorrected):
+    """Reverse distillation from a target that reads snippets, at every place of the block."""
 
     def __init__(self, target: Reader, lam: float):
-        super().__init__(lam, own_pass=False)
-        self.imm, self.size = ReverseKD(target), target.size
+        super().__init__(target, lam)
+        self.size = target.size
 
     @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        super().begin_epoch(model, stream, first)
-        self.words = stream.words
-
-    @override
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(
-            log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size)
-        )
+    def short(self, block: Block) -> Tensor:
+        return last_words(block.text, block.place.flatten(), self.size)
 
 
 def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, data.Corpus]:
@@ -183,47 +162,28 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
     reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
     stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
-    bigram = KneserNeyBigram.fit(many.train, size)
-
-    def term(arm: dict) -> terms.Term:
-        options = {key: value for key, value in arm.items() if key != "term"}
-        known: dict[str, Callable[..., terms.Term]] = {
-            "none": terms.Term,
-            "IMM": lambda lam: SampledSnippets(
-                reader, lam, stream, size, config["k"], config["places"], seed
-            ),
-            "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
-            "bigram": lambda lam: terms.MovingAverage(bigram, lam),
-        }
-        return known[arm["term"]](**options)
-
-    found = {}
+    bigram, sizes = KneserNeyBigram.fit(many.train, size), (config["k"], config["places"])
+    known: dict[str, Callable[[float], terms.Term]] = {
+        "none": terms.Term,
+        "IMM": lambda lam: SampledSnippets(reader, lam, stream, size, *sizes, seed),
+        "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
+        "bigram": lambda lam: terms.MovingAverage(bigram, lam),
+    }
     held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
     log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
+    found = {}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, resume.checkpoint(name))
-        log_q = {
-            split: measures.label_log_probs(trained.model, words) for split, words in held.items()
-        }
-        mixed = {
-            split: [
-                measures.perplexity(measures.mixture(log_q[split], log_p[split], w))
-                for w in measures.WEIGHTS
-            ]
-            for split in held
-        }
-        best = mixed["valid"].index(min(mixed["valid"]))
+        term = known[arm["term"]](arm.get("lam", 0.0))
+        trained = train(long, term, settings, resume.checkpoint(name))
+        log_q = {s: measures.label_log_probs(trained.model, held[s]) for s in held}
         found[name] = {
-            "valid": mixed["valid"][0],
-            "test": mixed["test"][0],
-            "mixture": {"weight": measures.WEIGHTS[best], "test": mixed["test"][best]},
+            **measures.mixed(log_q, log_p),
             "epochs": len(trained.history),
             "cpu_s": round(sum(entry["cpu_s"] for entry in trained.history), 2),
         }
-    target = {split: measures.perplexity(values) for split, values in log_p.items()}
     return {
         "arms": found,
-        "target": target,
+        "target": {split: measures.perplexity(values) for split, values in log_p.items()},
         "vocabulary": size,
         "words": [len(long.train), len(many.train)],
     }
@@ -248,7 +208,7 @@ def check(config: dict) -> None:
         )
         options.each(f"arms/{name}", arm, ("term", "lam"))
     checks.count("parts", config["parts"])
-    options.each("settings", config["settings"], [f.name for f in fields(Settings)])
+    options.each("settings", config["settings"], runs.KNOWN)
     Settings(**config["settings"])
 
 
@@ -261,22 +221,37 @@ def units(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
-    """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm
-    "target" has "test".
-    """
-    found: dict[int, dict[str, dict[str, list[float]]]] = {}
-    for entry in result["units"]:
-        runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
-        runs.setdefault("target", {"test": []})["test"].append(numbers["target"]["test"])
-        for arm, run in numbers["arms"].items():
-            read = {"test": run["test"], "mixed": run["mixture"]["test"], "cpu_s": run["cpu_s"]}
-            for key, value in read.items():
-                runs.setdefault(arm, {}).setdefault(key, []).append(value)
-    return {
-        lines: {
-            arm: {key: torch.tensor(values, dtype=torch.float64) for key, values in run.items()}
-            for arm, run in runs.items()
-        }
-        for lines, runs in found.items()
-    }
+_FULL: dict[str, Any] = {
+    **{"lines": 421, "snippet_lines": [1262], "parts": 20, "held_out": 400, "seeds": 20},
+    **{"size": 3, "snippet_batch": 256, "k": 5, "places": 40},
+    "settings": {
+        **{"model": "transformer", "width": 64, "dropout": 0.2, "window": 20, "unroll": 20},
+        **{"epochs": 12, "optimiser": "adam", "lr": 2e-3},
+    },
+    "arms": {
+        "baseline": {"term": "none"},
+        "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+        "IMM": {"term": "IMM", "lam": 1.0},
+        "IMM, bigram": {"term": "bigram", "lam": 1.0},
+    },
+}
+_QUICK = {
+    **{"lines": 60, "snippet_lines": [120], "held_out": 60, "seeds": 1},
+    "settings": {**_FULL["settings"], "width": 8, "epochs": 1},
+}
+_COLUMNS = {
+    "test perplexity": "test",
+    "mixed with the target": "mixture/test",
+    "CPU s": "cpu_s",
+}
+
+EXPERIMENTS = [
+    Experiment(
+        name="language-snippets",
+        scales={"full": _FULL, "ci": {**_FULL, **_QUICK}},
+        units=units,
+        run=run,
+        table=partial(reading.listed, columns=_COLUMNS, against="baseline", where="arms/{arm}"),
+        check=check,
+    )
+]

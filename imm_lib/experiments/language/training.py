@@ -5,12 +5,13 @@ The loss of a block is summed over its words in time and averaged over its colum
 published programs, so that their learning rates and clips keep their meaning.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from imm_lib import checks, data
 from imm_lib.clipping import add_clipped
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
-from imm_lib.experiments.language.models import MODELS, LanguageModel
+from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.progress import bar
@@ -35,22 +36,27 @@ class Diverged(RuntimeError):
     """
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """In what a run computes. It changes rounding and time, and nothing of what is computed.
+WAYS: dict[str, tuple[bool, str]] = {
+    "float32": (False, ""),
+    "bfloat16": (True, ""),
+    "bfloat16, compiled": (True, "default"),
+    "bfloat16, compiled with CUDA graphs": (True, "reduce-overhead"),
+}
+"""In what a run computes, from the plainest on: whether in bfloat16, on CUDA, and the mode of
+torch.compile for what a step calls of the model, "" for none. It changes rounding and time only.
+"""
+WAY: ContextVar[str] = ContextVar("way of the trainings that begin", default="bfloat16")
 
-    Attributes:
-        half: bfloat16 autocast, on CUDA.
-        compiled: a mode of torch.compile for what a step calls of the model; "" for none.
-    """
 
-    half: bool = True
-    compiled: str = ""
+@contextlib.contextmanager
+def way(name: str) -> Iterator[None]:
+    """Trainings that begin in this block compute in this one of WAYS."""
+    token = WAY.set(name)
+    try:
+        yield
+    finally:
+        WAY.reset(token)
 
-
-USUAL = How()
-HOW: ContextVar[How] = ContextVar("in what training computes", default=USUAL)
-"""Of the trainings that begin; set by what has measured it (:mod:`profile`)."""
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -64,7 +70,6 @@ class Settings:
         width: units or features.
         layers: of LSTM cells or attention blocks.
         dropout: share dropped between layers.
-        tied: use the embedding as the softmax's weight.
         scale: an LSTM's weights begin uniform in [-scale, scale].
         window: words of the past that a transformer carries over.
         batch: columns of text.
@@ -79,8 +84,7 @@ class Settings:
         start: epochs before the term acts.
         start_lr: share of the first learning rate that the rate must have reached before the term
         acts.
-        warmup: blocks over which λ then rises from 0.
-        every: the term acts on every so-manieth block, weighted by that number.
+        every: blocks of which the term acts on the first, with a weight that makes up for it.
         clip_apart: whether the term's gradient is clipped apart from the cross-entropy's, in a
             shared pass at the price of a second backward pass; by default where the term makes
             passes of its own.
@@ -91,7 +95,6 @@ class Settings:
     width: int = 200
     layers: int = 2
     dropout: float = 0.3
-    tied: bool = False
     scale: float = 0.1
     window: int = 35
     batch: int = 20
@@ -105,7 +108,6 @@ class Settings:
     epochs: int = 40
     start: int = 0
     start_lr: float = 1.0
-    warmup: int = 0
     every: int = 1
     clip_apart: bool | None = None
     seed: int = 0
@@ -125,19 +127,14 @@ class Settings:
             checks.number(name, getattr(self, name), 0, 1, open_low=True)
         for epoch in self.falls or ():
             checks.count("falls", epoch)
-        for name in ("warmup", "start"):
-            checks.number(name, getattr(self, name), 0)
+        checks.number("start", self.start, 0)
 
     def build(self, vocab_size: int) -> LanguageModel:
         """A new model, its weights drawn from torch's default generator."""
-        options = (
-            {"scale": self.scale}
-            if self.model == "lstm"
-            else {"window": self.window, "longest": self.unroll}
-        )
-        return MODELS[self.model](
-            vocab_size, self.width, self.layers, self.dropout, self.tied, **options
-        )
+        shape = vocab_size, self.width, self.layers, self.dropout
+        if self.model == "lstm":
+            return LSTM(*shape, self.scale)
+        return Transformer(*shape, window=self.window, longest=self.unroll)
 
 
 @dataclasses.dataclass
@@ -177,10 +174,6 @@ def _add_gradients(
     add_clipped(term, parameters, settings.clip, lam)
 
 
-def _digest(tokens: Tensor) -> int:
-    return zlib.crc32(tokens.cpu().numpy().tobytes())
-
-
 def _description(term: Term) -> str:
     """The term and all that it is made of, with every plain setting."""
     passing = "training", "checked"  # states, not settings
@@ -199,7 +192,8 @@ class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
     def __init__(self, texts: data.Corpus, term: Term, settings: Settings):
-        self.settings, self.device, self.how = settings, texts.train.device, HOW.get()
+        self.settings, self.device = settings, texts.train.device
+        self.half, compiled = WAYS[WAY.get()]
         for split in ("train", "valid"):
             checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
         self.train = Stream(texts.train, settings.batch, settings.unroll)
@@ -207,20 +201,19 @@ class Run:
         self.model = settings.build(len(texts.vocab)).to(self.device)
         # not kept in the model, whose copies would call this one's
         self.hidden, self.log_probs = self.model.hidden, self.model.log_probs
-        if self.how.compiled:
-            self.hidden = torch.compile(self.hidden, mode=self.how.compiled)
-            self.log_probs = torch.compile(self.log_probs, mode=self.how.compiled)
-        self.best = copy.deepcopy(self.model.state_dict())
+        if compiled:
+            self.hidden = torch.compile(self.hidden, mode=compiled)
+            self.log_probs = torch.compile(self.log_probs, mode=compiled)
+        self.best, self.term = copy.deepcopy(self.model), term.to(self.device)
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
-        self.term = term.to(self.device)
         self.lr, self.acted = settings.lr, 0  # blocks in which the term has acted
         self.history: list[dict] = []
         self.key = {
             **dataclasses.asdict(settings),
             "vocabulary": len(texts.vocab),
-            "text": _digest(texts.train),
+            "text": zlib.crc32(texts.train.cpu().numpy().tobytes()),
+            "term": _description(term),
         }
-        self.key["term"] = _description(term)
         del self.key["epochs"]  # a run can be gone on with
 
     @property
@@ -258,7 +251,7 @@ class Run:
         }
         better = valid < min((e["valid"] for e in self.history), default=math.inf)
         if better:
-            self.best = copy.deepcopy(self.model.state_dict())
+            self.best.load_state_dict(self.model.state_dict())
         if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
             self.lr *= settings.decay
         entry |= {
@@ -277,27 +270,23 @@ class Run:
         settings, length = self.settings, block.words.shape[1]
         labels = self.term.labels(block) if late else block.labels
         acts = late and number % settings.every == 0
-        half = self.how.half and self.device.type == "cuda"
-        lam = self.term.lam * settings.every
-        if settings.warmup:
-            lam *= min(1.0, self.acted / settings.warmup)
+        half, lam = self.half and self.device.type == "cuda", self.term.lam * settings.every
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             features, state = self.hidden(block.words, state)
             joint = self.term.joint(self.model, features, block, lam) if acts else None
+            log_q, shared = None, None
             if joint is not None:
                 loss, entropy = joint
-                value = entropy.item()
             else:
                 log_q = self.log_probs(features)
-                loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
-                value = loss.item()
+                loss = entropy = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
+            value = entropy.item()
             if not math.isfinite(value):
                 return value, state
-            shared: Tensor | None = None
-            if joint is None:
-                shared = self.term.shared(log_q, block) if acts else None
-                shared = shared if shared is None else length * shared
-                del log_q  # or it would still be there during the term's own passes
+            if log_q is not None and acts:
+                shared = self.term.shared(log_q, block)
+                shared = None if shared is None else length * shared
+            del log_q  # or it would still be there during the term's own passes
             own = self.term.own(self.model, block) if acts else ()
             parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
@@ -311,20 +300,18 @@ class Run:
             "the term start later; the last whole epoch's checkpoint is kept"
         )
 
+    def _parts(self) -> dict:
+        parts = {"model": self.model, "best": self.best, "term": self.term}
+        return {**parts, "optimiser": self.optimiser}
+
     def state(self) -> dict:
         """What a checkpoint holds."""
-        cuda = (
-            torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
-        )
-        return {
-            "key": self.key,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
-            "term": self.term.state_dict(),
-            "random": [torch.get_rng_state(), cuda],
-            "progress": {"lr": self.lr, "history": self.history, "acted": self.acted},
-        }
+        random = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self.device))
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state["progress"] = {"lr": self.lr, "history": self.history, "acted": self.acted}
+        return {**state, "key": self.key, "random": random}
 
     def restore(self, state: dict, name: str) -> None:
         """Go on from a checkpoint; raises ValueError, before anything changes, for one of another
@@ -333,20 +320,18 @@ class Run:
         if not isinstance(state, dict) or "key" not in state:
             raise ValueError(f"checkpoint must be one of a training run, got {name} without a key")
         for field, value in self.key.items():
-            if state["key"].get(field) != value:
+            if (other := state["key"].get(field)) != value:
                 raise ValueError(
-                    f"checkpoint must be of {field} = {value!r}, got {name} of "
-                    f"{state['key'].get(field)!r}"
+                    f"checkpoint must be of {field} = {value!r}, got {name} of {other!r}"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.term.load_state_dict(state["term"])
-        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
+        for key, part in self._parts().items():
+            part.load_state_dict(state[key])
         torch.set_rng_state(state["random"][0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"][1], self.device)
-        self.lr, self.history = state["progress"]["lr"], state["progress"]["history"]
-        self.acted = state["progress"]["acted"]
+        for cuda in state["random"][1:]:
+            torch.cuda.set_rng_state(cuda, self.device)
+        self.lr, self.history, self.acted = (
+            state["progress"][key] for key in ("lr", "history", "acted")
+        )
 
 
 def train(
@@ -388,6 +373,4 @@ def train(
                     save(checkpoint, run.state())
                 progress.update()
                 progress.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
-    best = copy.deepcopy(run.model)
-    best.load_state_dict(run.best)
-    return Trained(best.eval(), run.history, run.model.eval())
+    return Trained(run.best.eval(), run.history, run.model.eval())
