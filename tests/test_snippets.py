@@ -48,7 +48,7 @@ def test_a_reader_sees_its_words_and_no_others(stream):
 
 
 def test_extended_contexts_stand_before_the_first_word(stream):
-    contexts = FirstWord(stream, V)
+    contexts = FirstWord(stream.words, V)
     short = snippets.last_words(stream.words, torch.arange(10, 20), C)
     places = contexts.sample(short, 50, torch.Generator().manual_seed(0))
     assert (stream.words[places] == short[:, :1]).all()
@@ -60,12 +60,12 @@ def test_extended_contexts_stand_before_the_first_word(stream):
 
 
 def test_the_query_reads_a_snippet_after_another_past(stream):
-    model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = SampledSnippets(reader, 1.0, stream, V)
-    term.begin_epoch(model, stream, True)
+    model = transformer(4)
+    histories = snippets.Snippets(stream, V)
+    histories.refresh(model)
     words = stream.words.view(4, -1)  # a transformer's columns begin with nothing before them
     short, place = torch.tensor([[1, 2, 3]]), torch.tensor([2 * words.shape[1] + 6])
-    log_q = term.query(model)(short, place)
+    log_q = histories.query(model)(short, place)
     whole = torch.cat([words[2, 2:6], short[0]]).view(1, -1)
     torch.testing.assert_close(log_q[0], model(whole[:, 4:], whole[:, :4])[0][0, -1])
 
@@ -77,9 +77,9 @@ def test_the_term_is_the_mean_risk_over_places(stream):
     term = SampledSnippets(reader, 1.0, stream, V, k=400, places=400)
     term.begin_epoch(model, stream, True)
     (found,) = term.own(model, block)
-    exact = imm.ExactIMM(reader, FirstWord(stream, V))
+    exact = imm.ExactIMM(reader, FirstWord(stream.words, V))
     short = snippets.last_words(stream.words, block.place.flatten(), C)
-    assert found.item() == pytest.approx(exact(term.query(model), short).item(), rel=0.02)
+    assert found.item() == pytest.approx(exact(term.histories.query(model), short).item(), rel=0.02)
     found.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.blocks.parameters())
 

@@ -105,7 +105,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     of the model itself.
     """
     case, seed = config["texts"][unit["text"]], unit["seed"]
-    settings, passes = runs._settings(case["settings"], seed), case["passes"]
+    settings, passes = runs.settings_of(case["settings"], seed), case["passes"]
     corpus = runs.texts(case["corpus"], case["lines"], seed, case["held_out"]).to(device)
     size = len(corpus.vocab)
     bigram = KneserNeyBigram.fit(corpus.train, size)
@@ -163,7 +163,7 @@ def check(config: dict) -> None:
     for name, case in config["texts"].items():
         options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
         options.each(f"texts/{name}/settings", case["settings"], runs.KNOWN)
-        runs._settings(case["settings"], 0)
+        runs.settings_of(case["settings"], 0)
 
 
 _TOPICS = {

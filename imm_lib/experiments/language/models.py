@@ -1,10 +1,5 @@
 """Language models behind one interface: an LSTM and a small causal transformer, whose state is a
 tensor.
-
-``begin(B)`` gives the state before any word; ``hidden(words, state)`` reads (B, T) words and gives
-(B, T, H) features and the state after them; ``log_probs(features)`` gives log-probabilities of the
-next word; the call joins the two. ``states(words, state)`` gives the state before each of the
-words, from which a history can be taken up again.
 """
 
 import torch
@@ -40,8 +35,8 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, (B, ...) the one
-        after the last.
+        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, from which its
+        history can be taken up again, (B, ...) the one after the last.
         """
         raise NotImplementedError
 
@@ -67,14 +62,8 @@ class LSTM(LanguageModel):
     """The paper's topology: embedding, LSTM layers of the same width, softmax, with dropout between
     (Zaremba et al.).
 
-    The state is (B, layers, 2, H): what each layer put out and its cells.
-
-    Args:
-        vocab_size: number V of words.
-        width: number H of units.
-        layers: LSTM layers.
-        dropout: share of what passes from layer to layer that is dropped in train mode.
-        scale: all weights begin uniform in [-scale, scale].
+    The state is (B, layers, 2, H): what each layer put out and its cells. The arguments are those
+    of :class:`Settings`.
     """
 
     def __init__(
@@ -134,12 +123,8 @@ class Transformer(LanguageModel):
     symbol V at first.
 
     Args:
-        vocab_size: number V of words.
-        width: number H of features.
-        layers: blocks of attention and feed-forward network.
-        dropout: share dropped in train mode.
-        heads: attention heads; they divide ``width``.
-        window: words of the past that are carried over.
+        vocab_size, width, layers, dropout, window: of :class:`Settings`.
+        heads: of the attention; they divide ``width``.
         longest: the most words of one call; with the window, the number of places that have an
             embedding.
 

@@ -25,12 +25,10 @@ TOLERANCE = 0.01
 
 def _begin(config: dict, arm: str, device: torch.device, **changes: object) -> Run:
     """An arm's run, its weights drawn, at the first step."""
-    spec = {**config["settings"], **config["arms"][arm], **changes}
-    corpus = runs.texts(config["corpus"], config["lines"], 0, config["held_out"]).to(device)
-    settings = runs._settings(spec, 0)
+    prepared = runs.prepared(config, arm, config["lines"], 0, device, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of weights on the CPU, the same on every device
-        return Run(corpus, runs.build(spec, corpus, settings, 0), settings)
+        return Run(*prepared)
 
 
 def _way(unit: dict, config: dict, device: torch.device) -> dict:

@@ -85,8 +85,19 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
     return known[name](**{key: spec[key] for key in spec if key not in KNOWN | {"term"}})
 
 
-def _settings(spec: dict, seed: int) -> Settings:
+def settings_of(spec: dict, seed: int) -> Settings:
+    """What ``spec`` says of the model and its training."""
     return Settings(**{**{key: spec[key] for key in spec if key in KNOWN}, "seed": seed})
+
+
+def prepared(
+    config: dict, arm: str, lines: int, seed: int, device: torch.device, **changes: object
+) -> tuple[data.Corpus, terms.Term, Settings]:
+    """An arm's text, term and settings, but for some changes: what :func:`train` takes."""
+    spec = {**config["settings"], **config["arms"][arm], **changes}
+    settings, least = settings_of(spec, seed), config.get("least", 2)
+    corpus = texts(config["corpus"], lines, seed, config["held_out"], least).to(device)
+    return corpus, build(spec, corpus, settings, seed), settings
 
 
 def _read_off(
@@ -129,10 +140,7 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
 
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
-    spec = {**config["settings"], **config["arms"][unit["arm"]]}
-    settings, lines, least = _settings(spec, unit["seed"]), unit["lines"], config.get("least", 2)
-    corpus = texts(config["corpus"], lines, unit["seed"], config["held_out"], least).to(device)
-    term = build(spec, corpus, settings, unit["seed"])
+    corpus, term, settings = prepared(config, **unit, device=device)
     try:
         trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
@@ -159,7 +167,7 @@ def check(config: dict) -> None:
     options.each("settings", config["settings"], KNOWN)
     for name, arm in config["arms"].items():
         try:
-            settings = _settings({**config["settings"], **arm}, 0)
+            settings = settings_of({**config["settings"], **arm}, 0)
             tokens = torch.arange(2 * settings.batch + 2) % 4
             toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
             build(arm, toy, settings, 0)

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from imm_lib import checks, data
 from imm_lib.contexts import GroupedContexts, Support
-from imm_lib.estimators import Query, SampledIMM
+from imm_lib.estimators import Query
 from imm_lib.experiments import Experiment, options, reading, resume
 from imm_lib.experiments.language import measures, runs, terms
 from imm_lib.experiments.language.histories import Histories
@@ -46,6 +46,15 @@ class Reader(nn.Module):
         """P̂(y | the c words)."""
         return self.model(short[:, -1:], short[:, :-1])[0][:, 0].exp()
 
+    def label_log_probs(self, stream: Stream) -> Tensor:
+        """(n,) log P̂ of a stream's labels."""
+        found = torch.empty(len(stream.words), device=stream.words.device)
+        for block in stream:
+            place = block.place.flatten()
+            rows = self(last_words(stream.words, place, self.size)).log()
+            found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
+        return found
+
 
 def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
     """(...,) places -> (..., c) the words that end there; before the first word the text's last
@@ -56,38 +65,38 @@ def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
     ]
 
 
-class FirstWord(nn.Module):
-    """Extended contexts of a snippet: the places of its first word. See the module.
+class FirstWord(GroupedContexts):
+    """Extended contexts of a snippet: the places of its first word. See the module."""
 
-    Args:
-        stream: the text.
-        vocab_size: number V of words.
+    @override
+    def support(self, short: Tensor) -> Support:
+        """(N, c) snippets -> all places of each with their log-weights."""
+        return super().support(short[:, 0])
+
+    @override
+    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+        """(N, c) snippets -> (N, k) places."""
+        return super().sample(short[:, 0], k, generator)
+
+
+class Snippets(Histories):
+    """Histories whose short contexts are snippets: each is read after what stands before a place of
+    its first word.
     """
 
     def __init__(self, stream: Stream, vocab_size: int):
-        super().__init__()
-        self.grouped = GroupedContexts(stream.words, vocab_size)
+        super().__init__(stream, vocab_size)
+        self.contexts = FirstWord(stream.words, vocab_size)
 
-    def support(self, short: Tensor) -> Support:
-        """(N, c) snippets -> all places of each with their log-weights, as of GroupedContexts."""
-        return self.grouped.support(short[:, 0])
-
-    def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
-        """(N, c) snippets -> (N, k) places."""
-        return self.grouped.sample(short[:, 0], k, generator)
+    @override
+    def features(self, model: LanguageModel, state: Tensor | None = None) -> Query:
+        """(N, c) snippets, (N,) places -> (N, H)."""
+        return lambda short, place: model.hidden(short, self.before(model, place))[0][:, -1]
 
 
-class SampledSnippets(terms._Random):
-    """Sampled IMM for a target that reads snippets, without dropout.
-
-    Args:
-        target: what reads them.
-        lam: λ.
-        stream: the text.
-        vocab_size: number V of words.
-        k: extended contexts of a snippet.
-        places: of a block, drawn for each step, whose snippets are used.
-        seed: of the draws.
+class SampledSnippets(terms.Sampled):
+    """Sampled IMM for a target that reads snippets, without dropout; ``places`` of the block are
+    drawn for each step, whose snippets are used.
     """
 
     def __init__(
@@ -100,31 +109,15 @@ class SampledSnippets(terms._Random):
         places: int = 70,
         seed: int = 0,
     ):
-        super().__init__(lam, seed)
-        self.histories, self.places = Histories(stream, vocab_size), checks.count("places", places)
+        places = checks.count("places", places)
+        super().__init__(target, lam, Snippets(stream, vocab_size), k, places, seed=seed)
         self.size = target.size
-        self.imm = SampledIMM(target, FirstWord(stream, vocab_size), k, generator=self.generator)
-
-    @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        self.histories.refresh(model)
-
-    def query(self, model: LanguageModel) -> Query:
-        """(N, c) snippets, (N,) places -> (N, V): the snippet read after what stands before the
-        place.
-        """
-
-        def run(short: Tensor, extended: Tensor) -> Tensor:
-            features, _ = model.hidden(short, self.histories.before(model, extended))
-            return model.log_probs(features[:, -1])
-
-        return run
 
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        short = last_words(block.text, self.drawn(block.place.flatten(), self.places), self.size)
+        short = last_words(block.text, self.drawn(block.place.flatten(), self.words), self.size)
         with without_dropout(model):
-            yield self.imm(self.query(model), short)
+            yield self.risk(model, short)
 
 
 class UncorrectedSnippets(terms.Uncorrected):
@@ -170,7 +163,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         "bigram": lambda lam: terms.MovingAverage(bigram, lam),
     }
     held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
-    log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
+    log_p = {split: reader.label_log_probs(words) for split, words in held.items()}
     found = {}
     for name, arm in config["arms"].items():
         term = known[arm["term"]](arm.get("lam", 0.0))
@@ -187,16 +180,6 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         "vocabulary": size,
         "words": [len(long.train), len(many.train)],
     }
-
-
-def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
-    """(n,) log P̂ of a stream's labels."""
-    found = torch.empty(len(stream.words), device=stream.words.device)
-    for block in stream:
-        place = block.place.flatten()
-        rows = reader(last_words(stream.words, place, reader.size)).log()
-        found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
-    return found
 
 
 def check(config: dict) -> None:

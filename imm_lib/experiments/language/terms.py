@@ -255,7 +255,7 @@ class Sampled(_Random):
     """Sampled IMM over histories that are run again, without dropout.
 
     Args:
-        bigram: the target.
+        target: of the histories' short contexts.
         lam: λ.
         histories: where extended contexts come from.
         k: extended contexts of a distinct word.
@@ -270,7 +270,7 @@ class Sampled(_Random):
 
     def __init__(
         self,
-        bigram: KneserNeyBigram,
+        target: Target,
         lam: float,
         histories: Histories,
         k: int = 10,
@@ -282,7 +282,7 @@ class Sampled(_Random):
     ):
         super().__init__(lam, seed)
         self.histories, self.with_dropout = histories, with_dropout
-        self.imm = estimator(bigram, histories.contexts, k, generator=self.generator)
+        self.imm = estimator(target, histories.contexts, k, generator=self.generator)
         self.words = words if words == 0 else checks.count("words", words)
         self.group = max(1, checks.count("chunk", chunk) // k)  # distinct words
 

@@ -26,6 +26,7 @@ from imm_lib.experiments.language.measures import label_log_probs, perplexity
 from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.options import one_of
 from imm_lib.experiments.progress import bar
 from imm_lib.experiments.resume import load, save
 
@@ -113,12 +114,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(
-                f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
-            )
+        one_of("model", self.model, MODELS)
+        one_of("optimiser", self.optimiser, OPTIMISERS)
         for name in ("epochs", "every"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip", "scale"):
@@ -188,6 +185,10 @@ def _description(term: Term) -> str:
     return "; ".join(f"{type(module).__name__} {settings(module)}" for module in term.modules())
 
 
+HELD = ("model", "best", "term", "optimiser")
+"""The parts of a run that have states of their own."""
+
+
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
@@ -219,10 +220,8 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether the last epoch, or the least learning rate, has been reached."""
-        return (
-            len(self.history) >= self.settings.epochs
-            or self.lr < self.settings.lr * self.settings.least_lr
-        )
+        settings = self.settings
+        return len(self.history) >= settings.epochs or self.lr < settings.lr * settings.least_lr
 
     def epoch(self) -> None:
         """One pass over the training text, and its validation."""
@@ -300,18 +299,15 @@ class Run:
             "the term start later; the last whole epoch's checkpoint is kept"
         )
 
-    def _parts(self) -> dict:
-        parts = {"model": self.model, "best": self.best, "term": self.term}
-        return {**parts, "optimiser": self.optimiser}
-
     def state(self) -> dict:
         """What a checkpoint holds."""
-        random = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            random.append(torch.cuda.get_rng_state(self.device))
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state["progress"] = {"lr": self.lr, "history": self.history, "acted": self.acted}
-        return {**state, "key": self.key, "random": random}
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return {
+            **{name: getattr(self, name).state_dict() for name in HELD},
+            "key": self.key,
+            "random": [torch.get_rng_state(), *cuda],
+            "progress": {"lr": self.lr, "history": self.history, "acted": self.acted},
+        }
 
     def restore(self, state: dict, name: str) -> None:
         """Go on from a checkpoint; raises ValueError, before anything changes, for one of another
@@ -324,14 +320,12 @@ class Run:
                 raise ValueError(
                     f"checkpoint must be of {field} = {value!r}, got {name} of {other!r}"
                 )
-        for key, part in self._parts().items():
-            part.load_state_dict(state[key])
+        for part in HELD:
+            getattr(self, part).load_state_dict(state[part])
         torch.set_rng_state(state["random"][0])
         for cuda in state["random"][1:]:
             torch.cuda.set_rng_state(cuda, self.device)
-        self.lr, self.history, self.acted = (
-            state["progress"][key] for key in ("lr", "history", "acted")
-        )
+        vars(self).update(state["progress"])
 
 
 def train(
