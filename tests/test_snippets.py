@@ -70,6 +70,23 @@ def test_the_query_reads_a_snippet_after_another_past(stream):
     torch.testing.assert_close(log_q[0], model(whole[:, 4:], whole[:, :4])[0][0, -1])
 
 
+def test_a_moved_snippet_is_read_after_the_words_before_its_place(stream):
+    """So many of them as are drawn, and the window before these."""
+    model, histories = transformer(4), snippets.Snippets(stream, V, ahead=5)
+    histories.refresh(model)
+    words, short = stream.words.view(4, -1), torch.tensor([[1, 2, 3]])
+    place = torch.tensor([2 * words.shape[1] + 11])
+    drawn = set()
+    for seed in range(12):
+        histories.generator = torch.Generator().manual_seed(seed)
+        ahead = int(torch.randint(6, (), generator=torch.Generator().manual_seed(seed)))
+        log_q = histories.query(model)(short, place)
+        whole = torch.cat([words[2, 7 - ahead : 11], short[0]]).view(1, -1)
+        torch.testing.assert_close(log_q[0], model(whole[:, 4:], whole[:, :4])[0][0, -1])
+        drawn.add(ahead)
+    assert len(drawn) > 3
+
+
 def test_the_term_is_the_mean_risk_over_places(stream):
     """Many draws against the exact risk of every snippet, with extended contexts enumerated."""
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
@@ -93,11 +110,13 @@ def test_reverse_distillation_from_snippets(stream):
     rows = reader(snippets.last_words(stream.words, block.place.flatten(), C))
     expected = -(rows * log_q.flatten(0, 1)).sum(1).mean()
     torch.testing.assert_close(term.shared(log_q, block), expected)
+    some = UncorrectedSnippets(reader, 1.0, places=5000, seed=1)
+    assert some.shared(log_q, block).item() == pytest.approx(expected.item(), rel=0.02)
 
 
 def test_draws_are_part_of_the_state(stream):
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = SampledSnippets(reader, 1.0, stream, V, k=2, places=5)
+    term = SampledSnippets(reader, 1.0, stream, V, k=2, places=5, moved=True)
     term.begin_epoch(model, stream, True)
     state, block = copy.deepcopy(term.state_dict()), next(iter(stream))
     (first,) = term.own(model, block)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from imm_lib import checks, data
+from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
 from imm_lib.estimators import Query
 from imm_lib.experiments import Experiment, options, reading, resume
@@ -82,21 +83,36 @@ class FirstWord(GroupedContexts):
 class Snippets(Histories):
     """Histories whose short contexts are snippets: each is read after what stands before a place of
     its first word.
+
+    Behind its window a transformer reads a snippet at one and the same place. With ``ahead`` up to
+    so many of the words before it are run again too, a new number at each call, so that it stands
+    at every place that it has in training.
     """
 
-    def __init__(self, stream: Stream, vocab_size: int):
+    def __init__(self, stream: Stream, vocab_size: int, ahead: int = 0):
         super().__init__(stream, vocab_size)
-        self.contexts = FirstWord(stream.words, vocab_size)
+        self.contexts, self.ahead = FirstWord(stream.words, vocab_size), ahead
+        self.generator: torch.Generator | None = None
 
     @override
     def features(self, model: LanguageModel, state: Tensor | None = None) -> Query:
         """(N, c) snippets, (N,) places -> (N, H)."""
-        return lambda short, place: model.hidden(short, self.before(model, place))[0][:, -1]
+
+        def run(short: Tensor, place: Tensor) -> Tensor:
+            ahead = self.ahead and int(torch.randint(self.ahead + 1, (), generator=self.generator))
+            words = self.contexts.short
+            places = place.unsqueeze(1) + torch.arange(-ahead, 1, device=place.device)
+            places = places % len(words)
+            read = torch.cat([words[places[:, :-1]], short], 1)
+            return model.hidden(read, self.before(model, places[:, 0]))[0][:, -1]
+
+        return run
 
 
 class SampledSnippets(terms.Sampled):
     """Sampled IMM for a target that reads snippets, without dropout; ``places`` of the block are
-    drawn for each step, whose snippets are used.
+    drawn for each step, whose snippets are used. With ``moved`` they stand at all places of a
+    block.
     """
 
     def __init__(
@@ -108,10 +124,11 @@ class SampledSnippets(terms.Sampled):
         k: int = 5,
         places: int = 70,
         seed: int = 0,
+        moved: bool = False,
     ):
-        places = checks.count("places", places)
-        super().__init__(target, lam, Snippets(stream, vocab_size), k, places, seed=seed)
-        self.size = target.size
+        histories = Snippets(stream, vocab_size, moved * (stream.unroll - target.size))
+        super().__init__(target, lam, histories, k, checks.count("places", places), seed=seed)
+        self.size, histories.generator = target.size, self.generator
 
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
@@ -120,16 +137,22 @@ class SampledSnippets(terms.Sampled):
             yield self.risk(model, short)
 
 
-class UncorrectedSnippets(terms.Uncorrected):
-    """Reverse distillation from a target that reads snippets, at every place of the block."""
+class UncorrectedSnippets(terms._Random):
+    """Reverse distillation from a target that reads snippets, at every place of the block, or at so
+    many ``places`` that are drawn for each step.
+    """
 
-    def __init__(self, target: Reader, lam: float):
-        super().__init__(target, lam)
-        self.size = target.size
+    def __init__(self, target: Reader, lam: float, places: int = 0, seed: int = 0):
+        super().__init__(lam, seed)
+        self.imm, self.size, self.places = ReverseKD(target), target.size, places
 
     @override
-    def short(self, block: Block) -> Tensor:
-        return last_words(block.text, block.place.flatten(), self.size)
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        log_q, place = log_q.flatten(0, 1), block.place.flatten()
+        if self.places:
+            drawn = self.drawn(torch.arange(len(place), device=place.device), self.places)
+            log_q, place = log_q[drawn], place[drawn]
+        return self.imm(log_q, last_words(block.text, place, self.size))
 
 
 def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, data.Corpus]:
@@ -155,19 +178,21 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     short = replace(settings, batch=config["snippet_batch"], unroll=1, window=config["size"] - 1)
     reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
     stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
-    bigram, sizes = KneserNeyBigram.fit(many.train, size), (config["k"], config["places"])
-    known: dict[str, Callable[[float], terms.Term]] = {
+    bigram = KneserNeyBigram.fit(many.train, size)
+    sampled = {"stream": stream, "vocab_size": size, "k": config["k"], "places": config["places"]}
+    known: dict[str, Callable[..., terms.Term]] = {
         "none": terms.Term,
-        "IMM": lambda lam: SampledSnippets(reader, lam, stream, size, *sizes, seed),
-        "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
-        "bigram": lambda lam: terms.MovingAverage(bigram, lam),
+        "IMM": partial(SampledSnippets, reader, **sampled, seed=seed),
+        "reverse-KD": partial(UncorrectedSnippets, reader, seed=seed),
+        "bigram": partial(terms.MovingAverage, bigram),
     }
     held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
     log_p = {split: reader.label_log_probs(words) for split, words in held.items()}
     found = {}
     for name, arm in config["arms"].items():
-        term = known[arm["term"]](arm.get("lam", 0.0))
-        trained = train(long, term, settings, resume.checkpoint(name))
+        its = {key: value for key, value in arm.items() if key not in runs.KNOWN | {"term"}}
+        own = replace(settings, **{key: arm[key] for key in arm if key in runs.KNOWN})
+        trained = train(long, known[arm["term"]](**its), own, resume.checkpoint(name))
         log_q = {s: measures.label_log_probs(trained.model, held[s]) for s in held}
         found[name] = {
             **measures.mixed(log_q, log_p),
@@ -189,7 +214,7 @@ def check(config: dict) -> None:
         options.one_of(
             f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")
         )
-        options.each(f"arms/{name}", arm, ("term", "lam"))
+        options.each(f"arms/{name}", arm, ("term", "lam", "places", "moved", "clip_apart"))
     checks.count("parts", config["parts"])
     options.each("settings", config["settings"], runs.KNOWN)
     Settings(**config["settings"])
@@ -222,19 +247,27 @@ _QUICK = {
     **{"lines": 60, "snippet_lines": [120], "held_out": 60, "seeds": 1},
     "settings": {**_FULL["settings"], "width": 8, "epochs": 1},
 }
+_WHY: dict[str, dict] = {
+    "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+    "reverse-KD, 40 places": {"term": "reverse-KD", "lam": 1.0, "places": 40},
+    "reverse-KD, clipped apart": {"term": "reverse-KD", "lam": 1.0, "clip_apart": True},
+    "IMM": {"term": "IMM", "lam": 1.0},
+    "IMM, all places of the window": {"term": "IMM", "lam": 1.0, "moved": True},
+}
 _COLUMNS = {
     "test perplexity": "test",
     "mixed with the target": "mixture/test",
     "CPU s": "cpu_s",
 }
 
+
+def _experiment(name: str, full: dict, against: str) -> Experiment:
+    table = partial(reading.listed, columns=_COLUMNS, against=against, where="arms/{arm}")
+    scales = {"full": full, "ci": {**full, **_QUICK}}
+    return Experiment(name, scales, units, run, table, check=check)
+
+
 EXPERIMENTS = [
-    Experiment(
-        name="language-snippets",
-        scales={"full": _FULL, "ci": {**_FULL, **_QUICK}},
-        units=units,
-        run=run,
-        table=partial(reading.listed, columns=_COLUMNS, against="baseline", where="arms/{arm}"),
-        check=check,
-    )
+    _experiment("language-snippets", _FULL, "baseline"),
+    _experiment("language-snippets-why", {**_FULL, "seeds": 2, "arms": _WHY}, "IMM"),
 ]
