@@ -99,11 +99,7 @@ def induced_perplexities(found: SerializedIMM, texts: data.Corpus) -> dict[str, 
         short, label = tokens[:-1], tokens[1:]
         known = visited[short]
         log_p = torch.where(known, table[short, label].double(), mean[label])
-        whole = len(label) // BLOCK * BLOCK
-        paper = torch.where(known, log_p, 0.0)[:whole]
-        numbers[split] = (
-            {"paper": perplexity(paper), "safe": perplexity(log_p)}
-            if whole
-            else {"safe": perplexity(log_p)}
-        )
+        numbers[split] = {"safe": perplexity(log_p)}
+        if whole := len(label) // BLOCK * BLOCK:
+            numbers[split]["paper"] = perplexity(torch.where(known, log_p, 0.0)[:whole])
     return numbers

@@ -173,16 +173,13 @@ def _add_gradients(
 
 def _description(term: Term) -> str:
     """The term and all that it is made of, with every plain setting."""
-    passing = "training", "checked"  # states, not settings
-
-    def settings(module: nn.Module) -> dict:
-        return {
-            k: v
-            for k, v in vars(module).items()
-            if isinstance(v, bool | int | float | str) and k not in passing
-        }
-
-    return "; ".join(f"{type(module).__name__} {settings(module)}" for module in term.modules())
+    found = []
+    for module in term.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+        for state in ("training", "checked"):  # no settings
+            plain.pop(state, None)
+        found.append(f"{type(module).__name__} {plain}")
+    return "; ".join(found)
 
 
 HELD = ("model", "best", "term", "optimiser")
