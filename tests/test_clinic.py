@@ -94,7 +94,7 @@ def test_distinct_short_contexts_with_their_counts_have_the_risk_of_all_cases(cl
     for asked in (kernel.draw(generator), kernel._every()):
         answer = raw.clone().requires_grad_()
         induced = kind.average(asked.near, kind.answer(answer))
-        rows = asked.count.unsqueeze(1)
+        rows = asked.cases.unsqueeze(1)
         risk = (rows * kind.match(asked.target[:, None, None], induced)).sum(-1) / rows.sum(-1)
         risks.append(risk.detach())
         gradients.append(torch.autograd.grad(risk.sum(), answer)[0])
@@ -108,7 +108,7 @@ def test_many_distinct_short_contexts_are_drawn_anew_in_each_step():
     generator = torch.Generator().manual_seed(0)
     first, second = kernel.draw(generator), kernel.draw(generator)
     assert first.near.shape == (2, 1, training.ROWS, training.ROWS + 1)
-    assert first.count.eq(1).all() and not first.near.equal(second.near)
+    assert first.cases.eq(1).all() and not first.near.equal(second.near)
     torch.testing.assert_close(first.near.sum(-1), torch.ones(2, 1, training.ROWS))
 
 

@@ -125,7 +125,7 @@ class Asked(NamedTuple):
 
     near: Tensor  # (R, P, i, n) π(e|s)
     target: Tensor  # (R, i, Y)
-    count: Tensor  # (R, P, i) training cases that a row stands for
+    cases: Tensor  # (R, P, i) how many training cases a row stands for
 
 
 class Kernel:
@@ -211,7 +211,7 @@ def train(
                 if model.mixed
                 else kind.average(asked.near, answer)
             )
-            rows = asked.count.unsqueeze(1)
+            rows = asked.cases.unsqueeze(1)
             risk = (rows * kind.match(asked.target[:, None, None], induced)).sum(-1)
             loss = loss + lam * risk / rows.sum(-1).clamp(min=1)
         optimiser.zero_grad()
