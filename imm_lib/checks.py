@@ -60,14 +60,51 @@ def usable(value: Tensor) -> Tensor:
     return value if torch.is_inference_mode_enabled() else value.clone()
 
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, *HALF)
 
 
-def floating(name: str, value: Any) -> Tensor:
-    """``value``, if it is a floating-point tensor; raises TypeError."""
+def floating(name: str, value: Any, *shape: int | str) -> Tensor:
+    """``value``, if it is a floating-point tensor, and of that shape if one is asked for; raises
+    TypeError, and ValueError as :func:`shaped`.
+    """
     if tensor(name, value).dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
+    return shaped(name, value, *shape) if shape else value
+
+
+def shaped(name: str, value: Tensor, *shape: int | str, why: str = "") -> Tensor:
+    """``value``, if it has these sizes, of which a letter stands for any but 0, the same wherever
+    it comes; raises ValueError. ``why`` follows what is expected, before what came.
+    """
+    sizes: dict[int | str, int] = {}
+    fits = value.dim() == len(shape)
+    for want, found in zip(shape, value.shape, strict=False):
+        if isinstance(want, str):
+            fits = fits and found > 0 and sizes.setdefault(want, found) == found
+        else:
+            fits = fits and want == found
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{name} must be ({wanted}){why}, got {describe(value)}")
     return value
+
+
+def accumulator(x: Tensor) -> Tensor:
+    """``x`` in the dtype to add it up in: float32 for half precision, unchanged otherwise."""
+    return x.float() if x.dtype in HALF else x
+
+
+def values(name: str, value: Any, least: int) -> Tensor:
+    """``value``, looked at, in the dtype to accumulate in."""
+    if floating(name, value).dim() < least or value.numel() == 0:
+        raise ValueError(
+            f"{name} must be non-empty with at least {least} dimensions, got "
+            f"{describe(value)}" + "; one output is [:, None]" * (value.dim() == 1)
+        )
+    if visible(value) and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
+    return accumulator(value)
 
 
 def function(name: str, value: Any) -> Callable:
@@ -182,12 +219,15 @@ def array(name: str, value: Any) -> Any:
     return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
 
 
-def ids(name: str, value: Any, size: int | None = None) -> Tensor:
+def ids(
+    name: str, value: Any, size: int | None = None, beside: tuple[str, Tensor] | None = None
+) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor or NumPy array with values in
-    [0, size).
+    [0, size), on the device of what it is used with, if that is named.
 
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
-    TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
+    TypeError for another dtype, ValueError for another shape, device or (CPU only) an id out of
+    range.
     """
     value = array(name, value)
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
@@ -203,6 +243,8 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
                 f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got "
                 f"{low}..{high}"
             )
+    if beside is not None:
+        same_device(name, value, *beside)
     return value
 
 
@@ -236,7 +278,7 @@ def normalised(rows: Tensor) -> Tensor:
     A sum that differs from 1 by rounding alone is left as it is. Looks at no value. The sums are
     constants to a gradient.
     """
-    rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    rows = accumulator(rows)
     total = rows.detach().sum(-1, keepdim=True, dtype=wide(rows.device))
     rounding = (total - 1).abs() <= 4 * torch.finfo(rows.dtype).eps
     return rows / total.masked_fill(rounding, 1.0).to(rows.dtype)
@@ -261,7 +303,7 @@ def probabilities(name: str, value: Any) -> Tensor:
             f"{name} must sum to 1 over its last dimension, got sums off by up to {error:.3g}"
         )
     value = usable(value)
-    exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in FLOATS[2:]
+    exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in HALF
     return value if exact else normalised(value)
 
 
@@ -331,7 +373,7 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
     if value.shape[-1] != k:
         raise ValueError(f"{name} must end in k = {k} as log_q does, got {describe(value)}")
     value, allowed = usable(value), max(1e-3, 8 * torch.finfo(value.dtype).eps)
-    value = value.float() if value.dtype in FLOATS[2:] else value
+    value = accumulator(value)
     total = value.detach().logsumexp(-1, keepdim=True)
     if visible(value):
         error = total.abs().max().item()
@@ -356,7 +398,7 @@ def point_weights(value: Any, short: Tensor) -> Tensor:
         )
     same_device("weight", value, "short", short)
     value = usable(value.detach())
-    value = value.float() if value.dtype in FLOATS[2:] else value
+    value = accumulator(value)
     if visible(value):
         low, total = value.min().item(), value.sum().item()
         # the inverse of a subnormal sum is infinite

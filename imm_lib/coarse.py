@@ -32,13 +32,12 @@ def coarsen(log_q: Tensor, labels: Tensor) -> Tensor:
     tensor([0.5000, 0.5000])
     """
     checks.log_probabilities("log_q", log_q, dim=1)
-    labels = checks.ids("labels", labels)
+    labels = checks.held("labels", checks.ids("labels", labels, beside=("log_q", log_q)))
     if labels.shape != log_q.shape[-1:]:
         raise ValueError(
             f"labels must map each of the {log_q.shape[-1]} labels, leaving none out, "
             f"got {checks.describe(labels)}"
         )
-    checks.same_device("labels", checks.held("labels", labels), "log_q", log_q)
     size = int(labels.max()) + 1
     empty = torch.bincount(labels, minlength=size) == 0
     if empty.any():

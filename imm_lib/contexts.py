@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.induced import accumulator
+from imm_lib.checks import accumulator
 from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
@@ -121,8 +121,8 @@ class GroupedContexts(KeepsPrecision):
         return self.order[start : start + count]
 
     def _known(self, short: Tensor) -> Tensor:
-        short = checks.ids("short", short, len(self.counts))
-        checks.same_device("short", short, "the data of GroupedContexts", self.order)
+        data = "the data of GroupedContexts", self.order
+        short = checks.ids("short", short, len(self.counts), data)
         if checks.visible(short) and (self.counts[short] == 0).any():
             unseen = short[self.counts[short] == 0][0].item()
             raise ValueError(
@@ -263,15 +263,7 @@ class KernelContexts(_DenseContexts):
             ValueError: it is empty or does not have the shape or device of ``values``.
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
-        if (
-            short.shape[1:] != self.values.shape[1:]
-            or short.dim() != self.values.dim()
-            or len(short) == 0
-        ):
-            raise ValueError(
-                f"short must be a non-empty batch like values {tuple(self.values.shape)}, got "
-                f"{checks.describe(short)}"
-            )
+        checks.shaped("short", short, "B", *self.values.shape[1:], why=" for such values")
         asked = short.to(self.values.dtype)
         if checks.visible(asked) and not torch.isfinite(asked).all():
             raise ValueError(
@@ -308,8 +300,7 @@ class BeliefContexts(_DenseContexts):
 
     def __init__(self, belief: Tensor):
         super().__init__()
-        if checks.floating("belief", belief).dim() != 2:
-            raise ValueError(f"belief must be (S, E), got {checks.describe(belief)}")
+        checks.floating("belief", belief, "S", "E")
         belief = checks.probabilities("belief", belief).detach()
         self.hold(belief=belief.clone())
 
@@ -320,6 +311,5 @@ class BeliefContexts(_DenseContexts):
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, E) log π(e|s); raises TypeError or ValueError for ids outside [0, S)."""
-        short = checks.ids("short", short, len(self.belief))
-        checks.same_device("short", short, "belief", self.belief)
+        short = checks.ids("short", short, len(self.belief), ("belief", self.belief))
         return self.belief[short].log()

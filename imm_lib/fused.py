@@ -88,9 +88,7 @@ class FusedIMM(RunningTable):
         self.shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         check_target(self.target, self.shape)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        self.max_ratio = (
-            max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
-        )
+        self.max_ratio = checks.limit("max_ratio", max_ratio, 1)
         if labels not in CORRECTIONS:
             raise ValueError(f"labels must be one of {', '.join(CORRECTIONS)}, got {labels!r}")
         if labels == "seen" and not isinstance(self.target, KneserNeyBigram):
@@ -275,17 +273,7 @@ class FusedIMM(RunningTable):
 
     def _short(self, head: Head, short: Tensor) -> Tensor:
         """Checked (N,) short contexts."""
-        short = checks.ids("short", short, self.shape[0])
-        checks.same_device("short", short, "hidden", head.hidden)
+        short = checks.ids("short", short, self.shape[0], ("hidden", head.hidden))
         checks.same_device("hidden", head.hidden, "the table", self.table)
-        if len(short) != len(head.hidden):
-            raise ValueError(
-                f"short must be ({len(head.hidden)},) as hidden has rows, got "
-                f"{checks.describe(short)}"
-            )
-        if len(head.weight) != self.shape[1]:
-            raise ValueError(
-                f"weight must have num_labels = {self.shape[1]} rows, got "
-                f"{checks.describe(head.weight)}"
-            )
-        return short
+        checks.shaped("weight", head.weight, self.shape[1], "H", why=", with num_labels rows")
+        return checks.shaped("short", short, len(head.hidden), why=" as hidden has rows")

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
-from imm_lib.distributed import Group, checked_group
-from imm_lib.estimators import Drawing, Query, Target, checked_contexts
+from imm_lib.distributed import Group
+from imm_lib.estimators import Drawing, Query, Target
 from imm_lib.head import Head, Scratch, scratch_of
 from imm_lib.induced import add_rows, cross_entropy, inner
-from imm_lib.targets.table import as_target
 
 
 class FusedSampledIMM(Drawing):
@@ -48,8 +47,6 @@ class FusedSampledIMM(Drawing):
     0.61
     """
 
-    risk: Tensor | None
-
     def __init__(
         self,
         target: Target,
@@ -58,11 +55,8 @@ class FusedSampledIMM(Drawing):
         generator: torch.Generator | None = None,
         group: Group = None,
     ):
-        super().__init__()
-        self.group = checked_group(group)
-        self.k, self.generator = checks.count("k", k), checks.generator(generator)
-        self.contexts, self.risk = checked_contexts(contexts), None
-        self.target, self.memory = as_target(target, contexts), Scratch()
+        super().__init__(target, contexts, k, generator, group=group)
+        self.memory = Scratch()
 
     def forward(
         self, query: Query, short: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -80,12 +74,8 @@ class FusedSampledIMM(Drawing):
         hidden = checks.answer(query, asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
-        if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:
-            raise ValueError(
-                f"query(short, extended) must be ({len(drawn.owner)}, H) and weight "
-                f"({rows.shape[1]}, H), with the target's labels, got {checks.describe(hidden)} "
-                f"and {checks.describe(weight)}"
-            )
+        checks.shaped("query(short, extended)", hidden, len(drawn.owner), "H")
+        checks.shaped("weight", weight, rows.shape[1], "H", why=", with the target's labels")
         with torch.no_grad():
             share = count.to(wide) / total
             risk = share.new_zeros(())

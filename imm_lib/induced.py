@@ -13,23 +13,17 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 
 
-def accumulator(log_q: Tensor) -> Tensor:
-    """``log_q`` in the dtype to add it up in: float32 for half precision, unchanged otherwise."""
-    return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
-
-
-def _broadcast(
-    name: str, value: Tensor, leading: torch.Size, log_q: Tensor, batch: torch.Size
-) -> None:
-    """Raise ValueError unless the leading dimensions fit and ``value`` is not empty."""
-    fits = all(
-        a == b or 1 in (a, b) for a, b in zip(reversed(leading), reversed(batch), strict=False)
-    )
-    if not fits or value.numel() == 0:
+def fits(name: str, value: Tensor, leading: torch.Size, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless the leading dimensions of ``value`` fit those of the (..., k, Y)
+    ``other``, and it is not empty.
+    """
+    pairs = zip(reversed(leading), reversed(other.shape[:-2]), strict=False)
+    if value.numel() == 0 or not all(a == b or 1 in (a, b) for a, b in pairs):
         raise ValueError(
-            f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got "
+            f"{name} must have leading dimensions that fit {other_name} {tuple(other.shape)}, got "
             f"{checks.describe(value)}"
         )
 
@@ -44,7 +38,7 @@ def _operands(
         return log_q, log_q.new_full((k, 1), -math.log(k))
     log_w = checks.log_weights("log_w", log_w, k)
     checks.same_device("log_w", log_w, "log_q", log_q)
-    _broadcast("log_w", log_w, log_w.shape[:-1], log_q, log_q.shape[:-2])
+    fits("log_w", log_w, log_w.shape[:-1], "log_q", log_q)
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
 
 
@@ -57,7 +51,7 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
             f"target must end in Y = {log_q.shape[-1]} labels as log_q {tuple(log_q.shape)} does, "
             f"got {checks.describe(target)}"
         )
-    _broadcast("target", target, target.shape[:-1], log_q, log_q.shape[:-2])
+    fits("target", target, target.shape[:-1], "log_q", log_q)
     target = checks.usable(target)
     if checks.visible(target):
         low = target.detach().amin().item()

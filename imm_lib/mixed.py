@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 from imm_lib.contexts import _DenseContexts
-from imm_lib.induced import accumulator
 
 
 class MixedContexts(_DenseContexts):
@@ -37,20 +37,13 @@ class MixedContexts(_DenseContexts):
     values: Tensor
     group: Tensor
     bandwidth: Tensor
-    num_short = None
 
     def __init__(self, values: Tensor, group: Tensor, bandwidth: float | Tensor = 1.0):
         super().__init__()
-        values = accumulator(checks.floating("values", values).detach()).clone()
-        if values.dim() != 2 or values.numel() == 0:
-            raise ValueError(f"values must be non-empty, (n, d), got {checks.describe(values)}")
+        values = accumulator(checks.floating("values", values, "n", "d").detach()).clone()
         checks.finite("values", values)
-        group = checks.ids("group", group)
-        checks.same_device("group", group, "values", values)
-        if len(group) != len(values):
-            raise ValueError(
-                f"group must be as long as values, {len(values)}, got {checks.describe(group)}"
-            )
+        group = checks.ids("group", group, beside=("values", values))
+        checks.shaped("group", group, len(values), why=", as long as values")
         if not isinstance(bandwidth, Tensor):
             bandwidth = values.new_tensor(checks.number("bandwidth", bandwidth, 0, open_low=True))
         width = checks.finite("bandwidth", checks.floating("bandwidth", bandwidth).detach())
@@ -81,11 +74,7 @@ class MixedContexts(_DenseContexts):
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
         width = 1 + self.values.shape[1]
-        if short.dim() != 2 or short.shape[1] != width or len(short) == 0:
-            raise ValueError(
-                f"short must be a non-empty (B, {width}) batch: a group, then the values; "
-                f"got {checks.describe(short)}"
-            )
+        checks.shaped("short", short, "B", width, why=": a group, then the values")
         checks.resolves("short", short, self.largest)
         if checks.visible(short) and not torch.isfinite(short).all():
             raise ValueError("short must be finite, got NaN or infinite entries")

@@ -31,6 +31,12 @@ class Groups(NamedTuple):
         table.index_copy_(0, self.short, rows)
 
 
+def unique(short: Tensor) -> Groups:
+    """:func:`groups` that have members, on any device: their number is waited for."""
+    dim = None if short.dim() == 1 else 0
+    return Groups(*torch.unique(short, dim=dim, return_inverse=True, return_counts=True))
+
+
 def groups(short: Tensor) -> Groups:
     """The groups of (B,) ids or (B, d) rows: one sort, O(B log B), of each column.
 
@@ -38,8 +44,7 @@ def groups(short: Tensor) -> Groups:
     Groups(short=tensor([3, 7]), inverse=tensor([1, 0, 1]), members=tensor([1, 2]))
     """
     if checks.visible(short):
-        dim = None if short.dim() == 1 else 0
-        return Groups(*torch.unique(short, dim=dim, return_inverse=True, return_counts=True))
+        return unique(short)
     order = torch.arange(len(short), device=short.device)
     for column in reversed(short.flatten(1).unbind(1)) if short.dim() > 1 else [short]:
         order = order[column[order].sort(stable=True).indices]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks, distributed
+from imm_lib.checks import accumulator
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import (
-    accumulator,
     add_rows,
     cross_entropy,
     dot,
@@ -66,15 +66,10 @@ class _TableIMM(RunningTable):
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
-        short = checks.ids("short", short, len(self.table))
-        log_q = checks.log_distributions(name, log_q, dim=2)
-        if log_q.shape != (len(short), self.table.shape[1]):
-            raise ValueError(
-                f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
-                f"{checks.coarser(log_q, self.table.shape[1])}"
-            )
+        short = checks.ids("short", short, len(self.table), ("the table", self.table))
+        log_q, labels = checks.log_distributions(name, log_q, dim=2), self.table.shape[1]
+        checks.shaped(name, log_q, len(short), labels, why=checks.coarser(log_q, labels))
         checks.same_device(name, log_q, "the table", self.table)
-        checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
     def _parts(self, short: Tensor) -> tuple[list[Part], int]:
@@ -309,25 +304,15 @@ class MovingAverageIMM(_TableIMM):
         log_q, short = self._batch(log_q, short)
         if not self.training and checks.visible(short) and not self.visited.any():
             check_visited(self.visited, short, "in train mode")
-        if self.training and checks.transformed(log_q):
-            raise ValueError(
-                "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
-                "move a table"
-            )
+        self.moves(log_q)
         return self._surrogate(log_q, log_q, short, self._correction, weight)
 
     def _correction(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
-        again = checks.in_backward()
-        if self.training and not again:
-            return self._mix(log_q, part, idle, moves=True)
-        short = part.groups.short
-        known = checks.visible(short) and self.visited[short].all()
-        return (
-            self._ratio(log_q, part, idle)
-            if again or known
-            else self._mix(log_q, part, idle, moves=False)
-        )
+        short, moves = part.groups.short, self.moves(log_q)
+        known = checks.in_backward() or (checks.visible(short) and self.visited[short].all())
+        if known and not moves:
+            return self._ratio(log_q, part, idle)
+        return self._mix(log_q, part, idle, moves)
 
     @torch.no_grad()
     def _mix(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
-from imm_lib.precision import HALF, KeepsPrecision
+from imm_lib.checks import HALF
+from imm_lib.precision import KeepsPrecision
 from imm_lib.targets import KneserNeyBigram
 from imm_lib.targets.table import TableTarget
 
@@ -56,6 +57,17 @@ class RunningTable(KeepsPrecision):
         """
         self.table.fill_(math.nan)
         self.visited.fill_(False)
+
+    def moves(self, value: Tensor) -> bool:
+        """Whether a call moves the table: in train mode, but for a checkpoint's second forward
+        pass, at which it has moved. Raises ValueError under torch.func.
+        """
+        if self.training and checks.transformed(value):
+            raise ValueError(
+                f"{type(self).__name__} must be in eval mode under torch.func, whose functions may "
+                "not move a table"
+            )
+        return self.training and not checks.in_backward()
 
 
 def check_target(target: nn.Module, shape: tuple[int, int]) -> None:

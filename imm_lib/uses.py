@@ -33,7 +33,8 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, Target, checked_batch, induced_rows
-from imm_lib.information import answer, damped, differentiable, informations, jacobian
+from imm_lib.information import damped, differentiable, informations, jacobian, scored
+from imm_lib.segments import unique
 from imm_lib.targets.table import as_target
 
 USES = ("plain", "interpolation", "offset", "reverse distillation", "IMM")
@@ -274,7 +275,7 @@ def compare(
             f"decay must be at least 0, a number or ({width},), got {checks.describe(decay)}"
         )
     decay = decay.expand(width)
-    log_q = answer(query, short, extended)
+    log_q = scored(query, short, extended)
     rows = target(short).double()
     if rows.shape != log_q.shape:
         raise ValueError(
@@ -330,10 +331,8 @@ def _target_error(
     if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)
-    if len(label) != len(short):
-        raise ValueError(f"pairs must be of one length, got {len(short)} and {len(label)}")
-    dim = None if short.dim() == 1 else 0
-    distinct, inverse = torch.unique(short, dim=dim, return_inverse=True)
+    checks.shaped("pairs' labels", label, len(short), why=", as long as their short contexts")
+    distinct, inverse, _ = unique(short)
     score = jacobian(induced_rows(query, contexts, distinct, labels), parameters)
     expected = torch.einsum("sy,syi->si", as_target(target)(distinct).double(), score)
     each = score[inverse, label] - expected[inverse]

@@ -16,7 +16,7 @@ import torch
 from loopback import serving
 
 import imm_lib as imm
-from imm_lib import data, files
+from imm_lib import data
 from imm_lib.experiments.language.text import Stream, respell
 
 TEXT = {"train": "a b <unk>\nb c\n", "valid": "c a\n", "test": "a\n\nb"}
@@ -47,9 +47,8 @@ def write(folder, **texts):
 
 
 def cached(folder) -> list[str]:
-    """What lies in the cache but for the stamps of verified files."""
-    names = (path.name for path in (folder / "cache").rglob("*") if path.is_file())
-    return sorted(name for name in names if name != files.STAMPS)
+    """What lies in the cache."""
+    return sorted(path.name for path in (folder / "cache").rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])

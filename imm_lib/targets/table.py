@@ -46,16 +46,14 @@ class TableTarget(KeepsPrecision):
         _labels("target", table)
         rows = checks.probabilities("target", table).detach()
         # a table in half precision stays one: its rows are normalised when they are looked up
-        half = table.dtype in (torch.bfloat16, torch.float16)
+        half = table.dtype in checks.HALF
         kept = checks.usable(table.detach()) if half else rows
         self.hold(table=kept)
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
-        short = checks.ids("short", short, len(self.table))
-        checks.same_device("short", short, "target", self.table)
-        rows = self.table[short]
-        return checks.normalised(rows) if rows.dtype in (torch.bfloat16, torch.float16) else rows
+        rows = self.table[checks.ids("short", short, len(self.table), ("target", self.table))]
+        return checks.normalised(rows) if rows.dtype in checks.HALF else rows
 
 
 def _labels(name: str, rows: Tensor) -> None:
@@ -92,10 +90,7 @@ class CallableTarget(nn.Module):
     def forward(self, short: Tensor) -> Tensor:
         """B short contexts -> (B, Y) probabilities."""
         rows = checks.floating("target(short)", asked(self.held[0], short, self.contexts[0]))
-        if rows.dim() != 2 or len(rows) != len(short):
-            raise ValueError(
-                f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"
-            )
+        checks.shaped("target(short)", rows, len(short), "Y")
         _labels("target(short)", rows)
         checks.same_device("target(short)", rows, "short", short)
         if not self.checked or checks.visible(rows):
@@ -103,6 +98,36 @@ class CallableTarget(nn.Module):
             self.checked = True
             return rows
         return checks.normalised(checks.usable(rows))
+
+
+class MeanTarget(KeepsPrecision):
+    """A restricted regressor, its answers looked at; a table moves with the estimator."""
+
+    table: Tensor
+
+    def __init__(self, target: Tensor | Callable[[Tensor], Tensor], contexts: object):
+        super().__init__()
+        self.given = target, contexts  # a tuple: not a submodule
+        if isinstance(target, Tensor):
+            table = checks.held("target", checks.values("target", target, 2)).detach()
+            check_rows(table, contexts)
+            self.hold(table=table)
+        elif not callable(target):
+            raise TypeError(
+                "target must be a (S, D) table or a callable short -> (B, D), got "
+                f"{checks.describe(target)}"
+            )
+
+    @torch.no_grad()
+    def forward(self, short: Tensor) -> Tensor:
+        """(B, D) means."""
+        target, contexts = self.given
+        if isinstance(target, Tensor):
+            beside = "target", self.table
+            return self.table[checks.ids("short", short, len(self.table), beside)]
+        rows = checks.values("target(short)", asked(target, short, contexts), 2)
+        checks.same_device("target(short)", rows, "short", short)
+        return checks.shaped("target(short)", rows, len(short), "D")
 
 
 def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = None) -> nn.Module:
@@ -139,7 +164,7 @@ def check_rows(table: Tensor, contexts: object) -> None:
 
 
 def _as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object) -> nn.Module:
-    if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
+    if isinstance(target, TableTarget | CallableTarget | MeanTarget | KneserNeyBigram):
         return target
     if isinstance(target, Tensor):
         return TableTarget(target)
