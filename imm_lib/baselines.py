@@ -52,9 +52,9 @@ class SampledNoising(Drawing):
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
-    log_q = accumulator(checks.log_distributions("log_q", log_q, dim=2))
     rows = target(checks.tensor("short", short))
-    checks.shaped("log_q", log_q, *rows.shape, why=checks.coarser(log_q, rows.shape[1]))
+    hint = checks.coarser(log_q, rows.shape[1])
+    log_q = accumulator(checks.log_distributions("log_q", log_q, *rows.shape, why=hint))
     checks.same_device("log_q", log_q, "target", rows)
     return rows.to(log_q.dtype), log_q
 

@@ -24,14 +24,8 @@ def count(kind: str) -> int:
 
 
 def find(name: str | torch.device, argument: str = "device") -> torch.device:
-    """The device of that name, if this machine has it.
-
-    Args:
-        name: "cpu", "cuda", "cuda:1", "mps" or a device.
-        argument: what a message calls the name.
-
-    Raises:
-        ValueError: it is not the name of a device, or this machine does not have that one.
+    """The device "cpu", "cuda", "cuda:1", "mps" or a device of torch; raises ValueError, calling it
+    ``argument``, where it is another or this machine does not have it.
     """
     try:
         found = torch.device(name)

@@ -78,21 +78,19 @@ def distinct(
 
 
 def answer(query: Query, short: Tensor, extended: Tensor, labels: int | str = "Y") -> Tensor:
-    """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
-    log-probabilities.
-    """
-    name = "query(short, extended)"
-    log_q = checks.log_distributions(name, checks.answer(query, short, extended), dim=2)
+    """The answer of ``query``, checked to be (N, labels) log-probabilities."""
+    name, found = "query(short, extended)", checks.answer(query, short, extended)
+    why = f", with the target's labels{checks.coarser(found, labels)}" if labels != "Y" else ""
+    log_q = checks.log_distributions(name, found, len(short), labels, why=why)
     checks.same_device(name, log_q, "short", short)
-    why = f", with the target's Y labels{checks.coarser(log_q, labels)}" if labels != "Y" else ""
-    return accumulator(checks.shaped(name, log_q, len(short), labels, why=why))
+    return log_q
 
 
 def answers(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
     """(D,) short contexts with (D, k) extended ones -> (D, k, Y) checked log-probabilities."""
     k = extended.shape[1]
     log_q = answer(query, short.repeat_interleave(k, dim=0), extended.flatten(), labels)
-    return log_q.unflatten(0, (-1, k))
+    return accumulator(log_q).unflatten(0, (-1, k))
 
 
 def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -> Tensor:
@@ -100,7 +98,7 @@ def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -
     extended context.
     """
     row, extended, log_w = contexts.support(short)
-    log_q = answer(query, short[row], extended, labels)
+    log_q = accumulator(answer(query, short[row], extended, labels))
     return segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(short))
 
 
@@ -245,8 +243,7 @@ class SampledIMM(Drawing):
     taken of a mean.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        contexts: one of the context classes.
+        target, contexts, divergence, group: as of :class:`ExactIMM`.
         k: extended contexts drawn per distinct short context.
         sequential: run the k contexts one after another, so that the memory for activations does
             not grow with k, at the price of a second forward pass (Appendix C.2). Dropout masks are
@@ -255,10 +252,6 @@ class SampledIMM(Drawing):
             time.
         generator: source of the samples; one on the CPU draws the same on every device. By default
             torch's of the device of ``short``. Its state is in ``state_dict``.
-        divergence: between target and induced model, a function or a name of
-            :mod:`imm_lib.divergences`.
-        group: ranks whose batches count as one (:mod:`imm_lib.distributed`), each with the contexts
-            of all data points. Every distinct short context is run by one of them.
 
     Raises:
         TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad

@@ -41,13 +41,8 @@ def _reason(error: OSError) -> str:
 
 
 def find(name: str) -> Path | None:
-    """The first file of that name in :func:`imm_lib.folders.sources`, None where there is none.
-
-    Args:
-        name: below these folders, as "ptb/ptb.train.txt".
-
-    Raises:
-        DataError: something else than a file has this name, or it cannot be looked at.
+    """The first file of that name, as "ptb/ptb.train.txt", in :func:`imm_lib.folders.sources`, None
+    where there is none; raises DataError for what is no file, or cannot be looked at.
     """
     for folder in folders.sources():
         path = folder / name
@@ -72,17 +67,9 @@ def present(name: str) -> bool:
 
 
 def read_text(path: Path, what: str, sha256: str | None = None, mark: bool = False) -> str:
-    """The text of a UTF-8 file.
-
-    Args:
-        path: where it is.
-        what: it is, for messages: "ptb.train.txt of ptb".
-        sha256: of the file, where it is known.
-        mark: whether the file may begin with a byte order mark, which is then left out.
-
-    Raises:
-        DataError: the file cannot be read, is empty or no UTF-8, has a NUL byte, or has another
-            checksum; the message says which of these.
+    """The text of a UTF-8 file, which a message calls ``what``; a byte order mark, if it may have
+    one, is left out. Raises DataError where it cannot be read, is empty or no UTF-8, has a NUL
+    byte, or another checksum than a known one.
     """
     try:
         raw = path.read_bytes()
@@ -123,14 +110,8 @@ def _line(raw: bytes, place: int) -> int:
 def download(what: str, url: str, sha256: str | None, advice: str) -> bytes:
     """What an address holds, with a progress bar, verified where its checksum is known.
 
-    Args:
-        what: it is, for messages.
-        url: its address.
-        sha256: of it, or None.
-        advice: what else can be done, the end of every message.
-
-    Raises:
-        DataError: a package is missing, the download failed, or the checksum is wrong.
+    A message calls it ``what`` and ends in ``advice``, on what else can be done. Raises DataError
+    where a package is missing, the download failed, or the checksum is wrong.
     """
     try:
         import pooch

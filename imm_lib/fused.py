@@ -35,17 +35,12 @@ class FusedIMM(RunningTable):
     Probabilities below the smallest normal number (e^-87 in single precision) count as 0.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        num_short: number S of short contexts.
-        num_labels: number Y of labels.
-        momentum: weight of the new value in the running average, in (0, 1].
-        max_ratio: upper limit of the correction Q/Q̂.
+        target, num_short, num_labels, momentum, max_ratio: as of :class:`imm_lib.MovingAverageIMM`.
         labels: which are corrected. "all": as by :class:`imm_lib.MovingAverageIMM`, with a table of
             S Y numbers. "seen": those that a :class:`imm_lib.KneserNeyBigram` has seen after the
             short context, with one number for each such pair; the others are distilled as they are,
             Q/Q̂ = 1. "none": reverse distillation, without a table.
-        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
-            A step sends the sums of Q where they are corrected.
+        group: as there; a step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
     ``visited`` (S,), the short contexts met so far.

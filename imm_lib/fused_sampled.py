@@ -1,6 +1,5 @@
 """The sampled IMM risk together with the last linear layer, over parts of the drawn contexts."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from imm_lib.distributed import Group
 from imm_lib.estimators import Drawing, Query, Target
 from imm_lib.head import Head, Scratch, scratch_of
 from imm_lib.induced import add_rows, cross_entropy, inner
+from imm_lib.segments import cuts
 
 
 class FusedSampledIMM(Drawing):
@@ -27,11 +27,7 @@ class FusedSampledIMM(Drawing):
     ``query`` with its backward pass.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        contexts: one of the context classes.
-        k: extended contexts drawn per distinct short context.
-        generator: source of the samples; torch's default generator by default.
-        group: ranks whose batches count as one; see :mod:`imm_lib.distributed`.
+        target, contexts, k, generator, group: as of :class:`imm_lib.SampledIMM`.
 
     Raises:
         TypeError, ValueError: when built, for a bad target or k; when called, for a bad batch,
@@ -79,7 +75,7 @@ class FusedSampledIMM(Drawing):
         with torch.no_grad():
             share = count.to(wide) / total
             risk = share.new_zeros(())
-            for groups, points in _parts(drawn.ends, head.room):
+            for groups, points in cuts(drawn.ends, head.room):
                 owner = drawn.owner[points] - groups.start
                 weight = drawn.times[points].to(wide).div_(self.k).unsqueeze(1)
                 own = rows[groups].to(wide), share[groups]
@@ -108,15 +104,6 @@ def _distinct(extended: Tensor) -> _Drawn:
     keys, times = torch.unique(owner * most + extended.flatten(), return_counts=True)
     owner = keys // most
     return _Drawn(keys % most, owner, times, owner.bincount().cumsum(0).tolist())
-
-
-def _parts(ends: list[int], room: int) -> Iterator[tuple[slice, slice]]:
-    """Whole short contexts, and their extended ones: at most ``room``, if the first has no more."""
-    first = begun = 0
-    for group, end in enumerate(ends, start=1):
-        if group == len(ends) or ends[group] - begun > room:
-            yield slice(first, group), slice(begun, end)
-            first, begun = group, end
 
 
 def _risk(

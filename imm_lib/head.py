@@ -104,18 +104,9 @@ def low_precision(x: Tensor) -> torch.dtype | None:
 class Head:
     """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
 
-    Under autocast the three products are computed in its dtype, all else in ``dtype``.
-
-    Args:
-        hidden: (N, H) features.
-        weight: (Y, H).
-        bias: (Y,), or None.
-        dtype: of what is computed with logits.
-        memory: where they lie.
-
-    Raises:
-        TypeError, ValueError: for tensors of other kinds, shapes, dtypes or devices, and on a CPU
-            for NaN or values so large that logits may overflow.
+    (N, H), (Y, H) and (Y,) or None. Under autocast the three products are computed in its dtype,
+    all else in ``dtype``. Raises TypeError, ValueError for tensors of other kinds, shapes, dtypes
+    or devices, and on a CPU for NaN or values so large that logits may overflow.
     """
 
     def __init__(
@@ -238,10 +229,7 @@ class Batch(NamedTuple):
         """The batch of (N,) ``labels``, some of them ``ignored``, with (Y,) ``weights`` of labels.
 
         With a group, ``size`` and ``weights`` are those of the joint batch, ``size`` per rank.
-
-        Raises:
-            TypeError, ValueError: for tensors of other kinds, sizes or devices, and on a CPU for
-                labels out of range, negative weights, and a batch of which nothing counts.
+        Raises TypeError, ValueError as :meth:`imm_lib.FusedIMM.forward`.
         """
         if isinstance(ignored, bool) or not isinstance(ignored, Integral):
             raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")

@@ -29,10 +29,10 @@ def fits(name: str, value: Tensor, leading: torch.Size, other_name: str, other: 
 
 
 def _operands(
-    log_q: Tensor, log_w: Tensor | None, check: Callable[[str, Tensor, int], Tensor]
+    log_q: Tensor, log_w: Tensor | None, check: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Checked and broadcastable (..., k, Y) log_q and (..., k, 1) log_w, uniform by default."""
-    log_q = accumulator(check("log_q", log_q, 2))
+    log_q = accumulator(check("log_q", log_q, ..., "k", "Y"))
     k = log_q.shape[-2]
     if log_w is None:
         return log_q, log_q.new_full((k, 1), -math.log(k))
@@ -44,13 +44,9 @@ def _operands(
 
 def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
     """Target probabilities in the dtype of ``log_q``, checked against its label count."""
-    checks.floating("target", target)
+    labels = log_q.shape[-1]
+    checks.floating("target", target, ..., labels, why=f" with log_q's Y = {labels}")
     checks.same_device("target", target, "log_q", log_q)
-    if target.dim() < 1 or target.shape[-1] != log_q.shape[-1]:
-        raise ValueError(
-            f"target must end in Y = {log_q.shape[-1]} labels as log_q {tuple(log_q.shape)} does, "
-            f"got {checks.describe(target)}"
-        )
     fits("target", target, target.shape[:-1], "log_q", log_q)
     target = checks.usable(target)
     if checks.visible(target):
@@ -325,13 +321,9 @@ def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
     >>> undo_class_weights(torch.tensor([0.5, 0.5]).log(), weight).exp()
     tensor([0.9000, 0.1000])
     """
-    checks.floating("logits", logits)
-    checks.same_device("weight", checks.floating("weight", weight), "logits", logits)
-    if logits.dim() < 1 or weight.shape != logits.shape[-1:] or logits.numel() == 0:
-        raise ValueError(
-            f"weight must be (Y,) for the last dimension of logits {tuple(logits.shape)}, got "
-            f"{checks.describe(weight)}"
-        )
+    labels = checks.floating("logits", logits, ..., "Y").shape[-1]
+    checks.floating("weight", weight, labels, why=", a number per label")
+    checks.same_device("weight", weight, "logits", logits)
     if checks.visible(weight) and not (weight.isfinite() & (weight > 0)).all():
         raise ValueError(f"weight must be finite and above 0, got {weight.tolist()[:8]}")
     if checks.visible(logits) and not logits.detach().amax(-1).isfinite().all():

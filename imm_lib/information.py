@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, answer, checked_batch, checked_contexts
 from imm_lib.induced import segment_logsumexp
@@ -67,21 +68,7 @@ def scored(query: Query, short: Tensor, extended: Tensor) -> Tensor:
         raise ValueError(
             "query(short, extended) must depend on parameters, got an answer without a gradient"
         )
-    return log_q
-
-
-def differentiable(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
-    one may be, is one. Raises TypeError, ValueError.
-    """
-    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
-        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
-    found = {id(p): p for p in parameters if checks.tensor("parameters", p).requires_grad}
-    if not found:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
-        )
-    return list(found.values())
+    return accumulator(log_q)
 
 
 def informations(
@@ -117,7 +104,7 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    parameters = differentiable(parameters)
+    parameters = checks.differentiable(parameters)
     contexts = checked_contexts(contexts)
     short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)
@@ -125,8 +112,7 @@ def informations(
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
-    checks.shaped("weight", checks.probabilities("weight", weight), len(short))
-    weight = checks.normalised(weight.double())
+    weight = checks.normalised(checks.probabilities("weight", weight, len(short)).double())
 
     log_q = scored(query, short, extended)
     q = log_q.detach().double().exp()

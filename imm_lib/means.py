@@ -41,24 +41,21 @@ def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     >>> induced_mean(torch.tensor([[1.0], [3.0]]), torch.tensor([0.75, 0.25]))
     tensor([1.5000])
     """
-    values = checks.values("values", values, 2)
+    values = checks.values("values", values, ..., "k", "D")
     if weight is None:
         return values.mean(-2)
-    checks.same_device("weight", checks.probabilities("weight", weight), "values", values)
-    if weight.shape[-1] != values.shape[-2]:
-        raise ValueError(
-            f"weight must be (..., k) for values {tuple(values.shape)} (..., k, D), got "
-            f"{checks.describe(weight)}"
-        )
+    checks.probabilities("weight", weight, ..., values.shape[-2], why=" for (..., k, D) values")
+    checks.same_device("weight", weight, "values", values)
     fits("weight", weight, weight.shape[:-1], "values", values)
     return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)
 
 
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    name = "query(short, extended)"
-    found = checks.values(name, checks.answer(query, short, extended), 2)
-    checks.same_device(name, found, "short", short)
-    return checks.shaped(name, found, len(extended), width, why=", with the target's D outputs")
+    name, found = "query(short, extended)", checks.answer(query, short, extended)
+    why = f", with the target's D outputs{checks.column(found)}"
+    values = checks.values(name, found, len(extended), width, why=why)
+    checks.same_device(name, values, "short", short)
+    return values
 
 
 def squared(target: Tensor, mean: Tensor) -> Tensor:
@@ -171,9 +168,8 @@ class MovingAverageMean(RunningTable):
 
     def forward(self, values: Tensor, short: Tensor) -> Tensor:
         """(B, D) values of the full model at data points with the (B,) short contexts -> scalar."""
-        values = checks.values("values", values, 2)
         short = checks.ids("short", short, len(self.table), ("the table", self.table))
-        checks.shaped("values", values, len(short), self.table.shape[1])
+        values = checks.values("values", values, len(short), self.table.shape[1])
         checks.same_device("values", values, "the table", self.table)
         rows = self.target(short).to(values)
         if rows.shape != values.shape:
@@ -217,9 +213,9 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         TypeError, ValueError: shapes that do not fit, or a noise of 0 or less.
     """
     variance = checks.number("noise", noise, 0, open_low=True) ** 2
-    checks.values("inputs", inputs, 2)
-    checks.shaped("averaged", checks.values("averaged", averaged, 2), *inputs.shape)
-    checks.shaped("theta", checks.values("theta", theta, 1), *inputs.shape[1:])
+    checks.values("inputs", inputs, "N", "d")
+    checks.values("averaged", averaged, *inputs.shape)
+    checks.values("theta", theta, inputs.shape[1])
     checks.same_device("averaged", averaged, "inputs", inputs)
     checks.same_device("theta", theta, "inputs", inputs)
     inputs = checks.double("inputs", inputs)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.checks import accumulator
-from imm_lib.contexts import _DenseContexts
+from imm_lib.contexts import KernelWeights
 
 
-class MixedContexts(_DenseContexts):
+class MixedContexts(KernelWeights):
     """Mixed short contexts: equality of the categories, and a Laplace kernel for each number.
 
     The product of :class:`GroupedContexts` and :class:`KernelContexts`: the extended context of
@@ -34,7 +34,6 @@ class MixedContexts(_DenseContexts):
     tensor([[0.7311, 0.2689, 0.0000]])
     """
 
-    values: Tensor
     group: Tensor
     bandwidth: Tensor
 
@@ -59,11 +58,6 @@ class MixedContexts(_DenseContexts):
         self.largest = int(group.max())
         self.hold(values=values, group=group.clone(), bandwidth=width)
 
-    @property
-    def points(self) -> int:
-        """The number n of data points, of which every one is an extended context."""
-        return len(self.values)
-
     def log_weights(self, short: Tensor) -> Tensor:
         """(B, 1 + d) short contexts -> (B, n) log π(e|s), -inf where the group is another.
 
@@ -81,9 +75,7 @@ class MixedContexts(_DenseContexts):
         query = short[:, 1:].to(self.values.dtype) / self.bandwidth
         distance = torch.cdist(query, self.values / self.bandwidth, p=1)
         distance = distance.masked_fill(short[:, :1] != self.group, math.inf)
-        nearest = distance.amin(-1, keepdim=True)
-        if checks.visible(nearest) and nearest.isinf().any():
-            unseen = short[nearest.isinf().squeeze(1)][0, 0].item()
+        if checks.visible(distance) and (alone := distance.isinf().all(-1)).any():
+            unseen = short[alone][0, 0].item()
             raise ValueError(f"short has a group that no data point has: {unseen:g}")
-        # relative to the nearest point, so that a small bandwidth cannot send all weights to 0
-        return torch.log_softmax(nearest - distance, dim=-1)
+        return self.log_kernel(distance)

@@ -206,7 +206,7 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
     >>> surprise(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([1, 1])).z > 3
     True
     """
-    checks.shaped("rows", checks.probabilities("rows", rows), "N", "Y")
+    checks.probabilities("rows", rows, "N", "Y")
     label = checks.ids("label", label, rows.shape[1])
     checks.shaped("label", label, len(rows), why=", as long as rows")
     p = checks.double("rows", rows)

@@ -66,10 +66,12 @@ class _TableIMM(RunningTable):
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
-        short = checks.ids("short", short, len(self.table), ("the table", self.table))
-        log_q, labels = checks.log_distributions(name, log_q, dim=2), self.table.shape[1]
-        checks.shaped(name, log_q, len(short), labels, why=checks.coarser(log_q, labels))
+        short = checks.ids("short", short, len(self.table))
+        labels = self.table.shape[1]
+        hint = checks.coarser(log_q, labels)
+        checks.log_distributions(name, log_q, len(short), labels, why=hint)
         checks.same_device(name, log_q, "the table", self.table)
+        checks.same_device("short", short, "the table", self.table)
         return log_q, short
 
     def _parts(self, short: Tensor) -> tuple[list[Part], int]:
@@ -253,14 +255,10 @@ class MovingAverageIMM(_TableIMM):
     a better account of Q̂ than small ones.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        num_short: number S of short contexts.
-        num_labels: number Y of labels.
+        target, num_short, num_labels, divergence, group: as of :class:`SerializedIMM`.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
             model.
-        divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
-        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
     so far.

@@ -62,8 +62,7 @@ class TabularWorld:
         self.induced = (self.belief.unsqueeze(2) * self.conditional).sum(1)
 
     def _model(self, log_q: Tensor) -> Tensor:
-        checks.log_distributions("log_q", log_q, dim=3)
-        return checks.shaped("log_q", log_q, *self.joint.shape).double()
+        return checks.log_distributions("log_q", log_q, *self.joint.shape).double()
 
     def induce(self, log_q: Tensor) -> Tensor:
         """(S, E, Y) -> (S, Y) log-probabilities of the induced model under the true π (eq. 4)."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, Target, checked_batch, induced_rows
-from imm_lib.information import damped, differentiable, informations, jacobian, scored
+from imm_lib.information import damped, informations, jacobian, scored
 from imm_lib.segments import unique
 from imm_lib.targets.table import as_target
 
@@ -265,7 +265,7 @@ def compare(
     >>> round(found.risk("IMM", 0.5, n=100), 4)  # their mean is nearly known, their difference not
     0.0064
     """
-    parameters = differentiable(parameters)
+    parameters = checks.differentiable(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
     n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])

@@ -248,7 +248,7 @@ CASES = {
     # pure functions
     "induce: above 0": (lambda: imm.induce(LOG_Q + 9), ValueError, "log_q .*at most 0"),
     "induce: nan": (lambda: imm.induce(off(LOG_Q, NAN)), ValueError, "log_q .*nan"),
-    "induce: 1-D": (lambda: imm.induce(LOG_Q[0]), ValueError, "log_q .*2 dim.*(3,)"),
+    "induce: 1-D": (lambda: imm.induce(LOG_Q[0]), ValueError, "log_q .*k, Y.*(3,)"),
     "induce: empty": (lambda: imm.induce(LOG_Q[:0]), ValueError, "log_q .*non-empty.*(0, 3)"),
     "induce: integers": (
         lambda: imm.induce(torch.zeros(2, 2).long()),
@@ -573,7 +573,7 @@ CASES = {
     "mean: no column": (
         lambda: imm.means.ExactMean(lambda s: s, KERNEL)(NET, torch.zeros(3)),
         ValueError,
-        r"target\(short\) must .* at least 2 dimensions, got .*; one output is \[:, None\]",
+        r"target\(short\) must be \(1, D\); one output is \[:, None\], got",
     ),
     "worth: pairs without labels": (
         lambda: imm.worth.compare(
@@ -689,7 +689,7 @@ def test_gpu_like_tensors_are_not_looked_at():
     assert imm.imm_risk(
         torch.ones(4, device="meta"), log_q, torch.ones(2, 3, device="meta")
     ).shape == (2,)
-    with pytest.raises(ValueError, match="target must end in Y = 4"):
+    with pytest.raises(ValueError, match=r"target must be .* Y = 4"):
         imm.imm_risk(torch.ones(5, device="meta"), log_q)
 
 

@@ -175,8 +175,8 @@ def test_a_corpus_of_any_integers_is_one_of_int64(convert):
         (np.array([-1, 0], "i2"), ValueError, r"valid must hold ids in \[0, 3\), got -1..0"),
         (np.array([3], "u2"), ValueError, r"valid must hold ids in \[0, 3\), got 3..3"),
         (np.array([2**63], "u8"), ValueError, r"valid must hold ids in \[0, 3\), got -"),
-        (np.array([], "u2"), ValueError, "valid must be a non-empty 1-D tensor"),
-        (np.array([[1]], "u2"), ValueError, "valid must be a non-empty 1-D tensor"),
+        (np.array([], "u2"), ValueError, "valid must be .*, 1-D, got"),
+        (np.array([[1]], "u2"), ValueError, "valid must be .*, 1-D, got"),
         ([0, 1], TypeError, "valid must be a torch.Tensor"),
     ],
 )

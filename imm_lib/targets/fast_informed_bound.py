@@ -37,10 +37,9 @@ class FinitePOMDP(NamedTuple):
             ValueError: shapes that do not fit, rows that are not distributions, or rewards that are
                 not finite.
         """
-        checks.probabilities("transition", transition)
-        actions, states, _ = checks.shaped("transition", transition, "A", "S", "S").shape
-        checks.probabilities("observation", observation)
-        checks.shaped("observation", observation, actions, states, "O")
+        checks.probabilities("transition", transition, "A", "S", "S")
+        actions, states, _ = transition.shape
+        checks.probabilities("observation", observation, actions, states, "O")
         checks.finite("reward", checks.floating("reward", reward, actions, states))
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
@@ -109,8 +108,8 @@ class FinitePOMDP(NamedTuple):
         return joint / joint.sum()
 
     def _belief(self, belief: Tensor) -> Tensor:
-        checks.floating("belief", belief, "B", self.transition.shape[1])
-        return checks.normalised(checks.probabilities("belief", belief).double())
+        states = self.transition.shape[1]
+        return checks.normalised(checks.probabilities("belief", belief, "B", states).double())
 
 
 class FastInformedBound(KeepsPrecision):

@@ -109,7 +109,9 @@ class MeanTarget(KeepsPrecision):
         super().__init__()
         self.given = target, contexts  # a tuple: not a submodule
         if isinstance(target, Tensor):
-            table = checks.held("target", checks.values("target", target, 2)).detach()
+            table = checks.held(
+                "target", checks.values("target", target, "S", "D", why=checks.column(target))
+            ).detach()
             check_rows(table, contexts)
             self.hold(table=table)
         elif not callable(target):
@@ -125,9 +127,10 @@ class MeanTarget(KeepsPrecision):
         if isinstance(target, Tensor):
             beside = "target", self.table
             return self.table[checks.ids("short", short, len(self.table), beside)]
-        rows = checks.values("target(short)", asked(target, short, contexts), 2)
+        found = asked(target, short, contexts)
+        rows = checks.values("target(short)", found, len(short), "D", why=checks.column(found))
         checks.same_device("target(short)", rows, "short", short)
-        return checks.shaped("target(short)", rows, len(short), "D")
+        return rows
 
 
 def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = None) -> nn.Module:
