@@ -167,11 +167,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def coarser(found: Any, labels: int) -> str:
-    """A hint, if log-probabilities are of more labels than the target."""
-    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= labels:
+def coarser(found: Any, labels: int | str) -> str:
+    """Why log-probabilities are to have so many labels, and a hint if they have more."""
+    if isinstance(labels, str):
         return ""
-    return "; for a target of coarser labels give imm.coarsen(log_q, labels)"
+    more = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] > labels
+    hint = "; for a target of coarser labels give imm.coarsen(log_q, labels)" if more else ""
+    return f", with the target's labels{hint}"
 
 
 def count(name: str, value: Any) -> int:
@@ -383,7 +385,7 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
 
     Raises TypeError or ValueError.
     """
-    floating(name, value, ..., k, why=f" with log_q's k = {k}")
+    floating(name, value, ..., k, why=" as log_q has contexts")
     value, allowed = usable(value), max(1e-3, 8 * torch.finfo(value.dtype).eps)
     value = accumulator(value)
     total = value.detach().logsumexp(-1, keepdim=True)

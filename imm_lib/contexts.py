@@ -270,8 +270,7 @@ class KernelContexts(KernelWeights):
             ValueError: it is empty or does not have the shape or device of ``values``.
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
-        why = f" for values {tuple(self.values.shape)}"
-        checks.shaped("short", short, "B", *self.values.shape[1:], why=why)
+        checks.shaped("short", short, "B", *self.values.shape[1:], why=" as values are")
         asked = short.to(self.values.dtype)
         if checks.visible(asked) and not torch.isfinite(asked).all():
             raise ValueError(

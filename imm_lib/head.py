@@ -271,13 +271,10 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the "
                 "forward of the sharded module that the last layer belongs to"
             )
-    for name, value in (("hidden", hidden), ("weight", weight)):
-        if checks.floating(name, value).dim() != 2 or value.numel() == 0:
-            hint = "; join batch and time by flatten(0, 1)" if value.dim() == 3 else ""
-            raise ValueError(
-                f"{name} must be a non-empty matrix, got {checks.describe(value)}{hint}"
-            )
-    checks.shaped("weight", weight, "Y", hidden.shape[1], why=" as hidden has columns")
+    joined = not isinstance(hidden, Tensor) or hidden.dim() != 3
+    hint = "" if joined else "; join batch and time by flatten(0, 1)"
+    checks.floating("hidden", hidden, "N", "H", why=hint)
+    checks.floating("weight", weight, "Y", hidden.shape[1], why=" as hidden has columns")
     if bias is not None:
         checks.floating("bias", bias, len(weight))
     low = low_precision(hidden)

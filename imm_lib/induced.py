@@ -44,8 +44,7 @@ def _operands(
 
 def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
     """Target probabilities in the dtype of ``log_q``, checked against its label count."""
-    labels = log_q.shape[-1]
-    checks.floating("target", target, ..., labels, why=f" with log_q's Y = {labels}")
+    checks.floating("target", target, ..., log_q.shape[-1], why=" as log_q has labels")
     checks.same_device("target", target, "log_q", log_q)
     fits("target", target, target.shape[:-1], "log_q", log_q)
     target = checks.usable(target)
@@ -111,7 +110,9 @@ def dot(weight: Tensor, log_p: Tensor) -> Tensor:
 
 
 class _Weighted(torch.autograd.Function):
-    """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
+    """-mean_t sum_y weight_t(y) log_q_t(y) of (B, Y) each, with a constant weight; 0 times -inf is
+    0.
+    """
 
     generate_vmap_rule = True
 
@@ -131,7 +132,7 @@ class _Weighted(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Its argument, which must not be differentiated twice."""
+    """A surrogate, refused by a backward pass that builds a graph."""
 
     generate_vmap_rule = True
 
@@ -156,16 +157,7 @@ class _Once(torch.autograd.Function):
         return upstream
 
 
-def once(surrogate: Tensor) -> Tensor:
-    """``surrogate``, refused by a backward pass that builds a graph."""
-    return _Once.apply(surrogate)
-
-
-def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
-    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf
-    counts as 0.
-    """
-    return _Weighted.apply(log_q, weight)
+weighted, once = _Weighted.apply, _Once.apply
 
 
 def log_of_sum(total: Tensor) -> Tensor:

@@ -62,12 +62,13 @@ def use_style() -> None:
     """
     try:
         import matplotlib
+        from cycler import cycler
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'imm_lib[plot]'") from error
     colors = [c for name, c in COLORS.items() if name != "yellow"]
     matplotlib.rcParams.update(
         {
-            "axes.prop_cycle": matplotlib.cycler(color=colors, marker=_MARKERS[: len(colors)]),
+            "axes.prop_cycle": cycler(color=colors, marker=_MARKERS[: len(colors)]),
             "axes.facecolor": "white",
             "axes.grid": True,
             "axes.spines.right": False,

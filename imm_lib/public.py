@@ -15,5 +15,3 @@ from imm_lib.mixed import MixedContexts
 from imm_lib.surrogates import MovingAverageIMM, SerializedIMM
 from imm_lib.tabular import TabularWorld, counterexample
 from imm_lib.targets import FastInformedBound, FinitePOMDP, KneserNeyBigram
-
-__all__ = sorted(name for name in dir() if not name.startswith("_"))

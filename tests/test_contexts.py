@@ -152,8 +152,8 @@ def test_mixed_contexts_are_equal_groups_times_a_kernel_for_each_column(width):
 def test_what_mixed_contexts_refuse():
     values, group = torch.zeros(3, 2), torch.tensor([0, 0, 5])
     for bad, words in (
-        (lambda: imm.MixedContexts(values[0], group), r"^values must be \(n, d\)"),
-        (lambda: imm.MixedContexts(values[:0], group), r"^values must be \(n, d\)"),
+        (lambda: imm.MixedContexts(values[0], group), r"^values must be .*\(n, d\)"),
+        (lambda: imm.MixedContexts(values[:0], group), r"^values must be .*\(n, d\)"),
         (lambda: imm.MixedContexts(values / 0, group), "^values must be finite"),
         (lambda: imm.MixedContexts(values, group[:2]), r"^group must be .*, as long as values"),
         (lambda: imm.MixedContexts(values, group, 0.0), "^bandwidth must be"),

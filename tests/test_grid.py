@@ -317,7 +317,7 @@ CASES = {
     "belief's shape": (
         lambda: BOUND(HALF[:, :2]),
         ValueError,
-        r"belief must be \(B, S\) with S = 4",
+        r"belief must be \(B, 4\)",
     ),
     "alpha": (
         lambda: imm.FastInformedBound(SMALL, torch.zeros(2, 4), 1),

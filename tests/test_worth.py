@@ -205,7 +205,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="extended"):
         informations(world.query, [world.theta], contexts, short, extended[:3])
     for bad in (world.theta, torch.nn.Linear(2, 2)):
-        with pytest.raises(TypeError, match="parameters must be a list"):
+        with pytest.raises(TypeError, match="parameters must be an iterable"):
             informations(world.query, bad, contexts, short, extended)
     with pytest.raises(TypeError, match="contexts"):
         informations(world.query, [world.theta], None, short, extended)

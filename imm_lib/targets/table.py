@@ -141,10 +141,18 @@ def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = No
         ValueError: a table that is none of probabilities, or that has not one row for each short
             context.
     """
-    found = _as_target(target, contexts)
+    found = TableTarget(target) if isinstance(target, Tensor) else target
     if isinstance(found, TableTarget):
         check_rows(found.table, contexts)
-    return found
+    if isinstance(found, TableTarget | CallableTarget | MeanTarget | KneserNeyBigram):
+        return found
+    hint = "; imm.from_sklearn makes a target of a classifier" * _is_classifier(target)
+    if hint or not callable(target):
+        came = checks.describe(target)
+        raise TypeError(
+            f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {came}{hint}"
+        )
+    return CallableTarget(target, contexts)
 
 
 def check_rows(table: Tensor, contexts: object) -> None:
@@ -164,22 +172,6 @@ def check_rows(table: Tensor, contexts: object) -> None:
             f"target must have one row for each of the {size} short contexts (num_short) of "
             f"contexts, got {tuple(table.shape)}; answers for data points are no table"
         )
-
-
-def _as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object) -> nn.Module:
-    if isinstance(target, TableTarget | CallableTarget | MeanTarget | KneserNeyBigram):
-        return target
-    if isinstance(target, Tensor):
-        return TableTarget(target)
-    classifier = _is_classifier(target)
-    if callable(target) and not classifier:
-        return CallableTarget(target, contexts)
-    raise TypeError(
-        "target must be a (S, Y) tensor or a callable short -> (B, Y), got "
-        f"{checks.describe(target)}"
-        + "; imm.from_sklearn makes a target of a classifier"
-        * classifier
-    )
 
 
 def _is_classifier(target: object) -> bool:
