@@ -80,11 +80,7 @@ def distinct(
 def answer(query: Query, short: Tensor, extended: Tensor, labels: int | str = "Y") -> Tensor:
     """The answer of ``query``, checked to be (N, labels) log-probabilities."""
     name, found = "query(short, extended)", checks.answer(query, short, extended)
-    why = (
-        f", with the target's labels{checks.coarser(found, labels)}"
-        if isinstance(labels, int)
-        else ""
-    )
+    why = checks.coarser(found, labels)
     log_q = checks.log_distributions(name, found, len(short), labels, why=why)
     checks.same_device(name, log_q, "short", short)
     return log_q
