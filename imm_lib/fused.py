@@ -192,8 +192,7 @@ class FusedIMM(RunningTable):
 
         Args:
             batches: pairs of (N, H) features and (N,) short contexts, together the whole data set.
-            weight: (Y, H) of the last layer.
-            bias: (Y,) of the last layer, or None.
+            weight, bias: as of :meth:`forward`.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.

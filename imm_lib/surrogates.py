@@ -9,7 +9,7 @@ precision.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -36,9 +36,6 @@ CACHE = 2**20
 """Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
 in its cache.
 """
-
-
-Correction = Callable[[Tensor, Part, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class _TableIMM(RunningTable):
@@ -89,23 +86,19 @@ class _TableIMM(RunningTable):
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
+        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them; groups that are ``idle`` (G, 1)
+        leave no trace there.
+        """
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
-        self,
-        log_q: Tensor,
-        numerator: Tensor,
-        short: Tensor,
-        correct: Correction,
-        weight: Tensor | None,
+        self, log_q: Tensor, numerator: Tensor, short: Tensor, weight: Tensor | None
     ) -> Tensor:
         """-mean_t sum_y pulled_t(y) log Q(y|s_t,e_t), with the constant pulled = Q / Q̂ x pull.
 
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂
-        at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
-        rows of the table; groups that are ``idle`` (G, 1) leave no trace there.
+        at the table. Q of the correction is ``numerator``.
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
         labels, dtype = self.table.shape[1], self.table.dtype
@@ -130,7 +123,7 @@ class _TableIMM(RunningTable):
                 relative = own.unsqueeze(1) / share.masked_fill(share == 0, 1.0)
                 rows = rows + relative.log()
                 idle, counted, limit = (sums == 0).unsqueeze(1), sums, limit * relative
-            ratio, table = correct(rows, part, idle)
+            ratio, table = self._ratio(rows, part, idle)
             if self.max_ratio != math.inf:
                 ratio = ratio.clamp_(max=limit)
             if weight is not None:
@@ -210,18 +203,15 @@ class SerializedIMM(_TableIMM):
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
         if self.group is not None:
-            total, count = self._joined(total), distributed.summed(count, self.group)
+            top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
+            total = distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
+            count = distributed.summed(count, self.group)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
         # of the table's size each temporary would count; a row without data becomes -inf - -inf,
         # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
-
-    def _joined(self, total: Tensor) -> Tensor:
-        """The ranks' (S, Y) log-sums as one; overwrites ``total``."""
-        top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
-        return distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
 
     def forward(
         self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor, weight: Tensor | None = None
@@ -238,7 +228,7 @@ class SerializedIMM(_TableIMM):
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
         check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
-        return self._surrogate(log_q, log_q_frozen, short, self._ratio, weight)
+        return self._surrogate(log_q, log_q_frozen, short, weight)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -294,8 +284,7 @@ class MovingAverageIMM(_TableIMM):
         """The surrogate of eq. 13, a mean over the batch.
 
         Args:
-            log_q: (B, Y) log-probabilities of the model, to differentiate.
-            short: (B,) short contexts.
+            log_q, short: as of :class:`SerializedIMM`.
             weight: (B,) weights of the data points, in the mean and in the average of Q̂: one of
                 weight 2 counts as two of weight 1, of 0 (padding, say) as none. Equal by default.
         """
@@ -303,13 +292,13 @@ class MovingAverageIMM(_TableIMM):
         if not self.training and checks.visible(short) and not self.visited.any():
             check_visited(self.visited, short, "in train mode")
         self.moves(log_q)
-        return self._surrogate(log_q, log_q, short, self._correction, weight)
+        return self._surrogate(log_q, log_q, short, weight)
 
-    def _correction(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
         short, moves = part.groups.short, self.moves(log_q)
         known = checks.in_backward() or (checks.visible(short) and self.visited[short].all())
         if known and not moves:
-            return self._ratio(log_q, part, idle)
+            return super()._ratio(log_q, part, idle)
         return self._mix(log_q, part, idle, moves)
 
     @torch.no_grad()
