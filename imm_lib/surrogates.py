@@ -86,8 +86,8 @@ class _TableIMM(RunningTable):
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them; groups that are ``idle`` (G, 1)
-        leave no trace there.
+        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them; groups that are ``idle``
+        (G, 1) leave no trace there.
         """
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
