@@ -222,7 +222,7 @@ class KernelWeights(_DenseContexts):
         return len(self.values)
 
     @staticmethod
-    def log_kernel(distance: Tensor, bandwidth: float = 1.0) -> Tensor:
+    def _log_kernel(distance: Tensor, bandwidth: float = 1.0) -> Tensor:
         """(B, n) distances -> (B, n) log weights, relative to the nearest point, so that a small
         bandwidth cannot send all of them to 0.
         """
@@ -279,7 +279,7 @@ class KernelContexts(KernelWeights):
             )
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
         query = asked.unsqueeze(1) if asked.dim() == 1 else asked
-        return self.log_kernel(torch.cdist(query, points, p=1), self.bandwidth)
+        return self._log_kernel(torch.cdist(query, points, p=1), self.bandwidth)
 
 
 class BeliefContexts(_DenseContexts):

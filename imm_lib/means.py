@@ -1,8 +1,8 @@
 """Real-valued targets: a restricted regressor m(s), matched by the induced mean E_e f(s, e).
 
-The squared error between the two is consistent for the same reason as the IMM risk: at the true f
+The _squared error between the two is consistent for the same reason as the IMM risk: at the true f
 the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the
-mean and the second moment. Risks are half the squared error, the negative log-likelihood of a
+mean and the second moment. Risks are half the _squared error, the negative log-likelihood of a
 normal law of variance 1 up to a constant; so λ weighs as it does for labels.
 """
 
@@ -58,8 +58,8 @@ def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Te
     return values
 
 
-def squared(target: Tensor, mean: Tensor) -> Tensor:
-    """Half the squared error, (..., D), (..., D) -> (...): what means have for a divergence."""
+def _squared(target: Tensor, mean: Tensor) -> Tensor:
+    """Half the _squared error, (..., D), (..., D) -> (...): what means have for a divergence."""
     return (target - mean).square().sum(-1) / 2
 
 
@@ -83,7 +83,7 @@ class ExactMean(Estimator):
     """
 
     def __init__(self, target: Regressor | Tensor, contexts: Contexts):
-        super().__init__(MeanTarget(target, contexts), contexts, squared)
+        super().__init__(MeanTarget(target, contexts), contexts, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""
@@ -118,7 +118,7 @@ class SampledMean(Drawing):
     ):
         if checks.count("k", k) < 2:
             raise ValueError(f"k must be at least 2, as a variance is estimated, got {k}")
-        super().__init__(MeanTarget(target, contexts), contexts, k, generator, squared)
+        super().__init__(MeanTarget(target, contexts), contexts, k, generator, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""
@@ -200,7 +200,7 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
     :mod:`imm_lib.worth`.
 
     I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s].
-    Excess risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
+    Excess risks are half the _squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
     ½ (y - θᵀx)².
 
     Args:

@@ -78,4 +78,4 @@ class MixedContexts(KernelWeights):
         if checks.visible(distance) and (alone := distance.isinf().all(-1)).any():
             unseen = short[alone][0, 0].item()
             raise ValueError(f"short has a group that no data point has: {unseen:g}")
-        return self.log_kernel(distance)
+        return self._log_kernel(distance)
