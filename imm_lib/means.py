@@ -1,8 +1,8 @@
 """Real-valued targets: a restricted regressor m(s), matched by the induced mean E_e f(s, e).
 
-The _squared error between the two is consistent for the same reason as the IMM risk: at the true f
+The squared error between the two is consistent for the same reason as the IMM risk: at the true f
 the induced mean is E[y | s]. With D outputs, moments match as well: let f give (y, y²) and m the
-mean and the second moment. Risks are half the _squared error, the negative log-likelihood of a
+mean and the second moment. Risks are half the squared error, the negative log-likelihood of a
 normal law of variance 1 up to a constant; so λ weighs as it does for labels.
 """
 
@@ -59,7 +59,7 @@ def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Te
 
 
 def _squared(target: Tensor, mean: Tensor) -> Tensor:
-    """Half the _squared error, (..., D), (..., D) -> (...): what means have for a divergence."""
+    """Half the squared error, (..., D), (..., D) -> (...): what means have for a divergence."""
     return (target - mean).square().sum(-1) / 2
 
 
@@ -200,7 +200,7 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
     :mod:`imm_lib.worth`.
 
     I = E x xᵀ / σ², J = E x̄ x̄ᵀ / σ² and K = E (θᵀ(x - x̄))² x̄ x̄ᵀ / σ⁴, with x̄ = E[x | s].
-    Excess risks are half the _squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
+    Excess risks are half the squared errors in units of σ². λ weighs ½ (m - θᵀx̄)² beside
     ½ (y - θᵀx)².
 
     Args:
