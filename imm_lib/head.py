@@ -271,8 +271,8 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the "
                 "forward of the sharded module that the last layer belongs to"
             )
-    joined = not isinstance(hidden, Tensor) or hidden.dim() != 3
-    hint = "" if joined else "; join batch and time by flatten(0, 1)"
+    apart = isinstance(hidden, Tensor) and hidden.dim() == 3
+    hint = "; join batch and time by flatten(0, 1)" * apart
     checks.floating("hidden", hidden, "N", "H", why=hint)
     checks.floating("weight", weight, "Y", hidden.shape[1], why=" as hidden has columns")
     if bias is not None:

@@ -166,7 +166,7 @@ def test_what_mixed_contexts_refuse():
         (lambda: imm.MixedContexts(values, group, torch.tensor([1.0, 1e-46])), "^bandwidth must"),
         (
             lambda: imm.MixedContexts(values, group).log_weights(values),
-            "^short must be a non-empty",
+            r"^short must be \(B, 3\)",
         ),
         (lambda: imm.MixedContexts(values, group).log_weights(values[:0]), "^short must be a non"),
         (
