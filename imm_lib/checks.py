@@ -63,8 +63,6 @@ def usable(value: Tensor) -> Tensor:
 
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, *HALF)
-
-
 Size = int | str | EllipsisType
 
 
@@ -121,6 +119,15 @@ def column(found: Any) -> str:
     return "; one output is [:, None]" if isinstance(found, Tensor) and found.dim() == 1 else ""
 
 
+def coarser(found: Any, labels: int | str) -> str:
+    """Why log-probabilities are to have so many labels, and a hint if they have more."""
+    if isinstance(labels, str):
+        return ""
+    more = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] > labels
+    hint = "; for a target of coarser labels give imm.coarsen(log_q, labels)" if more else ""
+    return f", with the target's labels{hint}"
+
+
 def answer(query: Any, short: Tensor, extended: Tensor) -> Any:
     """``query(short, extended)``; raises TypeError for what cannot be called so."""
     if not callable(query):
@@ -165,15 +172,6 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {describe(value)}")
     return bool(value)
-
-
-def coarser(found: Any, labels: int | str) -> str:
-    """Why log-probabilities are to have so many labels, and a hint if they have more."""
-    if isinstance(labels, str):
-        return ""
-    more = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] > labels
-    hint = "; for a target of coarser labels give imm.coarsen(log_q, labels)" if more else ""
-    return f", with the target's labels{hint}"
 
 
 def count(name: str, value: Any) -> int:

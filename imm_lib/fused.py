@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from imm_lib import checks, distributed
 from imm_lib.averages import Step, row_sums
 from imm_lib.corrections import CORRECTIONS, move_together, seen
-from imm_lib.distributed import Group, checked_group
+from imm_lib.distributed import Group
 from imm_lib.estimators import Target
 from imm_lib.head import Batch, Head, Scratch, scratch_of
 from imm_lib.segments import parts, split
-from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
+from imm_lib.tables import RunningTable, check_visited, pairs_of
 from imm_lib.targets import KneserNeyBigram
-from imm_lib.targets.table import CallableTarget, as_target
+from imm_lib.targets.table import CallableTarget
 
 
 class FusedIMM(RunningTable):
@@ -66,7 +66,6 @@ class FusedIMM(RunningTable):
     unseen: Tensor
     backoff: Tensor
     cross_entropy: Tensor | None
-    risk: Tensor | None
 
     def __init__(
         self,
@@ -79,9 +78,7 @@ class FusedIMM(RunningTable):
         group: Group = None,
     ):
         super().__init__()
-        self.target, self.cross_entropy, self.risk = as_target(target), None, None
-        self.shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        check_target(self.target, self.shape)
+        self.match(target, num_short, num_labels, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         self.max_ratio = checks.limit("max_ratio", max_ratio, 1)
         if labels not in CORRECTIONS:
@@ -91,7 +88,7 @@ class FusedIMM(RunningTable):
                 "labels = 'seen' needs a target that tells which labels it has seen after a short "
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
-        self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
+        self.labels, self.cross_entropy, self.memory = labels, None, Scratch()
         size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.bigram.keys) + 1,)
         self.make_table(size, num_short)
         if labels == "seen":
@@ -166,9 +163,8 @@ class FusedIMM(RunningTable):
         with torch.no_grad():
             steps = self._steps(short, batch.counted, head.room)
             if lam and isinstance(self.target, CallableTarget):
-                sizes = self.shape[1], self.table.dtype
                 for step in steps:  # a bad answer is to change nothing
-                    target_rows(self.target, step.part.groups.short, *sizes)
+                    self.target_rows(step.part.groups.short)
             # a checkpoint runs its forward pass again in the backward pass: the table moved before
             moves = lam > 0 and self.training and not checks.in_backward()
             if moves and self.group is not None:

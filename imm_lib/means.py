@@ -154,8 +154,6 @@ class MovingAverageMean(RunningTable):
     tensor([-0.2500, -0.2500])
     """
 
-    risk: Tensor | None
-
     def __init__(
         self, target: Regressor | Tensor, num_short: int, outputs: int = 1, momentum: float = 0.1
     ):

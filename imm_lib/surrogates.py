@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imm_lib import checks, distributed
 from imm_lib.checks import accumulator
-from imm_lib.distributed import Group, checked_group
+from imm_lib.distributed import Group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import (
@@ -29,8 +29,7 @@ from imm_lib.induced import (
     weighted,
 )
 from imm_lib.segments import Part, groups, mix, over, parts
-from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
-from imm_lib.targets.table import as_target
+from imm_lib.tables import RunningTable, check_visited, pairs_of
 
 CACHE = 2**20
 """Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
@@ -43,7 +42,6 @@ class _TableIMM(RunningTable):
     against it.
     """
 
-    risk: Tensor | None
     max_ratio: float = math.inf
 
     def __init__(
@@ -55,11 +53,9 @@ class _TableIMM(RunningTable):
         group: Group = None,
     ):
         super().__init__()
-        self.group = checked_group(group)
-        self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
-        shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        check_target(self.target, shape)
-        self.make_table(shape, num_short)
+        self.match(target, num_short, num_labels, group)
+        self.divergence = as_divergence(divergence)
+        self.make_table(self.shape, num_short)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
@@ -101,7 +97,7 @@ class _TableIMM(RunningTable):
         at the table. Q of the correction is ``numerator``.
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
-        labels, dtype = self.table.shape[1], self.table.dtype
+        dtype = self.table.dtype
         pulled = torch.empty_like(numerator, dtype=dtype)
         some, size = self._parts(short)
         total: Tensor | float = size
@@ -109,7 +105,7 @@ class _TableIMM(RunningTable):
             weight = checks.point_weights(weight, short).to(dtype)
             total = distributed.summed(weight.sum(), self.group)
         # all before the first step, so that a bad answer changes nothing
-        targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
+        targets = [self.target_rows(p.groups.short) for p in some]
         for part, target in zip(some, targets, strict=True):
             inverse, counted = part.groups.inverse, part.groups.members.to(dtype)
             limit: Tensor | float = self.max_ratio

@@ -9,6 +9,9 @@ from imm_lib import checks
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
+Target = Tensor | Callable[[Tensor], Tensor]
+"""(S, Y) rows, or short -> (B, Y), of probabilities."""
+
 
 def asked(function: Callable[[Tensor], Tensor], short: Tensor, contexts: object = None) -> Tensor:
     """``function(short)``, of a module in eval mode, whatever mode it is in: a parent's ``train()``
@@ -105,7 +108,7 @@ class MeanTarget(KeepsPrecision):
 
     table: Tensor
 
-    def __init__(self, target: Tensor | Callable[[Tensor], Tensor], contexts: object):
+    def __init__(self, target: Target, contexts: object):
         super().__init__()
         self.given = target, contexts  # a tuple: not a submodule
         if isinstance(target, Tensor):
@@ -133,7 +136,7 @@ class MeanTarget(KeepsPrecision):
         return rows
 
 
-def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = None) -> nn.Module:
+def as_target(target: Target, contexts: object = None) -> nn.Module:
     """``target`` as a module short -> (B, Y) probabilities, of the short contexts of ``contexts``.
 
     Raises:
