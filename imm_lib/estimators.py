@@ -27,8 +27,7 @@ from imm_lib.divergences import Divergence, as_divergence
 from imm_lib.induced import add_rows, cross_entropy, log_sum_exp, segment_logsumexp
 from imm_lib.segments import groups, unique
 from imm_lib.sequential import sequential_risk
-from imm_lib.targets.table import Target as Target
-from imm_lib.targets.table import as_target
+from imm_lib.targets.table import Target, as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)

@@ -39,8 +39,8 @@ class MixedContexts(KernelWeights):
 
     def __init__(self, values: Tensor, group: Tensor, bandwidth: float | Tensor = 1.0):
         super().__init__()
-        values = accumulator(checks.floating("values", values, "n", "d").detach()).clone()
-        checks.finite("values", values)
+        values = accumulator(checks.floating("values", values, "n", "d").detach())
+        values = checks.finite("values", values).clone()
         group = checks.ids("group", group, beside=("values", values))
         checks.shaped("group", group, len(values), why=", as long as values")
         if not isinstance(bandwidth, Tensor):
