@@ -52,7 +52,7 @@ class RunningTable(KeepsPrecision):
         shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
         self.shape, self.group, self.risk = shape, checked_group(group), None
         self.target = as_target(target)
-        found = shape
+        found: tuple[int, ...] = shape
         if isinstance(self.target, TableTarget):
             found = tuple(self.target.table.shape)
         elif isinstance(self.target, KneserNeyBigram):
