@@ -100,11 +100,6 @@ def _column(table: Any, place: int) -> tuple[np.ndarray, np.ndarray]:
     return values, np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
 
 
-def _is_categorical(table: Any, place: int) -> bool:
-    """Whether pandas calls a column categorical, whose categories may be numbers."""
-    return is_frame(table) and table.dtypes.iloc[place].name == "category"
-
-
 def _is_numeric(name: Hashable, values: np.ndarray, missing: np.ndarray) -> bool:
     present = values[~missing] if values.dtype.kind == "O" else values[:0]
     strange = [type(value).__name__ for value in present if isinstance(value, NEITHER)]
@@ -190,7 +185,9 @@ class Coding:
             raise ValueError(f"categorical must name some of columns, got {_few(unknown)}")
         for place, name in enumerate(columns):
             values, missing = _column(table, place)
-            declared = name in categorical or _is_categorical(table, place)
+            # pandas' categories may be numbers
+            kind = table.dtypes.iloc[place].name if is_frame(table) else ""
+            declared = name in categorical or kind == "category"
             numeric.append(not declared and _is_numeric(name, values, missing))
             gone = {repr(value) for value in values[missing].tolist()}
             if len(gone) > 1:
