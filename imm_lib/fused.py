@@ -161,16 +161,13 @@ class FusedIMM(RunningTable):
         if lam and not self.training and checks.visible(short) and self.labels != "none":
             check_visited(self.visited, short, "in train mode")
         with torch.no_grad():
-            steps = self._steps(short, batch.counted, head.room)
+            moves = lam > 0 and self.moves(hidden)
+            steps = self._steps(short, batch.counted, head.room, moves and self.group is None)
             if lam and isinstance(self.target, CallableTarget):
                 for step in steps:  # a bad answer is to change nothing
                     self.target_rows(step.part.groups.short)
-            # a checkpoint runs its forward pass again in the backward pass: the table moved before
-            moves = lam > 0 and self.training and not checks.in_backward()
             if moves and self.group is not None:
                 move_together(self, head, steps, short, batch.counted)
-                moves = False
-            steps = [step._replace(moves=moves) for step in steps]
             value = self._value(head, steps, batch, lam)
         return head.scalar(value)
 
@@ -198,7 +195,7 @@ class FusedIMM(RunningTable):
         for hidden, short in pairs_of(batches, "hidden"):
             head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
             short = self._short(head, short)
-            for step in self._steps(short, None, head.room):
+            for step in self._steps(short, None, head.room, moves=False):
                 q = head.probabilities(step.part.points)
                 if self.labels == "all":
                     total.index_add_(0, step.part.groups.short, row_sums(head, step, q))
@@ -248,7 +245,7 @@ class FusedIMM(RunningTable):
         self.risk = distributed.mean(risk / batch.size, self.group) if lam else None
         return (entropy + lam * value) / batch.size
 
-    def _steps(self, short: Tensor, counted: Tensor | None, room: int) -> list[Step]:
+    def _steps(self, short: Tensor, counted: Tensor | None, room: int, moves: bool) -> list[Step]:
         """The parts of a batch, and how far each moves the average; nothing has moved yet."""
         steps = []
         for whole in parts(short, room, counted, ordered=True):
@@ -258,7 +255,7 @@ class FusedIMM(RunningTable):
                 kept = torch.where(part.begins, some * (1 - self.momentum), 1.0)
                 step = torch.where(visited, some * self.momentum, 1.0) / part.total.clamp(min=1)
                 counts = None if counted is None else counted[part.points] > 0
-                steps.append(Step(part, counts, kept, step, False))
+                steps.append(Step(part, counts, kept, step, moves))
         return steps
 
     def _short(self, head: Head, short: Tensor) -> Tensor:
