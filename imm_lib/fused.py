@@ -158,7 +158,7 @@ class FusedIMM(RunningTable):
         head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
-        if lam and not self.training and checks.visible(short) and self.labels != "none":
+        if lam and not self.training and self.labels != "none":
             check_visited(self.visited, short, "in train mode")
         with torch.no_grad():
             moves = lam > 0 and self.moves(hidden)

@@ -170,10 +170,7 @@ class MovingAverageMean(RunningTable):
         values = checks.values("values", values, len(short), self.table.shape[1])
         checks.same_device("values", values, "the table", self.table)
         rows = self.target(short).to(values)
-        if rows.shape != values.shape:
-            raise ValueError(
-                f"target must have the values' {values.shape[1]} outputs, got {rows.shape[1]}"
-            )
+        checks.shaped("target(short)", rows, *values.shape, why=" as values have outputs")
         if self.moves(values):
             self._move(values.detach().to(self.table.dtype), short)
         else:

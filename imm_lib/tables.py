@@ -62,11 +62,8 @@ class RunningTable(KeepsPrecision):
 
     def target_rows(self, short: Tensor) -> Tensor:
         """(G,) ids -> (G, Y) probabilities of the target, checked to be of so many labels."""
-        rows, labels = self.target(short), self.shape[1]
-        if rows.shape[1] != labels:
-            raise ValueError(
-                f"target must have num_labels = {labels} labels, got {checks.describe(rows)}"
-            )
+        rows = self.target(short)
+        checks.shaped("target(short)", rows, len(short), self.shape[1], why=", num_labels columns")
         return rows.to(self.table.dtype)
 
     def make_table(self, size: tuple[int, ...], num_short: int) -> None:

@@ -277,10 +277,7 @@ def compare(
     decay = decay.expand(width)
     log_q = scored(query, short, extended)
     rows = target(short).double()
-    if rows.shape != log_q.shape:
-        raise ValueError(
-            f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
-        )
+    checks.shaped("target(short)", rows, *log_q.shape, why=" as the model has labels")
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
     full, _, _ = damped(matrices[0], damping)
     decay = decay.to(full.device)

@@ -168,7 +168,10 @@ def test_what_mixed_contexts_refuse():
             lambda: imm.MixedContexts(values, group).log_weights(values),
             r"^short must be \(B, 3\)",
         ),
-        (lambda: imm.MixedContexts(values, group).log_weights(values[:0]), "^short must be non-empty"),
+        (
+            lambda: imm.MixedContexts(values, group).log_weights(values[:0]),
+            "^short must be non-empty",
+        ),
         (
             lambda: imm.MixedContexts(values, group).log_weights(torch.tensor([[4.0, 0, 0]])),
             "^short has a group that no data point has: 4$",

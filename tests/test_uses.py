@@ -130,7 +130,7 @@ def test_unlabelled_contexts_lower_the_price_of_counting():
             "pairs' labels must be .*, as long as",
         ),
         ({"pairs": (torch.zeros(3).long(), torch.full((3,), 5))}, "pairs' labels"),
-        ({"target": torch.full((1, 3), 1 / 3)}, "target must have the model's 2 labels"),
+        ({"target": torch.full((1, 3), 1 / 3)}, "as the model has labels"),
         ({"damping": -1.0}, "damping must be"),
         ({"damping": math.nan}, "damping must be"),
     ],
