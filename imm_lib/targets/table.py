@@ -42,11 +42,7 @@ class TableTarget(KeepsPrecision):
 
     def __init__(self, table: Tensor):
         super().__init__()
-        if checks.floating("target", table).dim() != 2:
-            raise ValueError(
-                f"target must be a (S, Y) table or a callable, got {checks.describe(table)}"
-            )
-        _labels("target", table)
+        _labels("target", checks.floating("target", table, "S", "Y", why=", or a callable"))
         rows = checks.probabilities("target", table).detach()
         # a table in half precision stays one: its rows are normalised when they are looked up
         half = table.dtype in checks.HALF
