@@ -104,6 +104,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "a transformer that reads three words helps one that reads twenty and has little "
             "long text"
         ),
+        "language-snippets-why": (
+            "why reverse distillation won there: one difference to IMM at a time"
+        ),
         "language-fidelity": (
             "gradients of the IMM estimators on a trained language model against the exact one"
         ),

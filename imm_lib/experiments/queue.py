@@ -19,7 +19,7 @@ class Item:
     Attributes:
         kind: units of one kind take equally long.
         task: for the worker.
-        how: in what a language model computes, a name of ``language.profile.HOWS``.
+        how: in what a language model computes, a name of ``language.training.WAYS``.
         after: a kind that must have been done before.
     """
 
@@ -62,9 +62,9 @@ class Queue:
 
 def compute(item: Item) -> dict:
     """An item's entry, computed in its way, in a process of its own."""
-    from imm_lib.experiments.language import profile
+    from imm_lib.experiments.language.training import way
 
-    with profile.how(profile.HOWS[item.how]):
+    with way(item.how):
         return work(find(item.task.experiment), item.task)
 
 

@@ -16,9 +16,9 @@ import torch
 from imm_lib import results, tabular
 from imm_lib.experiments import sensors
 from imm_lib.experiments.clinic import reading
-from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
 from imm_lib.experiments.masked import readings as masked
+from imm_lib.experiments.reading import rows
 from imm_lib.experiments.real import readings as real
 from pages.execution import stored
 from pages.reproduction import FIRST, JUDGED, NORMAL, numbers
@@ -131,12 +131,19 @@ def _diagnoses() -> Iterator[Line]:
     )
 
 
+def _tests(result: dict, where: str = "") -> dict[str, torch.Tensor]:
+    """Test perplexities of every arm, in the order of the seeds."""
+    found: dict[str, list[float]] = {}
+    for row in sorted(rows(result, where), key=lambda row: row["seed"]):
+        found.setdefault(row["arm"], []).append(row["test"])
+    return {arm: torch.tensor(values, dtype=torch.float64) for arm, values in found.items()}
+
+
 def _snippets() -> Iterator[Line]:
     """Text with a target that was counted on other text."""
     if (result := stored("language-snippets")) is None:
         return
-    runs = snippets.readings(result)[1262]
-    test = {arm: run["test"] for arm, run in runs.items()}
+    test = _tests(result, "arms/{arm}")
     gain = {arm: _less(test[arm], test["baseline"]) for arm in ("reverse-KD", "IMM, bigram")}
     lead = _less(test["IMM, bigram"], test["reverse-KD"])
     yield Line(
@@ -154,10 +161,7 @@ def _seen() -> Iterator[Line]:
     """The fused term that corrects only seen labels, untuned as its rivals are."""
     if (result := stored("language-seen")) is None:
         return
-    test: dict[str, list[float]] = {}
-    for entry in sorted(result["units"], key=lambda e: e["unit"]["seed"]):
-        test.setdefault(entry["unit"]["arm"], []).append(entry["numbers"]["test"])
-    loss = {arm: torch.tensor(values, dtype=torch.float64) for arm, values in test.items()}
+    loss = _tests(result)
     ours, plain = loss["seen labels, λ = 1"], loss["baseline"]
     other, dense = loss["reverse-KD, λ = 1"], loss["all labels, λ = 1"]
     lead = _less(ours, other)
