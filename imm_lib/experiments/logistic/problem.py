@@ -47,11 +47,7 @@ class Data(NamedTuple):
 
     def repeat(self, times: int) -> "Data":
         """The same runs, ``times`` times one after another: (n, times x R)."""
-        return Data(
-            self.short.repeat(1, times),
-            self.extended.repeat(1, 1, times),
-            *(x.repeat(1, times) for x in self[2:]),
-        )
+        return Data(*(torch.cat([values] * times, -1) for values in self))
 
     def weaken(self, coin: float) -> "Data":
         """With a target of lower quality: a share ``coin`` of its labels is a fair coin's (Appendix

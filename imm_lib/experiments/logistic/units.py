@@ -1,7 +1,6 @@
 """What one unit of each logistic experiment computes: spreads over its Monte-Carlo runs."""
 
 import time
-from itertools import islice
 from typing import Any
 
 import torch
@@ -9,12 +8,14 @@ from torch import Tensor
 
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import extra_data
-from imm_lib.experiments.logistic.training import descend, ratio, train
+from imm_lib.experiments.logistic.training import along, ratio, train
 from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.spread import spread
 
 LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
+
+TRAINED = ("baseline", "noising", "IMM exact")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "IMM exact": {},
@@ -51,22 +52,23 @@ def _paired(accuracy: dict[str, Tensor]) -> dict:
     }
 
 
+def _trained(data: Data, rho: float, steps: int) -> dict[str, Tensor]:
+    """The weights of the methods that Figure 1 and Table 4 train."""
+    return {name: train(data, name, rho, steps=steps) for name in TRAINED}
+
+
 def sizes(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy at one data size with the scheduled λ, and what each method takes."""
     plane, data = _drawn(unit, config, device)
     rho, seconds = schedule(unit["n"]), time.process_time()
-    weights = {
-        name: train(data, name, rho, steps=config["steps"])
-        for name in ("baseline", "noising", "IMM exact")
-    }
+    weights = _trained(data, rho, config["steps"])
     seconds = time.process_time() - seconds
     accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
     accuracy["interpolation"] = plane.accuracy(weights["baseline"], share=rho)
-    above = spread(accuracy["IMM exact"] - accuracy["noising"])
     return {
         "rho": rho,
         "accuracy": _paired(accuracy),
-        "imm_above_noising": above,
+        "imm_above_noising": spread(accuracy["IMM exact"] - accuracy["noising"]),
         "cpu_s": round(seconds, 3),
     }
 
@@ -74,16 +76,11 @@ def sizes(unit: dict, config: dict, device: torch.device) -> dict:
 def fixed(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy at one data size with λ held at one value, and with the scheduled one."""
     plane, data = _drawn(unit, config, device)
-    rho = ratio(config["lam"])
-    weights = {
-        name: train(data, name, rho, steps=config["steps"])
-        for name in ("baseline", "noising", "IMM exact")
-    }
-    accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
-    accuracy["IMM exact, scheduled"] = plane.accuracy(
-        train(data, "IMM exact", schedule(unit["n"]), steps=config["steps"])
+    weights = _trained(data, ratio(config["lam"]), config["steps"])
+    weights["IMM exact, scheduled"] = train(
+        data, "IMM exact", schedule(unit["n"]), steps=config["steps"]
     )
-    return {"accuracy": _paired(accuracy)}
+    return {"accuracy": _paired({name: plane.accuracy(w) for name, w in weights.items()})}
 
 
 COLUMNS = {
@@ -95,40 +92,41 @@ COLUMNS = {
 """What the search for Table 4 trains: its three columns, the second in two ways."""
 
 
+def _along(
+    unit: dict, config: dict, device: torch.device, columns: dict[str, str]
+) -> dict[str, list[Tensor]]:
+    """The accuracies of a plane's columns at all sizes, by the steps of training."""
+    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
+    found: dict[str, list[Tensor]] = {}
+    for column, method in columns.items():
+        options: dict[str, Any] = {}
+        if method == "noising, hard labels":
+            options["generator"] = torch.Generator().manual_seed(unit["seed"])
+        for n in config["sizes"]:
+            path = along(data.first(n), method, ratio(config["lam"]), config["steps"], **options)
+            for steps, weights in path:
+                own = found.setdefault(f"{column}, {steps} steps", [])
+                own.append(plane.accuracy(weights))
+    return found
+
+
 def search(unit: dict, config: dict, device: torch.device) -> dict:
     """Mean accuracies of noising for one plane, by labels and steps, at all sizes."""
-    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
-    rho = ratio(config["lam"])
-    table: dict[str, list[float]] = {}
-    for method in ("noising", "reverse-KD"):
-        for steps in config["steps"]:
-            means = [
-                plane.accuracy(train(data.first(n), method, rho, steps=steps)).mean().item()
-                for n in config["sizes"]
-            ]
-            table[f"{method}, {steps} steps"] = [round(mean, 2) for mean in means]
-    return {"accuracy": table}
+    found = _along(unit, config, device, {name: name for name in ("noising", "reverse-KD")})
+    return {
+        "accuracy": {
+            name: [round(accuracy.mean().item(), 2) for accuracy in own]
+            for name, own in found.items()
+        }
+    }
 
 
 def columns(unit: dict, config: dict, device: torch.device) -> dict:
     """Table 4's three columns for one plane, by labels and steps."""
-    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
-    rho = ratio(config["lam"])
-    table: dict[str, list[dict[str, float]]] = {}
-    for column, method in COLUMNS.items():
-        hard = method == "noising, hard labels"
-        options: dict[str, Any] = {}
-        if hard:
-            options["generator"] = torch.Generator().manual_seed(unit["seed"])
-        for n in config["sizes"]:
-            path, done = descend(data.first(n), method, rho, **options), 0
-            for steps in config["steps"]:
-                weights = next(islice(path, steps - done - 1, None))
-                done = steps
-                found = spread(plane.accuracy(weights))
-                table.setdefault(f"{column}, {steps} steps", []).append(
-                    {"mean": found["mean"], "se": found["se"]}
-                )
+    table = {}
+    for name, own in _along(unit, config, device, COLUMNS).items():
+        spreads = [spread(accuracy) for accuracy in own]
+        table[name] = [{"mean": found["mean"], "se": found["se"]} for found in spreads]
     return {"columns": table}
 
 
