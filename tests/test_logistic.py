@@ -229,6 +229,13 @@ def test_training_is_gradient_descent(method):
     torch.testing.assert_close(fast[:, 0], baseline[:, 0])
 
 
+@pytest.mark.parametrize("method", ["baseline", "noising", "IMM exact"])
+def test_the_loop_that_is_timed_is_a_run_of_the_batched_program(method):
+    together = logistic.train(DATA, method, 0.6, steps=5)
+    alone = logistic.speed.one_run(PLANE, DATA, 1, method, 0.6, 5)
+    torch.testing.assert_close(together[:, 1], alone, rtol=1e-9, atol=1e-9)
+
+
 def test_the_objective_is_what_training_descends():
     """Its derivative by autograd is the gradient of the two parts; and training lowers it."""
     weights, rho = (
@@ -367,28 +374,6 @@ CASES = {
         lambda: logistic.train(DATA, "IMM sampled", 0.5, generator=3),
         TypeError,
         "generator must be",
-    ),
-    "features nan": (
-        lambda: logistic.data(
-            torch.full((1, 2, 3), torch.nan), torch.zeros(1, 2), torch.zeros(1, 2)
-        ),
-        ValueError,
-        "x must be finite",
-    ),
-    "features' shape": (
-        lambda: logistic.data(torch.zeros(2, 3), None, None),
-        ValueError,
-        r"x must be \(R, n, 3\)",
-    ),
-    "labels": (
-        lambda: logistic.data(torch.zeros(1, 2, 3), torch.full((1, 2), 2), torch.zeros(1, 2)),
-        ValueError,
-        "label must be 0 or 1",
-    ),
-    "targets": (
-        lambda: logistic.data(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.full((1, 2), 1.5)),
-        ValueError,
-        r"target must be in \[0, 1\]",
     ),
     "empty class": (
         lambda: logistic.Plane((1.0, 1.0, 1.0), 0.5),

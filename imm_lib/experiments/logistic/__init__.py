@@ -3,7 +3,7 @@ training.
 """
 
 from imm_lib.experiments.logistic import gradients, runs, speed
-from imm_lib.experiments.logistic.problem import Data, Plane, data
+from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.training import (
     METHODS,
     descend,
@@ -21,7 +21,6 @@ __all__ = [
     "METHODS",
     "Data",
     "Plane",
-    "data",
     "descend",
     "gradient",
     "objective",

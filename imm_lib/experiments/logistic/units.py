@@ -16,6 +16,7 @@ LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
 
 TRAINED = ("baseline", "noising", "IMM exact")
+"""The methods of Figure 1 and Table 4; interpolation is the baseline at prediction time."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "IMM exact": {},
