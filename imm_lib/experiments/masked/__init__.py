@@ -2,10 +2,10 @@
 training.
 """
 
-from imm_lib.experiments.masked import measures, readings, runs, target, tasks, toy
+from imm_lib.experiments.masked import readings, runs, scores, target, tasks, toy
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny
-from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.scores import premise
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.masked.training import Settings, fine_tune, predict, pretrain
@@ -23,12 +23,12 @@ __all__ = [
     "fine_tune",
     "load",
     "masked_words",
-    "measures",
     "predict",
     "premise",
     "pretrain",
     "readings",
     "runs",
+    "scores",
     "target",
     "tasks",
     "tiny",

@@ -9,6 +9,7 @@ with one that begins as the identity.
 import copy
 import importlib.util
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,18 +32,15 @@ class Head(nn.Module):
 
     Args:
         embedding: (V, H) of the encoder's words; shared.
-        log_unigram: (V,) where the bias begins; zero by default.
     """
 
-    def __init__(self, embedding: nn.Embedding, log_unigram: Tensor | None = None):
+    def __init__(self, embedding: nn.Embedding):
         super().__init__()
         vocab_size, width = embedding.weight.shape
         self.map = nn.Linear(width, width)
         nn.init.eye_(self.map.weight)
         nn.init.zeros_(self.map.bias)
-        self.bias = nn.Parameter(
-            torch.zeros(vocab_size) if log_unigram is None else log_unigram.float().clone()
-        )
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.embedding = (embedding,)  # in a tuple, since it belongs to the encoder
 
     def forward(self, features: Tensor) -> Tensor:
@@ -137,27 +135,26 @@ class MaskedLM(nn.Module):
         firsts, seconds = [e.first for e in examples], [e.second for e in examples]
         pairs = (firsts,) if None in seconds else (firsts, seconds)
         encoded = self.tokenizer(*pairs, return_token_type_ids=True)
-        found = []
-        for example, ids, segment in zip(
-            examples, encoded["input_ids"], encoded["token_type_ids"], strict=True
-        ):
+        for example, ids in zip(examples, encoded["input_ids"], strict=True):
             if len(ids) > self.limit:
                 raise ValueError(
                     f"an example must have at most {self.limit} word pieces, got {len(ids)}: "
                     f"{example.first[:60]!r}"
                 )
-            found.append((torch.tensor(ids), torch.tensor(segment)))
-        return found
+        parts = (map(torch.tensor, encoded[f"{name}_ids"]) for name in ("input", "token_type"))
+        return list(zip(*parts, strict=True))
 
     def batch(self, sequences: list[tuple[Tensor, Tensor]]) -> Batch:
         """Sequences of :meth:`encode`, padded."""
-        device, pad = next(self.parameters()).device, nn.utils.rnn.pad_sequence
-        ids = pad(
-            [s for s, _ in sequences], batch_first=True, padding_value=self.tokenizer.pad_token_id
-        )
-        mask = pad([torch.ones_like(s, dtype=torch.bool) for s, _ in sequences], batch_first=True)
-        segment = pad([s for _, s in sequences], batch_first=True)
-        return Batch(ids.to(device), segment.to(device), mask.to(device))
+        device = next(self.parameters()).device
+
+        def padded(values: Iterable[Tensor], filler: int = 0) -> Tensor:
+            found = nn.utils.rnn.pad_sequence(list(values), True, filler)
+            return found.to(device)
+
+        ids = padded((ids for ids, _ in sequences), self.tokenizer.pad_token_id)
+        segment = padded(segment for _, segment in sequences)
+        return Batch(ids, segment, padded(torch.ones_like(ids) for ids, _ in sequences).bool())
 
 
 def _libraries() -> tuple:
@@ -216,12 +213,10 @@ def load(name: str = DEFAULT) -> MaskedLM:
     return MaskedLM(whole.base_model, head, tokenizer, positions.num_embeddings - padding - 1)
 
 
-def build(body: Any, tokenizer: Any, log_unigram: Tensor | None = None) -> MaskedLM:
+def build(body: Any, tokenizer: Any) -> MaskedLM:
     """An encoder with a new :class:`Head`."""
-    limit = body.config.max_position_embeddings
-    return MaskedLM(
-        body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit, mean=True
-    )
+    head = Head(body.get_input_embeddings())
+    return MaskedLM(body, head, tokenizer, body.config.max_position_embeddings, mean=True)
 
 
 def tiny(
