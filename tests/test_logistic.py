@@ -321,7 +321,7 @@ CASES = {
     "option": (
         lambda: logistic.train(DATA, "noising", 0.5, k=3),
         TypeError,
-        "'noising' has the options bandwidth, got k",
+        "'noising' has the options none, got k",
     ),
     "baseline's option": (
         lambda: logistic.train(DATA, "baseline", k=3),
@@ -356,7 +356,7 @@ CASES = {
         "steps must be at least 1",
     ),
     "bandwidth": (
-        lambda: logistic.train(DATA, "noising", 0.5, bandwidth=0),
+        lambda: logistic.train(DATA, "IMM exact", 0.5, bandwidth=0),
         ValueError,
         "bandwidth must be",
     ),

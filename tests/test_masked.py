@@ -293,7 +293,7 @@ def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
     found = term(model.train(), batch).item()  # without dropout all the same
     assert model.training
     log_q = prefixes.log_q(model.eval(), torch.arange(len(prefixes.label)))
-    row = target.Unigram(bigrams, prefixes.short)(torch.tensor([0]))[0]
+    row = target.unigram(bigrams, prefixes.short)
     risks = []
     for word in prefixes.short[prefixes.of(batch)]:
         own = log_q[prefixes.short == word]  # of all sentences
@@ -357,8 +357,6 @@ def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text
     # no place has the first token, or a sequence's last one: neither is counted as a next word
     counted = fitted.task.keys % model.vocab_size
     assert not torch.isin(counted, torch.tensor(model.tokenizer.all_special_ids)).any()
-    with pytest.raises(ValueError, match="held_out must be at least 2"):
-        target.fit(ids, large, held_out=1)
     with pytest.raises(ValueError, match="sequences must be at least 2"):
         target.fit(ids[:1], large)
 

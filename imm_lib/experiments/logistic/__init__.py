@@ -15,16 +15,3 @@ from imm_lib.experiments.logistic.training import (
 from imm_lib.experiments.paper import schedule
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *gradients.EXPERIMENTS, *speed.EXPERIMENTS]
-
-__all__ = [
-    "EXPERIMENTS",
-    "METHODS",
-    "Data",
-    "Plane",
-    "descend",
-    "gradient",
-    "objective",
-    "ratio",
-    "schedule",
-    "train",
-]

@@ -60,9 +60,9 @@ class _Grid:
         return self.shares(short, extended)[0].sum(1)
 
 
-def noising(data: Data, bandwidth: float = 1.0) -> Term:
+def noising(data: Data) -> Term:
     """Noising: every extended context against the target by itself (eq. 14)."""
-    weight, n = kernel(data, bandwidth), len(data.short)
+    weight, n = kernel(data), len(data.short)
     grid = _Grid(weight)
     expected = (weight * data.target.unsqueeze(1)).sum(0)
 
@@ -73,13 +73,11 @@ def noising(data: Data, bandwidth: float = 1.0) -> Term:
     return term
 
 
-def noising_redrawn(
-    data: Data, generator: torch.Generator | None = None, bandwidth: float = 1.0
-) -> Term:
+def noising_redrawn(data: Data, generator: torch.Generator | None = None) -> Term:
     """Noising with hard labels: each step draws one label per short context from the target, for
     every extended context alike. :func:`noising` is its mean over the draws.
     """
-    weight, n = kernel(data, bandwidth), len(data.short)
+    weight, n = kernel(data), len(data.short)
     generator = checks.generator(generator)
     grid = _Grid(weight)
 
@@ -159,9 +157,7 @@ def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callabl
     return draw
 
 
-def sampled(
-    data: Data, k: int = 10, generator: torch.Generator | None = None, bandwidth: float = 1.0
-) -> Drawn:
+def sampled(data: Data, k: int = 10, generator: torch.Generator | None = None) -> Drawn:
     """The IMM risk with k extended contexts that follow the kernel, drawn anew in every step
     (Algorithm 1); raises TypeError or ValueError unless k is an int of at least 1.
     """
@@ -170,14 +166,11 @@ def sampled(
     def by_logit(q: Tensor) -> Tensor:
         return _slope(data.target, (share * q).sum(1)).unsqueeze(1) * share * q * (1 - q)
 
-    return Drawn(drawer(kernel(data, bandwidth), k, checks.generator(generator)), by_logit)
+    return Drawn(drawer(kernel(data), k, checks.generator(generator)), by_logit)
 
 
 def moving_average(
-    data: Data,
-    momentum: float = 0.1,
-    generator: torch.Generator | None = None,
-    bandwidth: float = 1.0,
+    data: Data, momentum: float = 0.1, generator: torch.Generator | None = None
 ) -> Drawn:
     """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a
     running table of Q̂.
@@ -192,14 +185,14 @@ def moving_average(
         table = q if table is None else torch.lerp(table, q, momentum)
         return _slope(data.target.unsqueeze(1), table) * q * (1 - q)
 
-    return Drawn(drawer(kernel(data, bandwidth), 1, checks.generator(generator)), by_logit)
+    return Drawn(drawer(kernel(data), 1, checks.generator(generator)), by_logit)
 
 
-def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
+def serialized(data: Data, period: int = 10) -> Term:
     """Serialized IMM: data points' own contexts, with the ratio Q†/Q̂† of the last refresh (eq. 13,
     Algorithm 2).
     """
-    grid, n = _Grid(kernel(data, bandwidth)), len(data.short)
+    grid, n = _Grid(kernel(data)), len(data.short)
     checks.count("period", period)
     one = zero = data.target
 
@@ -217,15 +210,13 @@ def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
     return term
 
 
-def stale_table(
-    data: Data, period: int = 10, momentum: float = 1.0, bandwidth: float = 1.0
-) -> Term:
+def stale_table(data: Data, period: int = 10, momentum: float = 1.0) -> Term:
     """The current Q over a table of Q̂ that every ``period`` steps moves by ``momentum`` towards
     the exact one.
 
     With momentum 1 the cautionary tale: between two refreshes it follows a minoriser of the risk.
     """
-    grid, n = _Grid(kernel(data, bandwidth)), len(data.short)
+    grid, n = _Grid(kernel(data)), len(data.short)
     checks.count("period", period)
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
     table: Tensor | None = None

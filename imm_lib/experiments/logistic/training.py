@@ -89,7 +89,7 @@ def train(
         rho: ρ = λ / (1 + λ) in [0, 1], one number or (R,); the baseline has no use for it.
         steps: of gradient descent.
         settings: ``lr``, the learning rate, 1 by default, and the options of the method's term:
-            ``bandwidth`` of the Laplace kernel, 1 / α, 1 by default; ``k``, ``period``,
+            ``bandwidth`` of exact IMM's Laplace kernel, 1 / α, 1 by default; ``k``, ``period``,
             ``momentum``, ``generator``.
 
     Returns:
@@ -118,7 +118,7 @@ def along(
             yield step, weights
 
 
-def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float = 1.0) -> Tensor:
+def objective(data: Data, weights: Tensor, rho: float | Tensor) -> Tensor:
     """(R,) the objective of exact IMM at (4, R) weights, (1 - ρ) · cross-entropy + ρ · IMM risk, in
     nats.
     """
@@ -131,10 +131,8 @@ def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float
         signs.unsqueeze(1) * (short.unsqueeze(1) + extended.unsqueeze(0)).unsqueeze(-1)
     )  # (n, n, R, 2)
     target = torch.stack([1 - data.target, data.target], -1)
-    weight = terms.kernel(data, bandwidth)
-    return (1 - rho) * primary + rho * imm_risk(
-        target, pairs.transpose(1, 2), weight.transpose(1, 2).log()
-    ).mean(0)
+    log_w = terms.kernel(data).transpose(1, 2).log()
+    return (1 - rho) * primary + rho * imm_risk(target, pairs.transpose(1, 2), log_w).mean(0)
 
 
 def gradient(data: Data, weights: Tensor, term: terms.Term, step: int = 0) -> Tensor:

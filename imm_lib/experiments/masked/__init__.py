@@ -11,26 +11,3 @@ from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.masked.training import Settings, fine_tune, predict, pretrain
 
 EXPERIMENTS = runs.EXPERIMENTS
-
-__all__ = [
-    "ARMS",
-    "EXPERIMENTS",
-    "Causal",
-    "Example",
-    "MaskedLM",
-    "Prefixes",
-    "Settings",
-    "fine_tune",
-    "load",
-    "masked_words",
-    "predict",
-    "premise",
-    "pretrain",
-    "readings",
-    "runs",
-    "scores",
-    "target",
-    "tasks",
-    "tiny",
-    "toy",
-]

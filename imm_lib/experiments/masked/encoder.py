@@ -48,6 +48,16 @@ class Head(nn.Module):
         return F.linear(self.map(features), self.embedding[0].weight, self.bias)
 
 
+Sequences = list[tuple[Tensor, Tensor]]
+"""The word pieces and segments of each, (T,) and (T,)."""
+
+
+def by_length(sequences: Sequences, size: int) -> list[Tensor]:
+    """Their numbers, in parts of ``size`` of similar lengths, so that little is padded."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    return list(torch.tensor(order).split(size))
+
+
 class Batch(NamedTuple):
     """B sequences of word pieces, padded to one length."""
 
@@ -121,7 +131,7 @@ class MaskedLM(nn.Module):
         whole = (weight * features).sum(1) / weight.sum(1) if self.mean else features[:, 0]
         return self.classifier(self.dropout(whole)).float().log_softmax(-1)
 
-    def encode(self, examples: list[Example]) -> list[tuple[Tensor, Tensor]]:
+    def encode(self, examples: list[Example]) -> Sequences:
         """The pieces and segments of each example, with the first and the separating tokens.
 
         Raises:
@@ -144,7 +154,7 @@ class MaskedLM(nn.Module):
         parts = (map(torch.tensor, encoded[f"{name}_ids"]) for name in ("input", "token_type"))
         return list(zip(*parts, strict=True))
 
-    def batch(self, sequences: list[tuple[Tensor, Tensor]]) -> Batch:
+    def batch(self, sequences: Sequences) -> Batch:
         """Sequences of :meth:`encode`, padded."""
         device = next(self.parameters()).device
 
@@ -157,19 +167,18 @@ class MaskedLM(nn.Module):
         return Batch(ids, segment, padded(torch.ones_like(ids) for ids, _ in sequences).bool())
 
 
-def _libraries() -> tuple:
-    """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError
-    with the pip line.
+def _transformers() -> Any:
+    """The library, without tqdm's advice to install widgets; raises ImportError with the pip
+    line.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import tqdm.auto  # noqa: F401
-        import tokenizers
         import transformers
     except ImportError as error:
         raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
-    return transformers, tokenizers
+    return transformers
 
 
 def load(name: str = DEFAULT) -> MaskedLM:
@@ -180,7 +189,7 @@ def load(name: str = DEFAULT) -> MaskedLM:
         ImportError: the extra is not installed; the message has the pip line.
         ValueError: a model without a mask token, or whose head is none of the known ones.
     """
-    transformers, _ = _libraries()
+    transformers = _transformers()
     transformers.utils.logging.disable_progress_bar()
     if name == DEFAULT:
         package = importlib.util.find_spec(DEFAULT.replace("-", "_"))
@@ -230,7 +239,9 @@ def tiny(
     Raises:
         ImportError: the extra is not installed.
     """
-    transformers, tokenizers = _libraries()
+    transformers = _transformers()
+    import tokenizers
+
     special = {
         f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
     }

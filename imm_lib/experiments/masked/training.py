@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from imm_lib import checks
 from imm_lib.clipping import add_clipped
 from imm_lib.experiments.masked import tasks
-from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.encoder import MaskedLM, Sequences, by_length
 from imm_lib.experiments.masked.prefixes import Prefixes
 from imm_lib.experiments.masked.scores import score
 from imm_lib.experiments.masked.target import Restricted
@@ -221,14 +221,11 @@ class Checkpoint:
 
 @torch.no_grad()
 def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
-    """(N, C) log-probabilities of the labels of each example; sorted by length, so that little is
-    padded.
-    """
+    """(N, C) log-probabilities of the labels of each example."""
     model.eval()
     sequences = model.encode(examples)
-    order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
     found = torch.empty(len(sequences), model.classifier.out_features)
-    for part in order.split(batch):
+    for part in by_length(sequences, batch):
         found[part] = model.classify(model.batch([sequences[i] for i in part.tolist()])).cpu()
     return found
 
@@ -278,7 +275,7 @@ def fine_tune(
 
 def pretrain(
     model: MaskedLM,
-    sequences: list[tuple[Tensor, Tensor]],
+    sequences: Sequences,
     settings: Settings,
     checkpoint: Path | None = None,
     every: int = 25,
