@@ -133,7 +133,7 @@ EXPERIMENTS = [
     _experiment(
         "plane",
         units.fixed,
-        {**_TABLE_4, "normals": [[1, 3, 3]], "steps": 6000},
+        {**_TABLE_4, "runs": 4 * paper.RUNS, "normals": [[1, 3, 3]], "steps": 6000},
         {"normals": [[1, 3, 3]], "sizes": [5, 20]},
     ),
     _experiment(
