@@ -28,11 +28,8 @@ from imm_lib.experiments.masked.terms import ARMS
 def _pretrain(unit: dict, config: dict, device: torch.device) -> dict:
     _, losses = start(config, device)
     size = max(1, len(losses) // 50)
-    return {
-        "loss": [
-            round(statistics.fmean(losses[i : i + size]), 4) for i in range(0, len(losses), size)
-        ]
-    }
+    parts = (losses[i : i + size] for i in range(0, len(losses), size))
+    return {"loss": [round(statistics.fmean(part), 4) for part in parts]}
 
 
 def _premise(unit: dict, config: dict, device: torch.device) -> dict:
@@ -43,12 +40,10 @@ def _premise(unit: dict, config: dict, device: torch.device) -> dict:
     raw = untrained(config["model"], config["tasks"])
     before = with_shares(raw, stream(raw, config["pretrain"]["pieces"])).to(device)
     for when, model in (("before", before), ("after", start(config, device)[0])):
-        encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
-        prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
-        mixture = target(encoded["train"], config).to(device)
-        found[when] = premise(
-            model, mixture, prefixes["train"], prefixes["dev"], config["places"], config["k"]
-        )
+        encoded = [model.encode(parts[split]) for split in tasks.SPLITS]
+        mixture = target(encoded[0], config).to(device)
+        train, dev = (Prefixes(part, model).to(device) for part in encoded)
+        found[when] = premise(model, mixture, train, dev, config["places"], config["k"])
     return {**found, "weight": mixture.weight}
 
 
@@ -66,23 +61,18 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
     parts = examples(name, config, unit["seed"])  # first, as a mistake in a file is found at once
     model, _ = start(config, device)
     settings, reading = _settings(config, unit), config.get("premise")
-    encoded = {split: model.encode(parts[split]) for split in tasks.SPLITS}
+    encoded = [model.encode(parts[split]) for split in tasks.SPLITS]
     mixture = None
     if reading or unit["arm"] not in ("base", "MLM"):
-        mixture = target(encoded["train"], config).to(device)
+        mixture = target(encoded[0], config).to(device)
     file = resume.checkpoint("run")
     tuned = training.fine_tune(model, name, parts["train"], parts["dev"], mixture, settings, file)
     history = [{key: round(value, 5) for key, value in entry.items()} for entry in tuned["history"]]
-    found = {
-        "scores": tuned["scores"],
-        "history": history,
-        "weight": None if mixture is None else mixture.weight,
-    }
+    weight = None if mixture is None else mixture.weight
+    found = {"scores": tuned["scores"], "history": history, "weight": weight}
     if reading and mixture is not None:
-        prefixes = {split: Prefixes(encoded[split], model).to(device) for split in tasks.SPLITS}
-        found["premise"] = premise(
-            tuned["model"], mixture, prefixes["train"], prefixes["dev"], **reading
-        )
+        train, dev = (Prefixes(part, model).to(device) for part in encoded)
+        found["premise"] = premise(tuned["model"], mixture, train, dev, **reading)
     return found
 
 
