@@ -17,8 +17,7 @@ from imm_lib import results, tabular
 from imm_lib.experiments import sensors
 from imm_lib.experiments.clinic import reading
 from imm_lib.experiments.logistic import paper as logistic
-from imm_lib.experiments.masked import readings as masked
-from imm_lib.experiments.reading import rows
+from imm_lib.experiments.reading import paired, rows
 from imm_lib.experiments.real import readings as real
 from pages.execution import stored
 from pages.reproduction import FIRST, JUDGED, NORMAL, numbers
@@ -182,19 +181,16 @@ def _fine_tuning() -> Iterator[Line]:
     """CoLA on a small encoder: the area under the curve, in points."""
     if (result := stored("masked-cola")) is None:
         return
-    area = masked.paired(result, "CoLA", "auc")
-    ours, other = area["MLM + IMM"]["over MLM"], area["MLM + noising"]["over MLM"]
-    pairs = {(e["unit"]["arm"], e["unit"]["seed"]): e["numbers"] for e in result["units"]}
-    points = {
-        arm: torch.tensor(
-            [100 * pairs[arm, seed]["scores"]["auc"] for a, seed in pairs if a == arm],
-            dtype=torch.float64,
+    ours, other, lead = (
+        paired(result, lambda row: 100 * row["scores/auc"], ["arm"], against)[(arm,)].change
+        for arm, against in (
+            ("MLM + IMM", "MLM"),
+            ("MLM + noising", "MLM"),
+            ("MLM + IMM", "MLM + noising"),
         )
-        for arm in ("MLM + IMM", "MLM + noising")
-    }
-    lead = _less(points["MLM + IMM"], points["MLM + noising"])
+    )
     yield Line(
-        f"Fine-tuning a small transformer on CoLA, {area['MLM + IMM']['seeds']} seeds, area under "
+        f"Fine-tuning a small transformer on CoLA, {ours.runs} seeds, area under "
         f"the ROC curve (higher is better) less that without a target: IMM {_signed(ours, 1)} "
         f"points, noising {_signed(other, 1)}; IMM less noising {_signed(lead, 1)}.",
         "15-fine-tuning",
