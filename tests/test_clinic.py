@@ -11,11 +11,13 @@ from imm_lib.experiments.clinic import (
     protocol,
     runs,
     sources,
+    splits,
     suggested,
     training,
     walks,
 )
 from imm_lib.experiments.clinic.training import Cases, Model, Settings
+from imm_lib.experiments.finite import tuning
 from imm_lib.experiments.grid.torus import Torus
 
 
@@ -340,3 +342,82 @@ def test_holms_correction_keeps_what_is_far_beyond_chance():
     assert reading.surviving(chances) == set()
     assert reading.surviving({**chances, "far": 1e-4}) == {"far"}
     assert reading.surviving({"a": 0.02, "b": 0.04}) == {"a", "b"}
+
+
+def few_side_cases(seed):
+    try:
+        return sources.draw("wine", 30, 2, seed)
+    except ValueError as error:
+        assert "m must be enough for two classes, got 2 side cases of one" in str(error)
+
+
+def test_a_class_that_the_side_cases_lack_is_not_impossible_and_one_class_is_too_few():
+    drawn = [few_side_cases(seed) for seed in range(20)]
+    assert None in drawn and next(filter(None, drawn)).test.target.min() > 0
+
+
+def shifted(shift, name="breast cancer"):
+    return splits.Split(name, 60, 300, 0, shift)
+
+
+def test_a_shifted_population_surprises_its_target_and_leaves_it_behind():
+    good, bad = shifted(0.0), shifted(1.0)
+    assert torch.equal(good.train.short, bad.train.short)
+    z = [imm.premise.surprise(s.target(s.train.short), s.train.label).z for s in (good, bad)]
+    assert abs(z[0]) < 4 < z[1]
+    assert good.lead() > bad.lead() and bad.lead() < -2
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "message"),
+    [
+        ("breast cancer", 2.0, "shift"),
+        ("diabetes", 0.5, "shift must be 0 for diabetes"),
+        ("iris", 0.0, "must name a table"),
+    ],
+)
+def test_no_table_is_shifted_by_what_cannot_be(name, shift, message):
+    with pytest.raises(ValueError, match=message):
+        sources.draw(name, 20, 60, 0, shift)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return splits.Split("wine", 25, 60, seed=0)
+
+
+def test_a_splits_fit_has_no_gradient_left(split):
+    for lam in (0.0, 3.0):
+        theta, part = split.fit(lam).requires_grad_(), split.others()
+        (gradient,) = torch.autograd.grad(split.objective(theta, part, lam), theta)
+        assert gradient.abs().max() < 1e-4
+    assert sum(len(split.part(i).label) for i in range(5)) == 25 == len(part.label)
+    assert len(split.others(1).label) == 20
+
+
+def test_a_narrow_kernel_is_reverse_distillation(split):
+    theta, part = split.fit(0.0), split.others()
+    contexts = imm.KernelContexts(part.short, 1e-4)
+    risk = imm.ExactIMM(split.target, contexts)(split.query(theta, part), part.short)
+    log_q = split.log_q(theta, part.short, part.rest)
+    reverse = imm.ReverseKD(split.target)(log_q, part.short)
+    torch.testing.assert_close(risk, reverse, atol=1e-4, rtol=1e-4)
+
+
+def test_the_slope_is_a_difference_quotient(split):
+    step = 0.05
+    high, low = (split.held_out(split.fit(2.0 * 2.718281828**x, 0), 0) for x in (step, -step))
+    slope = split.slope(torch.tensor([2.0]))
+    torch.testing.assert_close(slope, (high - low) / (2 * step), rtol=0.02, atol=0.0)
+
+
+def test_every_rule_chooses_a_weight(split):
+    chosen = {name: lam.item() for name, lam in tuning.chosen(split).items()}
+    assert all(0 <= lam <= tuning.LARGEST for lam in chosen.values())
+    assert chosen["paper's schedule"] == pytest.approx(0.5405 / 0.4595, rel=1e-3)
+    assert 0.3 < chosen["plug-in"] < 10
+
+
+def test_a_split_needs_classes():
+    with pytest.raises(ValueError, match="name must be of a table of classes, got 'diabetes'"):
+        splits.Split("diabetes", 20, 60, 0)

@@ -175,22 +175,6 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "validation gradient"
         ),
     },
-    "real": {
-        "side-tuning": (
-            "the rules that choose λ on real tables: breast cancer and wine, logistic regression"
-        ),
-        "side-tables": (
-            "a clinic with few measurements helps one with all: breast cancer and wine, "
-            "learning curves"
-        ),
-        "side-digits": (
-            "a model that sees a quarter of the pixels helps a convolutional network on the digits"
-        ),
-        "side-shift": (
-            "a restricted model from another population: when IMM hurts, and what says so "
-            "before training"
-        ),
-    },
     "sensors": {
         "sensors": (
             "breast-cancer data, one sensor of many cases helps all sensors of few (chapter 4)"
@@ -230,6 +214,13 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "knowledge-coarse": (
             "a restricted model to which three of five classes are one, beside one that tells "
             "them apart"
+        ),
+        "side-tuning": (
+            "the rules that choose λ on real tables: breast cancer and wine, logistic regression"
+        ),
+        "side-shift": (
+            "a restricted model from another population: when IMM hurts, and what says so "
+            "before training"
         ),
     },
     "bench": {

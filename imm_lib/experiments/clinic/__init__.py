@@ -9,6 +9,7 @@ from imm_lib.experiments.clinic import (
     reading,
     runs,
     settings,
+    splits,
     training,
 )
 from imm_lib.experiments.clinic.protocol import METHODS
@@ -18,6 +19,7 @@ EXPERIMENTS = [
     *judged.EXPERIMENTS,
     *beside.EXPERIMENTS,
     *knowledge.EXPERIMENTS,
+    *splits.EXPERIMENTS,
 ]
 
 __all__ = [
@@ -31,5 +33,6 @@ __all__ = [
     "reading",
     "runs",
     "settings",
+    "splits",
     "training",
 ]
