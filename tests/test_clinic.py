@@ -365,7 +365,8 @@ def test_a_shifted_population_surprises_its_target_and_leaves_it_behind():
     assert torch.equal(good.train.short, bad.train.short)
     z = [imm.premise.surprise(s.target(s.train.short), s.train.label).z for s in (good, bad)]
     assert abs(z[0]) < 4 < z[1]
-    assert good.lead() > bad.lead() and bad.lead() < -2
+    folds = [good.fit(0.0, fold) for fold in range(5)]
+    assert good.lead(folds) > bad.lead(folds) and bad.lead(folds) < -2
 
 
 @pytest.mark.parametrize(

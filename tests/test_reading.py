@@ -169,7 +169,7 @@ def test_show_prints_what_it_returns(capsys):
 
 WIDE = [
     ("sensors", ["loss", "accuracy"], "test/{method}", "baseline"),
-    ("side-shift", ["loss", "lead"], "methods/{method}", "plain"),
+    ("side-shift", ["change", "lead"], "shifts/{shift}", "0.0"),
     ("side-tuning", ["loss", "lam"], "rules/{rule}", "plug-in"),
 ]
 

@@ -98,6 +98,10 @@ class Split:
         minimise(lambda: self.objective(theta, part, weight), [theta], 200, tolerance_change=1e-10)
         return theta.detach()
 
+    def tested(self, lam: float) -> float:
+        """The test loss of the fit at λ, in nats."""
+        return self.cross_entropy(self.fit(lam), self.test).item()
+
     def held_out(self, theta: Tensor, fold: int) -> Tensor:
         """(1,) loss on a fold."""
         return self.cross_entropy(theta, self.part(fold)).view(1)
@@ -120,58 +124,59 @@ class Split:
         lam = suggest_lambda(self.query(theta, part), [theta], *sample, self.m, largest=LARGEST)
         return torch.tensor([lam], dtype=torch.float64)
 
-    def lead(self) -> float:
-        """How far the target is ahead of the induced model of a plain training, in standard errors:
-        each fold is left out of one and lends its pairs to :func:`imm_lib.premise.lead`.
+    def lead(self, plain: list[Tensor]) -> float:
+        """How far the target is ahead of the induced model of plain trainings, in standard errors.
+
+        Each of the ``plain`` fits has left out a fold, which lends its pairs to
+        :func:`imm_lib.premise.lead`.
         """
         ahead = squares = 0.0
-        for fold in range(FOLDS):
+        for fold, theta in enumerate(plain):
             kept, pairs = self.others(fold), self.part(fold)
-            query = self.query(self.fit(0.0, fold), kept)
-            found = lead(query, self.contexts(kept), self.target, pairs.short, pairs.label)
+            query, contexts = self.query(theta, kept), self.contexts(kept)
+            found = lead(query, contexts, self.target, pairs.short, pairs.label)
             share = len(pairs.label) / self.n
             ahead, squares = ahead + share * found.ahead, squares + (share * found.error) ** 2
         return ahead / squares**0.5
 
 
-def _drawn(unit: dict, config: dict, device: torch.device) -> Split:
+def _drawn(unit: dict, config: dict, device: torch.device, shift: float = 0.0) -> Split:
     side = config["m"][unit["data"]]
-    return Split(unit["data"], unit["n"], side, unit["seed"], unit.get("shift", 0.0)).to(device)
+    return Split(unit["data"], unit["n"], side, unit["seed"], shift).to(device)
 
 
 def _rules(unit: dict, config: dict, device: torch.device) -> dict:
     """The test loss at the weight of every rule, and at every weight of GRID."""
     split = _drawn(unit, config, device)
-
-    def loss(lam: float) -> float:
-        return split.cross_entropy(split.fit(lam), split.test).item()
-
     weights = {name: lam.item() for name, lam in chosen(split).items()}
-    rules = {name: {"lam": lam, "loss": loss(lam)} for name, lam in weights.items()}
-    return {"rules": rules, "by_lam": {str(lam): loss(lam) for lam in GRID}}
+    return {
+        "rules": {name: {"lam": lam, "loss": split.tested(lam)} for name, lam in weights.items()},
+        "by_lam": {str(lam): split.tested(lam) for lam in GRID},
+    }
 
 
 def _shifted(unit: dict, config: dict, device: torch.device) -> dict:
-    """What IMM at λ = 1 does with a target from elsewhere, and what could be known before."""
+    """By share of moved labels: how IMM at λ = 1 changes the test loss, and what could be known
+    before: the target's surprise at the training labels and its lead, which are told in standard
+    errors.
+    """
     split = _drawn(unit, config, device)
-    loss = {
-        name: split.cross_entropy(split.fit(lam), split.test).item()
-        for name, lam in (("plain", 0.0), ("IMM, λ = 1", 1.0))
-    }
-    z = surprise(split.target(split.train.short), split.train.label).z
-    return {
-        "methods": {name: {"loss": value} for name, value in loss.items()},
-        "surprise": z,
-        "lead": split.lead(),
-    }
+    plain, folds = split.tested(0.0), [split.fit(0.0, fold) for fold in range(FOLDS)]
+    found = {}
+    for shift in config["shift"]:
+        split = _drawn(unit, config, device, shift)  # of the same cases
+        found[str(shift)] = {
+            "change": split.tested(1.0) - plain,
+            "surprise": surprise(split.target(split.train.short), split.train.label).z,
+            "lead": split.lead(folds),
+        }
+    return {"plain": plain, "shifts": found}
 
 
 def _units(config: dict, seed: int) -> list[dict]:
-    shifts = [{"shift": shift} for shift in config.get("shift", [])] or [{}]
     return [
-        {"data": data, "n": n, **shift, "seed": seed + split}
+        {"data": data, "n": n, "seed": seed + split}
         for data, n in config["cases"]
-        for shift in shifts
         for split in range(config["splits"])
     ]
 
@@ -182,6 +187,7 @@ def _check(config: dict) -> None:
         options.one_of("cases' table", data, config["m"])
         Split(data, n, config["m"][data], 0)
     whole(config, "splits")
+    options.filled("shift", config.get("shift", [0]))
     options.at_most("shift", config.get("shift"), 1)
 
 
@@ -222,7 +228,9 @@ EXPERIMENTS = [
         },
         units=_units,
         run=_shifted,
-        table=partial(reading.listed, columns=["loss"], against="plain", where="methods/{method}"),
+        table=partial(
+            reading.listed, columns=["change", "surprise", "lead"], where="shifts/{shift}"
+        ),
         check=_check,
     ),
 ]
