@@ -6,6 +6,7 @@ import torch
 import imm_lib as imm
 from imm_lib import experiments
 from imm_lib.experiments.clinic import (
+    beside,
     kinds,
     methods,
     protocol,
@@ -258,17 +259,15 @@ def test_a_term_on_every_other_step_is_as_strong_in_the_mean():
     torch.testing.assert_close(total, 6 * exact(short, extended, 0)[0])
 
 
-def test_every_setting_of_weight_and_decay_is_a_training():
-    from imm_lib.experiments.clinic.beside import every_setting
-
+def test_every_setting_that_is_tested_is_a_training():
     cases = problem()
     model = Model.of("linear", 2, 1.0, 15)
-    loss = every_setting(model, cases, cases, [0, 1])
-    assert loss.shape == (2, 6, 6)
     one = settings(2, decay=protocol.DECAYS[2], lam=protocol.WEIGHTS[3])
+    both = Settings(*(torch.cat([torch.ones(2, 1), value], 1) for value in one))
+    loss = beside.tested(model, cases, cases, [0, 1], both, "IMM")
     alone = methods.fitter(model, cases, cases, [0, 1])("IMM", one)
     expected = model.kind.loss(alone.test[:, 0], cases.label).double().mean(-1)
-    torch.testing.assert_close(loss[:, 2, 3], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss[:, 1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
