@@ -45,7 +45,7 @@ def test_the_batched_imm_term_is_the_librarys_risk(mixed):
     model = Model.of("linear", 2, 0.7, 1, mixed)
     keep = torch.ones(2, 1, 20, dtype=torch.bool)
     keep[:, :, 15:] = False
-    near = training.Kernel(cases.short, keep, model.bandwidth).draw(torch.Generator())[1]
+    near = training.Kernel(cases, keep, model.bandwidth).draw(torch.Generator()).near
     weights = [
         w.detach() for w in training._start(model, cases.inputs().shape[-1], [0, 1], 1, "cpu")
     ]
@@ -76,6 +76,43 @@ def test_the_batched_imm_term_is_the_librarys_risk(mixed):
         torch.testing.assert_close(
             found[run].squeeze(), imm.ExactIMM(target, contexts)(query, short), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("classes", [3, 0])
+def test_distinct_short_contexts_with_their_counts_have_the_risk_of_all_cases(classes):
+    generator = torch.Generator().manual_seed(2)
+    size, outputs = (2, 3, 150), classes or 1
+    # the splits have 4 and 3 distinct short contexts: a row is left over
+    group = torch.randint(4, size[::2], generator=generator) % torch.tensor([[4], [3]])
+    values = torch.randn(2, 4, 2, generator=generator, dtype=torch.float64)
+    targets = torch.rand(2, 4, outputs, generator=generator, dtype=torch.float64).softmax(-1)
+    short, target = (torch.take_along_dim(v, group.unsqueeze(-1), 1) for v in (values, targets))
+    cases = Cases(short, short, group, target)
+    keep = torch.rand(size, generator=generator) < 0.8
+    kind = kinds.Classes if classes else kinds.Values
+    raw = torch.randn(2, 5, 3, 150, outputs, generator=generator, dtype=torch.float64)
+    kernel = training.Kernel(cases, keep, 0.7)
+    assert kernel.whole.near.shape == (2, 3, 4, 150)
+    risks, gradients = [], []
+    for asked in (kernel.draw(generator), kernel._every()):
+        answer = raw.clone().requires_grad_()
+        induced = kind.average(asked.near, kind.answer(answer))
+        rows = asked.cases.unsqueeze(1)
+        risk = (rows * kind.match(asked.target[:, None, None], induced)).sum(-1) / rows.sum(-1)
+        risks.append(risk.detach())
+        gradients.append(torch.autograd.grad(risk.sum(), answer)[0])
+    for fast, slow in (risks, gradients):
+        torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-14)
+
+
+def test_many_distinct_short_contexts_are_drawn_anew_in_each_step():
+    cases = problem(n=training.ROWS + 1)
+    kernel = training.Kernel(cases, torch.ones(2, 1, training.ROWS + 1).bool(), 1.0)
+    generator = torch.Generator().manual_seed(0)
+    first, second = kernel.draw(generator), kernel.draw(generator)
+    assert first.near.shape == (2, 1, training.ROWS, training.ROWS + 1)
+    assert first.cases.eq(1).all() and not first.near.equal(second.near)
+    torch.testing.assert_close(first.near.sum(-1), torch.ones(2, 1, training.ROWS))
 
 
 def test_an_induced_mean_is_the_weighted_mean():
@@ -207,6 +244,7 @@ def test_the_suggested_weight_is_that_of_worth():
         ("map-tables", {"repetitions": 3}, "repetitions must be a multiple of block"),
         ("map-cube", {"normals": [[0, 0, 0]]}, "plane must leave points"),
         ("map-cube", {"sizes": [2]}, "sizes must be at least 10"),
+        ("map-cube", {"sizes": [200]}, "sizes must be at most 128"),
         ("map-grid", {"targets": ["best"]}, "targets must be one of"),
         ("map-grid", {"budgets": [3, 2]}, "budgets must increase"),
         ("map-text", {"tasks": [["LSTM, all", 100, 1]]}, "tasks must be one of"),

@@ -47,6 +47,7 @@ def check_cube(config: dict) -> None:
     for normal in config["normals"]:
         Plane.through_centre(*normal)
     whole(config, "sizes", least=2 * FOLDS)
+    options.at_most("sizes", config["sizes"], training.ROWS)
 
 
 def check_grid(config: dict) -> None:

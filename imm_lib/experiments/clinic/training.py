@@ -14,7 +14,9 @@ from torch import Tensor
 from imm_lib.experiments.clinic.kinds import Classes, Kind, Values
 
 ROWS = 128
-"""Short contexts of one step's IMM term: where there are more, as many are drawn anew."""
+"""Short contexts of one step's IMM term. Where there are more cases, the distinct short contexts
+stand for them if there are no more than this; otherwise as many cases are drawn anew.
+"""
 
 HIDDEN = 16
 """Units of a network's one hidden layer."""
@@ -118,26 +120,50 @@ class Settings(NamedTuple):
     share: Tensor  # of the offset
 
 
+class Asked(NamedTuple):
+    """The short contexts of one step's IMM term, i in each split."""
+
+    near: Tensor  # (R, P, i, n) π(e|s)
+    target: Tensor  # (R, i, Y)
+    cases: Tensor  # (R, P, i) how many training cases a row stands for
+
+
 class Kernel:
     """π(e|s) on the training cases of each part, by a Laplace kernel in the short context."""
 
-    def __init__(self, short: Tensor, keep: Tensor, bandwidth: float):
-        scale = bandwidth * short.shape[-1]
-        self.short, self.keep, self.scale = short, keep.float(), scale
-        self.whole = self._rows(short) if short.shape[1] <= ROWS else None
+    def __init__(self, cases: Cases, keep: Tensor, bandwidth: float):
+        self.short, self.target, self.keep = cases.short, cases.target, keep.to(cases.short)
+        self.scale = bandwidth * self.short.shape[-1]
+        self.whole = self._every() if self.short.shape[1] <= ROWS else self._distinct()
 
-    def _rows(self, asked: Tensor) -> Tensor:
+    def _near(self, asked: Tensor) -> Tensor:
         log_w = -torch.cdist(asked, self.short, p=1) / self.scale
         near = (log_w - log_w.amax(-1, keepdim=True)).exp().unsqueeze(1) * self.keep.unsqueeze(2)
         return near / near.sum(-1, keepdim=True).clamp(min=1e-30)
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(i,) short contexts, all or ROWS of them, and (R, P, i, n) weights of their contexts."""
-        n = self.short.shape[1]
+    def _every(self) -> Asked:
+        return Asked(self._near(self.short), self.target, self.keep)
+
+    def _distinct(self) -> Asked | None:
+        """One row for each distinct short context of a split, or None if they are too many."""
+        found = [torch.unique(s, dim=0, return_inverse=True)[1] for s in self.short]
+        group = torch.stack(found)
+        size = int(group.max()) + 1
+        if size > ROWS:
+            return None
+        belongs = group.unsqueeze(1) == torch.arange(size, device=group.device).unsqueeze(1)
+        first = belongs.int().argmax(-1).unsqueeze(-1)  # (R, i, 1); 0 where a split has fewer
+        short, target = (torch.take_along_dim(v, first, 1) for v in (self.short, self.target))
+        return Asked(self._near(short), target, self.keep @ belongs.mT.to(self.keep))
+
+    def draw(self, generator: torch.Generator) -> Asked:
+        """All short contexts, or those of ROWS cases."""
         if self.whole is not None:
-            return torch.arange(n, device=self.short.device), self.whole
-        index = torch.randperm(n, generator=generator)[:ROWS].to(self.short.device)
-        return index, self._rows(self.short[:, index])
+            return self.whole
+        index = torch.randperm(self.short.shape[1], generator=generator)[:ROWS]
+        index = index.to(self.short.device)
+        near = self._near(self.short[:, index])
+        return Asked(near, self.target[:, index], self.keep[..., index])
 
 
 def train(
@@ -166,7 +192,7 @@ def train(
     )
     label, target = cases.label.view(runs, 1, 1, n), cases.target.view(runs, 1, 1, n, -1)
     lam, decay = settings.lam.unsqueeze(-1), settings.decay.unsqueeze(-1)
-    kernel = Kernel(cases.short, keep, model.bandwidth) if term == "IMM" else None
+    kernel = Kernel(cases, keep, model.bandwidth) if term == "IMM" else None
     generator = torch.Generator().manual_seed(seeds[0])
     optimiser = torch.optim.Adam(weights, model.rate)
     course = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, model.steps)
@@ -179,14 +205,14 @@ def train(
         if term == "match":
             loss = loss + lam * (mask * kind.match(target, answer)).sum(-1) / counts
         elif kernel is not None:
-            index, near = kernel.draw(generator)
+            asked = kernel.draw(generator)
             induced = (
-                _mixed(weights, cases, offset, near, trainings)
+                _mixed(weights, cases, offset, asked.near, trainings)
                 if model.mixed
-                else kind.average(near, answer)
+                else kind.average(asked.near, answer)
             )
-            rows = mask[..., index]
-            risk = (rows * kind.match(target[..., index, :], induced)).sum(-1)
+            rows = asked.cases.unsqueeze(1)
+            risk = (rows * kind.match(asked.target[:, None, None], induced)).sum(-1)
             loss = loss + lam * risk / rows.sum(-1).clamp(min=1)
         optimiser.zero_grad()
         loss.sum().backward()
