@@ -27,8 +27,7 @@ def tested(
 
 
 def _decay(unit: dict, config: dict, device: torch.device) -> dict:
-    problem = runs.cube_problem if unit["task"].startswith("cube") else runs.table_problem
-    model, train, test, seeds = problem(unit, config)
+    model, train, test, seeds = runs.problem(unit, config)
     pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)), device=device)
     decay, lam = (column.expand(len(seeds), -1) for column in pairs.T)
     asked = Settings(decay, lam, torch.zeros_like(lam))

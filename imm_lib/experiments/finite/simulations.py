@@ -18,6 +18,7 @@ from imm_lib.experiments.finite.worlds import (
     fit,
     share,
 )
+from imm_lib.experiments.spread import mean_error
 from imm_lib.experiments.table import Row, Table
 from imm_lib.worth import Worth
 
@@ -51,16 +52,11 @@ def data(
     return counts, Restriction(view, pairs * seen.unsqueeze(-1), belief, lam)
 
 
-def summary(excess: Tensor, found: Tensor) -> dict:
+def summary(excess: Tensor, found: Tensor) -> dict[str, float]:
     """Mean and standard error of the (R,) excess risks whose minimum was found, and how many were
     not.
     """
-    excess = excess[found]
-    return {
-        "mean": excess.mean().item(),
-        "se": (excess.std() / len(excess) ** 0.5).item(),
-        "without_minimum": int((~found).sum()),
-    }
+    return {**mean_error(excess[found]), "without_minimum": int((~found).sum())}
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:

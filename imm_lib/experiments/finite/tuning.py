@@ -21,6 +21,7 @@ from imm_lib.experiments.finite.worlds import (
     share,
     value,
 )
+from imm_lib.experiments.spread import mean_error
 from imm_lib.experiments.table import Table
 from imm_lib.worth import Worth
 
@@ -166,11 +167,11 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     rules = {}
     for name, lam in chosen(data).items():
         excess = world.excess(data.fit(lam))
-        loss = (excess - by_lam[best]).double()
+        regret = mean_error(excess - by_lam[best])
         rules[name] = {
             "excess": excess.mean().item(),
-            "regret": loss.mean().item(),
-            "se": (loss.std() / len(loss) ** 0.5).item(),
+            "regret": regret["mean"],
+            "se": regret["se"],
             "worst_tenth": torch.quantile(excess, 0.9).item(),
             "lam": torch.quantile(lam, lam.new_tensor([0.1, 0.5, 0.9])).tolist(),
         }

@@ -12,7 +12,7 @@ from imm_lib.experiments.language import measures, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.text import Stream
 from imm_lib.experiments.language.training import Run, Settings
-from imm_lib.experiments.measure import compare, peak_bytes, tokens
+from imm_lib.experiments.timing import compare, peak_bytes, tokens
 from imm_lib.targets import KneserNeyBigram
 
 
