@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from imm_lib.contexts import KernelContexts
 from imm_lib.estimators import ExactIMM, Query
 from imm_lib.experiments import Experiment, options, reading
-from imm_lib.experiments.clinic.settings import SIDE, whole
+from imm_lib.experiments.clinic.settings import SIDE
 from imm_lib.experiments.clinic.sources import Part, draw
 from imm_lib.experiments.finite.tuning import FOLDS, GRID, LARGEST, chosen
 from imm_lib.experiments.training import minimise
@@ -186,7 +186,6 @@ def _check(config: dict) -> None:
     for data, n in config["cases"]:
         options.one_of("cases' table", data, config["m"])
         Split(data, n, config["m"][data], 0)
-    whole(config, "splits")
     options.filled("shift", config.get("shift", [0]))
     options.at_most("shift", config.get("shift"), 1)
 

@@ -74,17 +74,10 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def _check(config: dict) -> None:
-    from sklearn.datasets import load_breast_cancer
-
-    bunch = load_breast_cancer()
-    names, cases = [str(name) for name in bunch.feature_names], sum(config["cases"].values())
-    options.each("sensors", config["sensors"], names)
+    options.filled("sensors", config["sensors"])
     for sensor, sizes in config["sensors"].items():
         for n in sizes:
-            if not 2 <= n <= len(bunch.target) - cases:
-                raise ValueError(
-                    f"sensors/{sensor} must be sizes of 2 to {len(bunch.target) - cases}, got {n}"
-                )
+            task(sensor, n, 0, **config["cases"])
     if config["seeds"] < 2:
         raise ValueError(f"seeds must be at least 2, as intervals need, got {config['seeds']}")
     for name in ("lambdas", "decays", "weights"):
