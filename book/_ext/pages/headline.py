@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from imm_lib import results, tabular
-from imm_lib.experiments import sensors
 from imm_lib.experiments.clinic import reading
 from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
@@ -109,7 +108,8 @@ def _diagnoses() -> Iterator[Line]:
     if (result := stored("sensors")) is None:
         return
     sensor, n = "worst radius", result["config"]["cross_validated"][0]
-    entries = sensors.cells(result, sensor, n)
+    here = {"sensor": sensor, "n": n}
+    entries = [e["numbers"] for e in result["units"] if here.items() <= e["unit"].items()]
     methods = ("reverse-KD", "interpolation", "offset", "IMM")
     loss = {
         method: torch.tensor(
