@@ -184,7 +184,7 @@ def test_the_restricted_regression_is_the_least_squares_line():
 def test_a_task_that_is_none_is_refused(change, message):
     config = experiments.find("map-tables").scales["ci"]
     with pytest.raises(ValueError, match=message):
-        runs._tables({"task": "wine, linear, n = 20", "seed": 0, **change}, config, "cpu")
+        runs.problem({"task": "wine, linear, n = 20", "seed": 0, **change}, config)
     with pytest.raises(ValueError, match="task must name a target"):
         walks.restricted(Torus(), "best")
 

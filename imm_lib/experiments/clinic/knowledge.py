@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imm_lib.coarse import coarsen
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment
 from imm_lib.experiments.finite.descent import minimise
 from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
 from imm_lib.experiments.spread import mean_error
@@ -122,11 +122,6 @@ def _coarse(unit: dict, config: dict, device: torch.device) -> dict:
     return {"methods": found}
 
 
-def _check(config: dict) -> None:
-    options.filled("lam", config["lam"])
-    options.filled("ratio", config.get("ratio", [0.0]))
-
-
 _LAM = [0.0, 0.3, 1.0, 3.0, 10.0]
 
 EXPERIMENTS = [
@@ -150,7 +145,6 @@ EXPERIMENTS = [
                 },
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
     Experiment(
@@ -175,7 +169,6 @@ EXPERIMENTS = [
                 "simulated": "{mean:.5f} ± {se:.5f}",
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
     Experiment(
@@ -199,7 +192,6 @@ EXPERIMENTS = [
                 "excess risk, nats": "{mean:.4f} ± {se:.4f}",
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
 ]

@@ -186,7 +186,6 @@ def _check(config: dict) -> None:
     for data, n in config["cases"]:
         options.one_of("cases' table", data, config["m"])
         Split(data, n, config["m"][data], 0)
-    options.filled("shift", config.get("shift", [0]))
     options.at_most("shift", config.get("shift"), 1)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment
 from imm_lib.experiments.finite.worlds import (
     INFINITE,
     LogitWorld,
@@ -115,8 +115,6 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def _check(config: dict) -> None:
-    options.filled("lam", config["lam"])
-    options.filled("ratio", config.get("ratio", [1]))
     for ratio in config.get("ratio", ()):
         if (not isinstance(ratio, int | float) and ratio != INFINITE) or ratio == 0:
             raise ValueError(f"ratio must be numbers above 0 or {INFINITE!r}, got {ratio!r}")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options, paper
+from imm_lib.experiments import Experiment, paper
 from imm_lib.experiments.finite.worlds import (
     INFINITE,
     LogitWorld,
@@ -180,7 +180,6 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def _check(config: dict) -> None:
     for name, least in (("n", FOLDS), ("m", 1)):
-        options.filled(name, config[name])
         for size in config[name]:
             if size != INFINITE and (not isinstance(size, int) or size < least):
                 raise ValueError(f"{name} must be whole numbers of at least {least}, got {size!r}")
