@@ -178,7 +178,6 @@ def _planes() -> str:
     ranked = logistic.fits(wide)
     place = next(i for i, fit in enumerate(ranked, 1) if tuple(fit.normal) == JUDGED.normal)
     other = min(logistic.fits(again), key=lambda fit: fit.chi2)
-    few, many = (stored(plane.experiment)["config"]["runs"] for plane in (JUDGED, FIRST))
     return f"""{_NO_PLANE}
 
 It is judged on the plane with the normal {JUDGED.normal} through the cube's centre. The plane was
@@ -187,12 +186,10 @@ searched for: it is the nearest of {tried} settings by the column of noising, an
 {_told(JUDGED)}.
 
 A plane that was searched for fits better than one chosen beforehand. On {FIRST.normal}, the
-book's first, {_told(FIRST)}. (There are {many:,} runs there
-and {few} here, whose wider intervals let more in.)
+book's first, {_told(FIRST)}.
 By all columns the nearest is {tuple(other.normal)} with {other.labels} labels redrawn at every
 step. No setting that was tried has the printed rise of noising from 20 to 50 points in full.
-[Chapter 17](17-lambda-and-table-4.ipynb) has the search, all columns by plane, and what the number
-of runs does to these counts."""
+[Chapter 17](17-lambda-and-table-4.ipynb) has the search, and all columns by plane."""
 
 
 _NO_PLANE = """Accuracies in per cent at λ = 1.5. The paper does not print its plane. The errors of

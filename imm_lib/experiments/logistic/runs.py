@@ -134,7 +134,7 @@ EXPERIMENTS = [
     _experiment(
         "plane",
         {
-            "runs": paper.RUNS,
+            "runs": 4 * paper.RUNS,
             "normals": [[1, 3, 3]],
             "sizes": list(paper.TABLE_4),
             "lam": paper.LAM,
