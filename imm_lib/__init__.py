@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imm_lib.public import *  # noqa: F403
-    from imm_lib.public import __all__ as __all__
 
 __version__ = "0.1.0"
 
@@ -29,6 +28,8 @@ class _Library(ModuleType):
             importlib.import_module(f"imm_lib.{name}")  # which puts it here
             return vars(self)[name]
         public = importlib.import_module("imm_lib.public")
+        if name == "__all__":
+            return sorted(each for each in vars(public) if not each.startswith("_"))
         if not hasattr(public, name):
             said = f"module {self.__name__!r} has no attribute {name!r}"
             for module in vars(public).values():

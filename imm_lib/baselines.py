@@ -6,18 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks, distributed
+from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
-from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.estimators import (
-    Drawing,
-    Query,
-    Target,
-    answers,
-    checked_contexts,
-    mean_risk,
-)
-from imm_lib.induced import accumulator, cross_entropy, log_sum_exp, weighted
+from imm_lib.divergences import Divergence
+from imm_lib.estimators import Drawing, Query, Target, answers
+from imm_lib.induced import cross_entropy, log_sum_exp, weighted
 from imm_lib.targets.table import as_target
 
 
@@ -37,8 +31,6 @@ class SampledNoising(Drawing):
     tensor(0.7645)
     """
 
-    risk: Tensor | None
-
     def __init__(
         self,
         target: Target,
@@ -48,32 +40,21 @@ class SampledNoising(Drawing):
         divergence: Divergence | str = cross_entropy,
         group: Group = None,
     ):
-        super().__init__()
-        self.group = checked_group(group)
-        self.divergence, self.k = as_divergence(divergence), checks.count("k", k)
-        self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = as_target(target, contexts)
-        self.generator = checks.generator(generator)
+        super().__init__(target, contexts, k, generator, divergence, group)
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`imm_lib.ExactIMM.forward`."""
         asked, rows, extended, count, total = self.draw(short, weight)
         log_q = answers(query, asked, extended, rows.shape[1])
         risk = self.divergence(rows.to(log_q.dtype).unsqueeze(1), log_q).mean(1)
-        mean = mean_risk(risk, count, total).to(risk.dtype)
-        self.risk = distributed.mean(mean.detach(), self.group)
-        return mean
+        return self.mean(risk, count, total)
 
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
-    log_q = accumulator(checks.log_distributions("log_q", log_q, dim=2))
     rows = target(checks.tensor("short", short))
-    if rows.shape != log_q.shape:
-        raise ValueError(
-            f"log_q must be (B, Y) = {tuple(rows.shape)}, got {checks.describe(log_q)}"
-            f"{checks.coarser(log_q, rows.shape[1])}"
-        )
+    hint = checks.coarser(log_q, rows.shape[1])
+    log_q = accumulator(checks.log_distributions("log_q", log_q, *rows.shape, why=hint))
     checks.same_device("log_q", log_q, "target", rows)
     return rows.to(log_q.dtype), log_q
 

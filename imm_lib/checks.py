@@ -6,8 +6,9 @@ GPU wait: on CPU tensors, outside compiled or vmapped code.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -60,29 +61,81 @@ def usable(value: Tensor) -> Tensor:
     return value if torch.is_inference_mode_enabled() else value.clone()
 
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, *HALF)
+Size = int | str | EllipsisType
 
 
-def floating(name: str, value: Any) -> Tensor:
-    """``value``, if it is a floating-point tensor; raises TypeError."""
+def shaped(name: str, value: Tensor, *shape: Size, why: str = "") -> Tensor:
+    """``value``, if it has these sizes; raises ValueError, with ``why`` after what is expected.
+
+    A letter stands for any size but 0, the same one wherever it comes, and ``...`` in front for any
+    dimensions that are not empty.
+    """
+    leading = len(shape) > 0 and shape[0] is ...
+    wanted = shape[1:] if leading else shape
+    more = value.dim() - len(wanted)
+    fits = more == 0 or (leading and more > 0 and value.numel() > 0)
+    sizes: dict[str, int] = {}
+    for want, found in zip(reversed(wanted), reversed(value.shape), strict=False):
+        if isinstance(want, str):
+            fits = fits and found > 0 and sizes.setdefault(want, found) == found
+        else:
+            fits = fits and want == found
+    if not fits:
+        told = ", ".join("..." if size is ... else str(size) for size in shape)
+        told = f"({told}{',' * (len(shape) == 1)})"
+        told = told if value.numel() > 0 else f"non-empty {told}"
+        raise ValueError(f"{name} must be {told}{why}, got {describe(value)}")
+    return value
+
+
+def floating(name: str, value: Any, *shape: Size, why: str = "") -> Tensor:
+    """``value``, if it is a floating-point tensor, and :func:`shaped` if a shape is given; raises
+    TypeError or ValueError.
+    """
     if tensor(name, value).dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
-    return value
+    return shaped(name, value, *shape, why=why) if shape else value
 
 
-def function(name: str, value: Any) -> Callable:
-    """``value``, if it can be called; raises TypeError."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function, got {describe(value)}")
-    return value
+def accumulator(x: Tensor) -> Tensor:
+    """``x`` in the dtype to add it up in: float32 for half precision, unchanged otherwise."""
+    return x.float() if x.dtype in HALF else x
+
+
+def values(name: str, value: Any, *shape: Size, why: str = "") -> Tensor:
+    """``value`` in the dtype to accumulate in, if it is of that shape and (CPU only) finite; raises
+    TypeError or ValueError.
+    """
+    floating(name, value, *shape, why=why)
+    if visible(value) and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
+    return accumulator(value)
+
+
+def column(found: Any) -> str:
+    """A hint, if one output has no dimension of its own."""
+    return "; one output is [:, None]" if isinstance(found, Tensor) and found.dim() == 1 else ""
+
+
+def coarser(found: Any, labels: int | str) -> str:
+    """Why log-probabilities are to have so many labels, and a hint if they have more."""
+    if isinstance(labels, str):
+        return ""
+    more = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] > labels
+    hint = "; for a target of coarser labels give imm.coarsen(log_q, labels)" if more else ""
+    return f", with the target's labels{hint}"
 
 
 def answer(query: Any, short: Tensor, extended: Tensor) -> Any:
     """``query(short, extended)``; raises TypeError for what cannot be called so."""
+    if not callable(query):
+        raise TypeError(f"query must be a function, got {describe(query)}")
     try:
-        return function("query", query)(short, extended)
+        return query(short, extended)
     except TypeError as error:
-        if callable(query) and (found := _other_arguments(query)):
+        if found := _other_arguments(query):
             raise TypeError(f"query must take (short, extended), got {found}") from error
         raise
 
@@ -100,18 +153,25 @@ def _other_arguments(query: Callable) -> str:
     return ""
 
 
+def differentiable(parameters: Any) -> list[Tensor]:
+    """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
+    one may be, is one. Raises TypeError, ValueError.
+    """
+    if isinstance(parameters, torch.nn.Module | Tensor) or not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters must be an iterable of tensors, got {describe(parameters)}")
+    found = {id(p): p for p in parameters if tensor("parameters", p).requires_grad}
+    if not found:
+        raise ValueError(
+            "parameters must hold at least one tensor that requires a gradient, got none"
+        )
+    return list(found.values())
+
+
 def flag(name: str, value: Any) -> bool:
     """``value``, if it is a bool; raises TypeError: any word would count as true."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {describe(value)}")
     return bool(value)
-
-
-def coarser(found: Tensor, labels: int) -> str:
-    """A hint, if log-probabilities are of more labels than the target."""
-    if found.dim() != 2 or found.shape[1] <= labels:
-        return ""
-    return "; for a target of coarser labels give imm.coarsen(log_q, labels)"
 
 
 def count(name: str, value: Any) -> int:
@@ -182,19 +242,21 @@ def array(name: str, value: Any) -> Any:
     return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
 
 
-def ids(name: str, value: Any, size: int | None = None) -> Tensor:
+def ids(
+    name: str, value: Any, size: int | None = None, beside: tuple[str, Tensor] | None = None
+) -> Tensor:
     """``value`` as int64, if it is a non-empty 1-D integer tensor or NumPy array with values in
-    [0, size).
+    [0, size), on the device of what it is used with, if that is named.
 
     Any integer dtype will do, unsigned ones as well: files of tokens are often uint16. Raises
-    TypeError for another dtype, ValueError for another shape or (CPU only) an id out of range.
+    TypeError for another dtype, ValueError for another shape, device or (CPU only) an id out of
+    range.
     """
     value = array(name, value)
     whole = not (tensor(name, value).is_floating_point() or value.is_complex())
     if not whole or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
-    if value.dim() != 1 or value.numel() == 0:
-        raise ValueError(f"{name} must be a non-empty 1-D tensor of ids, got {describe(value)}")
+    shaped(name, value, "N", why=", 1-D")
     value = usable(value).long()  # first, for torch has no minimum of unsigned dtypes
     if visible(value):
         low, high = value.min().item(), value.max().item()
@@ -203,6 +265,8 @@ def ids(name: str, value: Any, size: int | None = None) -> Tensor:
                 f"{name} must hold ids in [0, {size if size is not None else 'inf'}), got "
                 f"{low}..{high}"
             )
+    if beside is not None:
+        same_device(name, value, *beside)
     return value
 
 
@@ -236,23 +300,20 @@ def normalised(rows: Tensor) -> Tensor:
     A sum that differs from 1 by rounding alone is left as it is. Looks at no value. The sums are
     constants to a gradient.
     """
-    rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    rows = accumulator(rows)
     total = rows.detach().sum(-1, keepdim=True, dtype=wide(rows.device))
     rounding = (total - 1).abs() <= 4 * torch.finfo(rows.dtype).eps
     return rows / total.masked_fill(rounding, 1.0).to(rows.dtype)
 
 
-def probabilities(name: str, value: Any) -> Tensor:
-    """``value``, if its last dimension holds probability distributions, which then sum to 1 up to
-    rounding: in float32 where it came in half precision. Looks at the values on every device.
+def probabilities(name: str, value: Any, *shape: Size, why: str = "") -> Tensor:
+    """``value``, if it is of that shape, (..., Y) by default, and its last dimension holds
+    probability distributions, which then sum to 1 up to rounding: in float32 where it came in half
+    precision. Looks at the values on every device.
 
     For objects, which are built once. Raises TypeError or ValueError.
     """
-    if floating(name, value).dim() < 1 or value.numel() == 0:
-        raise ValueError(
-            f"{name} must be non-empty with distributions in its last dimension, got "
-            f"{describe(value)}"
-        )
+    floating(name, value, *(shape or (..., "Y")), why=why)
     if finite(name, value).min() < 0:
         raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
     error = (value.detach().sum(-1, dtype=wide(value.device)) - 1).abs().max().item()
@@ -261,7 +322,7 @@ def probabilities(name: str, value: Any) -> Tensor:
             f"{name} must sum to 1 over its last dimension, got sums off by up to {error:.3g}"
         )
     value = usable(value)
-    exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in FLOATS[2:]
+    exact = error <= 4 * torch.finfo(value.dtype).eps and value.dtype not in HALF
     return value if exact else normalised(value)
 
 
@@ -283,16 +344,12 @@ LOOK = 2**18
 """Entries whose sums are looked at: all of a small tensor, evenly spaced rows of a large one."""
 
 
-def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
-    """``value``, if it has at least ``dim`` dimensions, is non-empty, and (CPU only) has no NaN and
-    nothing above 0.
+def log_probabilities(name: str, value: Any, *shape: Size, why: str = "") -> Tensor:
+    """``value``, if it is of that shape and (CPU only) has no NaN and nothing above 0.
 
     For what works label by label. Raises TypeError or ValueError.
     """
-    if floating(name, value).dim() < dim or value.numel() == 0:
-        raise ValueError(
-            f"{name} must be a non-empty tensor of at least {dim} dimensions, got {describe(value)}"
-        )
+    floating(name, value, *shape, why=why)
     if visible(value):
         top = value.detach().amax().item()
         # a log_softmax may round a few ulp above 0; NaN fails the comparison as well
@@ -303,13 +360,13 @@ def log_probabilities(name: str, value: Any, dim: int) -> Tensor:
     return value
 
 
-def log_distributions(name: str, value: Any, dim: int) -> Tensor:
+def log_distributions(name: str, value: Any, *shape: Size, why: str = "") -> Tensor:
     """:func:`log_probabilities` that (CPU only) sum to 1 over the last dimension: scores that are
     nowhere above 0 are none.
 
     Raises TypeError or ValueError.
     """
-    if visible(log_probabilities(name, value, dim)):
+    if visible(log_probabilities(name, value, *shape, why=why)):
         rows = value.detach().reshape(-1, value.shape[-1])[:: -(-value.numel() // LOOK)].float()
         error = rows.logsumexp(-1).abs().max().item()
         if not error <= 1 / 16:  # what bfloat16 may round, also if it was cast up since
@@ -326,12 +383,9 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
 
     Raises TypeError or ValueError.
     """
-    if floating(name, value).dim() < 1 or value.numel() == 0:
-        raise ValueError(f"{name} must be non-empty and end in k = {k}, got {describe(value)}")
-    if value.shape[-1] != k:
-        raise ValueError(f"{name} must end in k = {k} as log_q does, got {describe(value)}")
+    floating(name, value, ..., k, why=" as log_q has contexts")
     value, allowed = usable(value), max(1e-3, 8 * torch.finfo(value.dtype).eps)
-    value = value.float() if value.dtype in FLOATS[2:] else value
+    value = accumulator(value)
     total = value.detach().logsumexp(-1, keepdim=True)
     if visible(value):
         error = total.abs().max().item()
@@ -350,13 +404,10 @@ def point_weights(value: Any, short: Tensor) -> Tensor:
 
     Raises TypeError or ValueError.
     """
-    if floating("weight", value).shape != short.shape[:1]:
-        raise ValueError(
-            f"weight must be one number per data point, ({len(short)},), got {describe(value)}"
-        )
+    floating("weight", value, len(short), why=", one number per data point")
     same_device("weight", value, "short", short)
     value = usable(value.detach())
-    value = value.float() if value.dtype in FLOATS[2:] else value
+    value = accumulator(value)
     if visible(value):
         low, total = value.min().item(), value.sum().item()
         # the inverse of a subnormal sum is infinite

@@ -13,22 +13,12 @@ from imm_lib.distributed import is_shard
 from imm_lib.sequential import leaves_of
 
 
-def _checked(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The distinct leaf tensors that want a gradient, in order."""
-    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
-        raise TypeError(
-            f"parameters must be an iterable of leaf tensors, got {checks.describe(parameters)}"
-        )
-    # a weight that is listed twice, as a tied one may be, is one
-    found = list({id(p): checks.tensor("parameters", p) for p in parameters}.values())
+def _leaves(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The distinct leaf tensors that want a gradient, in order; raises TypeError or ValueError."""
+    found = checks.differentiable(parameters)
     if not all(p.is_leaf for p in found):
         raise ValueError(
             "parameters must be leaf tensors, got one that was computed: its .grad is not kept"
-        )
-    found = [p for p in found if p.requires_grad]
-    if not found:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
         )
     return found
 
@@ -91,7 +81,7 @@ def add_clipped(
         TypeError, ValueError: parameters that are no leaf tensors or none, or a norm that is not
             positive; before ``backward`` is called.
     """
-    parameters = _checked(parameters)
+    parameters = _leaves(parameters)
     max_norm = checks.limit("max_norm", max_norm, 0, open_low=True)
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
     # DistributedDataParallel may write the new gradient where the old one is
@@ -187,7 +177,7 @@ def clipped_backward(
         raise TypeError(
             f"scaler must be a torch.amp.GradScaler or None, got {checks.describe(scaler)}"
         )
-    parameters = _checked(parameters)
+    parameters = _leaves(parameters)
     if any(is_shard(p) for p in parameters):
         raise ValueError(
             "parameters must be whole, got shards of FSDP2, which reduces one backward pass after "

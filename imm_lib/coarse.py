@@ -31,14 +31,9 @@ def coarsen(log_q: Tensor, labels: Tensor) -> Tensor:
     >>> coarsen(log_q, torch.tensor([0, 1, 1])).exp()
     tensor([0.5000, 0.5000])
     """
-    checks.log_probabilities("log_q", log_q, dim=1)
-    labels = checks.ids("labels", labels)
-    if labels.shape != log_q.shape[-1:]:
-        raise ValueError(
-            f"labels must map each of the {log_q.shape[-1]} labels, leaving none out, "
-            f"got {checks.describe(labels)}"
-        )
-    checks.same_device("labels", checks.held("labels", labels), "log_q", log_q)
+    checks.log_probabilities("log_q", log_q, ..., "Y")
+    labels = checks.held("labels", checks.ids("labels", labels, beside=("log_q", log_q)))
+    checks.shaped("labels", labels, log_q.shape[-1], why=", to map each label, leaving none out")
     size = int(labels.max()) + 1
     empty = torch.bincount(labels, minlength=size) == 0
     if empty.any():

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.induced import accumulator
+from imm_lib.checks import accumulator
 from imm_lib.precision import KeepsPrecision
 
 Support = tuple[Tensor, Tensor, Tensor]
@@ -42,15 +42,18 @@ class Contexts(Protocol):
 
 
 def _uniform(
-    size: tuple[int, int],
-    generator: torch.Generator | None,
-    device: torch.device,
-    dtype: torch.dtype,
+    size: tuple[int, int], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """Uniform numbers in [0, 1)."""
+    """Uniform numbers in [0, 1) on a device, drawn where the generator is, in float64 if it may be:
+    float32 could not reach every one of more than 2^24 data points.
+    """
+    where = generator.device if generator is not None else device
+    dtype = checks.wide(where)
     if generator is None:  # no generator=None: a compiled graph takes that for a fixed size only
-        return torch.rand(*size, device=device, dtype=dtype)
-    return torch.rand(*size, generator=generator, device=device, dtype=dtype)
+        return torch.rand(*size, device=where, dtype=dtype)
+    u = torch.rand(*size, generator=generator, device=where, dtype=dtype)
+    # a copy to a GPU need not be waited for; one from a GPU must be
+    return u.to(device, checks.wide(device), non_blocking=where.type == "cpu")
 
 
 class GroupedContexts(KeepsPrecision):
@@ -121,8 +124,8 @@ class GroupedContexts(KeepsPrecision):
         return self.order[start : start + count]
 
     def _known(self, short: Tensor) -> Tensor:
-        short = checks.ids("short", short, len(self.counts))
-        checks.same_device("short", short, "the data of GroupedContexts", self.order)
+        data = "the data of GroupedContexts", self.order
+        short = checks.ids("short", short, len(self.counts), data)
         if checks.visible(short) and (self.counts[short] == 0).any():
             unseen = short[self.counts[short] == 0][0].item()
             raise ValueError(
@@ -164,11 +167,7 @@ class GroupedContexts(KeepsPrecision):
         checks.generator(generator)
         short = self._known(short)
         count = self.counts[short].unsqueeze(1)
-        device = generator.device if generator is not None else short.device
-        # float64: float32 could not reach every one of more than 2^24 data points
-        u = _uniform((len(short), k), generator, device, checks.wide(device))
-        # a copy to a GPU need not be waited for; one from a GPU must be
-        u = u.to(short.device, checks.wide(short.device), non_blocking=device.type == "cpu")
+        u = _uniform((len(short), k), generator, short.device)
         within = (u * count).long().minimum(count - 1)
         extended = self.order[
             (self.starts[short].unsqueeze(1) + within).clamp(0, len(self.order) - 1)
@@ -205,15 +204,33 @@ class _DenseContexts(KeepsPrecision):
         checks.generator(generator)
         log_w = self.log_weights(short)
         total = log_w.to(checks.wide(log_w.device)).exp_().cumsum_(-1)
-        device = generator.device if generator is not None else log_w.device
-        u = _uniform((len(total), k), generator, device, checks.wide(device)).to(total)
+        u = _uniform((len(total), k), generator, log_w.device)
         # where the sum passes u; one of weight 0 does not move it and is never drawn
         end = total[:, -1:].contiguous()
         drawn = torch.searchsorted(total, u * end, right=True)
         return drawn.minimum(torch.searchsorted(total, end))
 
 
-class KernelContexts(_DenseContexts):
+class KernelWeights(_DenseContexts):
+    """Data points whose weight falls with the distance of their ``values``."""
+
+    values: Tensor
+
+    @property
+    def points(self) -> int:
+        """The number n of data points, of which every one is an extended context."""
+        return len(self.values)
+
+    @staticmethod
+    def _log_kernel(distance: Tensor, bandwidth: float = 1.0) -> Tensor:
+        """(B, n) distances -> (B, n) log weights, relative to the nearest point, so that a small
+        bandwidth cannot send all of them to 0.
+        """
+        nearest = distance.amin(-1, keepdim=True)
+        return torch.log_softmax((nearest - distance) / bandwidth, dim=-1)
+
+
+class KernelContexts(KernelWeights):
     """Continuous short contexts: a soft nearest-neighbour estimate of π(e|s) with a Laplace kernel
     (eqs. 21, 22).
 
@@ -235,25 +252,15 @@ class KernelContexts(_DenseContexts):
     tensor([[0.7311, 0.2689]])
     """
 
-    values: Tensor
-
     def __init__(self, values: Tensor, bandwidth: float = 1.0):
         super().__init__()
         self.bandwidth = checks.number("bandwidth", bandwidth, 0, open_low=True)
         values = accumulator(checks.usable(checks.floating("values", values).detach()))
         if self.bandwidth < torch.finfo(values.dtype).tiny:
             raise ValueError(f"bandwidth must be a normal {values.dtype} number, got {bandwidth}")
-        if values.dim() not in (1, 2) or values.numel() == 0:
-            raise ValueError(
-                f"values must be non-empty, (n,) or (n, d), got {checks.describe(values)}"
-            )
+        checks.shaped("values", values, *("n" if values.dim() == 1 else ("n", "d")))
         checks.finite("values", values)
         self.hold(values=values.clone())
-
-    @property
-    def points(self) -> int:
-        """The number n of data points, of which every one is an extended context."""
-        return len(self.values)
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) or (B, d) short contexts -> (B, n) log π(e|s).
@@ -263,15 +270,7 @@ class KernelContexts(_DenseContexts):
             ValueError: it is empty or does not have the shape or device of ``values``.
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
-        if (
-            short.shape[1:] != self.values.shape[1:]
-            or short.dim() != self.values.dim()
-            or len(short) == 0
-        ):
-            raise ValueError(
-                f"short must be a non-empty batch like values {tuple(self.values.shape)}, got "
-                f"{checks.describe(short)}"
-            )
+        checks.shaped("short", short, "B", *self.values.shape[1:], why=" as values are")
         asked = short.to(self.values.dtype)
         if checks.visible(asked) and not torch.isfinite(asked).all():
             raise ValueError(
@@ -280,11 +279,7 @@ class KernelContexts(_DenseContexts):
             )
         points = self.values.unsqueeze(1) if self.values.dim() == 1 else self.values
         query = asked.unsqueeze(1) if asked.dim() == 1 else asked
-        distance = torch.cdist(query, points, p=1)
-        # relative to the nearest point, so that a small bandwidth cannot send all n weights to 0
-        return torch.log_softmax(
-            (distance.amin(-1, keepdim=True) - distance) / self.bandwidth, dim=-1
-        )
+        return self._log_kernel(torch.cdist(query, points, p=1), self.bandwidth)
 
 
 class BeliefContexts(_DenseContexts):
@@ -308,9 +303,7 @@ class BeliefContexts(_DenseContexts):
 
     def __init__(self, belief: Tensor):
         super().__init__()
-        if checks.floating("belief", belief).dim() != 2:
-            raise ValueError(f"belief must be (S, E), got {checks.describe(belief)}")
-        belief = checks.probabilities("belief", belief).detach()
+        belief = checks.probabilities("belief", belief, "S", "E").detach()
         self.hold(belief=belief.clone())
 
     @property
@@ -320,6 +313,5 @@ class BeliefContexts(_DenseContexts):
 
     def log_weights(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, E) log π(e|s); raises TypeError or ValueError for ids outside [0, S)."""
-        short = checks.ids("short", short, len(self.belief))
-        checks.same_device("short", short, "belief", self.belief)
+        short = checks.ids("short", short, len(self.belief), ("belief", self.belief))
         return self.belief[short].log()

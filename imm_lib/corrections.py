@@ -16,8 +16,7 @@ from imm_lib import checks, distributed
 from imm_lib.averages import Pairs, Step, at_average, each, members, move, row_sums
 from imm_lib.head import Head
 from imm_lib.induced import dot, inner
-from imm_lib.segments import Part, groups
-from imm_lib.tables import target_rows
+from imm_lib.segments import groups
 
 if TYPE_CHECKING:
     from imm_lib.fused import FusedIMM
@@ -32,10 +31,6 @@ class Term(NamedTuple):
     subtract: Callable[[Tensor, float], Tensor]  # (gradient, λ): takes λ w away in place
 
 
-def _rows(module: "FusedIMM", part: Part) -> Tensor:
-    return target_rows(module.target, part.groups.short, module.shape[1], module.table.dtype)
-
-
 def _subtract(w: Tensor) -> Callable[[Tensor, float], Tensor]:
     return lambda gradient, lam: gradient.sub_(w, alpha=lam)
 
@@ -45,7 +40,7 @@ def correct_all(
 ) -> Term:
     """As :class:`imm_lib.MovingAverageIMM`, whose value and gradient these are."""
     inverse, size = step.inverse, len(step.part.groups.short)
-    target, count = _rows(module, step.part), members(step, log_sum)
+    target, count = module.target_rows(step.part.groups.short), members(step, log_sum)
     average, log_average = at_average(
         module, head, step, None, lambda: row_sums(head, step, q), log_sum
     )
@@ -71,8 +66,8 @@ def correct_none(
     module: "FusedIMM", head: Head, step: Step, logits: Tensor, q: Tensor, log_sum: Tensor
 ) -> Term:
     """Reverse distillation, w = P̂."""
-    w = head.scratch("w", len(q))
-    torch.index_select(_rows(module, step.part), 0, step.part.groups.inverse, out=w)
+    w, found = head.scratch("w", len(q)), step.part.groups
+    torch.index_select(module.target_rows(found.short), 0, found.inverse, out=w)
     if step.counts is not None:
         w.mul_(step.counts.unsqueeze(1))
     mass = w.sum(1)

@@ -5,9 +5,6 @@ or an experiment, asks for a device.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -24,14 +21,8 @@ def count(kind: str) -> int:
 
 
 def find(name: str | torch.device, argument: str = "device") -> torch.device:
-    """The device of that name, if this machine has it.
-
-    Args:
-        name: "cpu", "cuda", "cuda:1", "mps" or a device.
-        argument: what a message calls the name.
-
-    Raises:
-        ValueError: it is not the name of a device, or this machine does not have that one.
+    """The device "cpu", "cuda", "cuda:1", "mps" or a device of torch; raises ValueError, calling it
+    ``argument``, where it is another or this machine does not have it.
     """
     try:
         found = torch.device(name)
@@ -63,27 +54,10 @@ def device() -> torch.device:
     return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if count(kind)))
 
 
-@dataclass
-class Watch:
-    """Where tensors were made during a block of :func:`watched`; None until it ends."""
-
-    device: torch.device | None = None
-
-
-def _allocations(where: torch.device) -> int:
-    """How many pieces of memory have been taken on a device since the process began."""
+def allocations(where: torch.device) -> int:
+    """How many pieces of memory have been taken on a device since the process began; a change tells
+    that tensors were made there. 0 on a CPU.
+    """
     if where.type == "cuda":
         return torch.cuda.memory_stats(where).get("allocation.all.allocated", 0)
     return torch.mps.driver_allocated_memory() if where.type == "mps" else 0
-
-
-@contextmanager
-def watched(where: torch.device) -> Iterator[Watch]:
-    """Tell whether a block made tensors on ``where``, or left it idle and used the CPU.
-
-    It asks the allocator before and after, which costs the block nothing.
-    """
-    found, before = Watch(), _allocations(where)
-    yield found
-    used = where.type == "cpu" or _allocations(where) != before
-    found.device = where if used else torch.device("cpu")

@@ -16,6 +16,7 @@ Unchecked, as inner functions: the estimators check what they hand over.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -253,26 +254,16 @@ def as_divergence(divergence: Divergence | str) -> Divergence:
             f"{checks.describe(divergence)}"
         )
     own = (getattr(divergence, "__module__", None) or "").startswith("imm_lib.")
-    return divergence if own else _Given(divergence)
+    return divergence if own else partial(_checked, divergence)
 
 
-class _Given:
-    """A function from outside, whose answers are checked: a mean in the place of one value per row
-    would pass for a risk.
+def _checked(divergence: Divergence, target: Tensor, log_q: Tensor) -> Tensor:
+    """The answer of a function from outside: a mean in the place of one value per row would pass
+    for a risk.
     """
-
-    def __init__(self, function: Divergence):
-        self.function = function
-
-    def __call__(self, target: Tensor, log_q: Tensor) -> Tensor:
-        found = checks.floating("divergence(target, log_q)", self.function(target, log_q))
-        wanted = torch.broadcast_shapes(target.shape, log_q.shape)[:-1]
-        if found.shape != wanted:
-            raise ValueError(
-                f"divergence(target, log_q) must have one value per row, {tuple(wanted)}, got "
-                f"{checks.describe(found)}"
-            )
-        return found
+    name, rows = "divergence(target, log_q)", torch.broadcast_shapes(target.shape, log_q.shape)[:-1]
+    found = checks.floating(name, divergence(target, log_q))
+    return checks.shaped(name, found, *rows, why=", one value per row")
 
 
 def pull(divergence: Divergence, target: Tensor, log_q: Tensor) -> Tensor:

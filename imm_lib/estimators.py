@@ -20,22 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks, distributed
+from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.induced import (
-    accumulator,
-    add_rows,
-    cross_entropy,
-    log_sum_exp,
-    segment_logsumexp,
-)
-from imm_lib.segments import groups
+from imm_lib.induced import add_rows, cross_entropy, log_sum_exp, segment_logsumexp
+from imm_lib.segments import groups, unique
 from imm_lib.sequential import sequential_risk
-from imm_lib.targets.table import as_target
+from imm_lib.targets.table import Target, as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
-Target = Tensor | Callable[[Tensor], Tensor]
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -70,8 +64,7 @@ def distinct(
     Of the joint batch of a group, every rank runs its share.
     """
     joint, _ = distributed.gathered(checks.held("short", checked_batch(short)), group)
-    dim = None if short.dim() == 1 else 0
-    values, inverse, counts = torch.unique(joint, dim=dim, return_inverse=True, return_counts=True)
+    values, inverse, counts = unique(joint)
     total: Tensor | float = float(len(joint))
     if weight is not None:
         weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
@@ -83,32 +76,20 @@ def distinct(
     return own, count, total / distributed.ranks(group)
 
 
-def mean_risk(risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
-    """Σ count · risk / total; what counts for nothing may be infinite."""
-    count = count.to(risk.dtype)
-    return (count * risk.masked_fill(count == 0, 0.0)).sum() / total
-
-
-def _answer(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
-    """The answer of ``query`` in the dtype to accumulate in, checked to be (N, labels)
-    log-probabilities.
-    """
-    found = checks.answer(query, short, extended)
-    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
-    checks.same_device("query(short, extended)", log_q, "short", short)
-    if log_q.shape != (len(short), labels):
-        raise ValueError(
-            f"query(short, extended) must be (N, Y) = {(len(short), labels)}, with the target's Y "
-            f"labels, got {checks.describe(log_q)}{checks.coarser(log_q, labels)}"
-        )
-    return accumulator(log_q)
+def answer(query: Query, short: Tensor, extended: Tensor, labels: int | str = "Y") -> Tensor:
+    """The answer of ``query``, checked to be (N, labels) log-probabilities."""
+    name, found = "query(short, extended)", checks.answer(query, short, extended)
+    why = checks.coarser(found, labels)
+    log_q = checks.log_distributions(name, found, len(short), labels, why=why)
+    checks.same_device(name, log_q, "short", short)
+    return log_q
 
 
 def answers(query: Query, short: Tensor, extended: Tensor, labels: int) -> Tensor:
     """(D,) short contexts with (D, k) extended ones -> (D, k, Y) checked log-probabilities."""
     k = extended.shape[1]
-    log_q = _answer(query, short.repeat_interleave(k, dim=0), extended.flatten(), labels)
-    return log_q.unflatten(0, (-1, k))
+    log_q = answer(query, short.repeat_interleave(k, dim=0), extended.flatten(), labels)
+    return accumulator(log_q).unflatten(0, (-1, k))
 
 
 def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -> Tensor:
@@ -116,11 +97,38 @@ def induced_rows(query: Query, contexts: Contexts, short: Tensor, labels: int) -
     extended context.
     """
     row, extended, log_w = contexts.support(short)
-    log_q = _answer(query, short[row], extended, labels)
+    log_q = accumulator(answer(query, short[row], extended, labels))
     return segment_logsumexp(log_q + log_w.to(log_q.dtype).unsqueeze(1), row, len(short))
 
 
-class ExactIMM(nn.Module):
+class Estimator(nn.Module):
+    """What matches a target by running the full model in extended contexts."""
+
+    risk: Tensor | None
+
+    def __init__(
+        self,
+        target: Target | nn.Module,
+        contexts: Contexts,
+        divergence: Divergence | str = cross_entropy,
+        group: Group = None,
+    ):
+        super().__init__()
+        self.divergence, self.group = as_divergence(divergence), checked_group(group)
+        self.contexts, self.risk = checked_contexts(contexts), None
+        self.target = as_target(target, contexts)
+
+    def mean(self, risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
+        """Σ count · risk / total, which ``.risk`` then holds detached; what counts for nothing may
+        be infinite.
+        """
+        count = count.to(risk.dtype)
+        mean = ((count * risk.masked_fill(count == 0, 0.0)).sum() / total).to(risk.dtype)
+        self.risk = distributed.mean(mean.detach(), self.group)
+        return mean
+
+
+class ExactIMM(Estimator):
     """The empirical IMM risk (eqs. 7, 9): the full model is run in every extended context of the
     batch's short ones.
 
@@ -144,20 +152,6 @@ class ExactIMM(nn.Module):
     tensor(0.6109)
     """
 
-    risk: Tensor | None
-
-    def __init__(
-        self,
-        target: Target,
-        contexts: Contexts,
-        divergence: Divergence | str = cross_entropy,
-        group: Group = None,
-    ):
-        super().__init__()
-        self.divergence, self.group = as_divergence(divergence), checked_group(group)
-        self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = as_target(target, contexts)
-
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats.
 
@@ -172,21 +166,25 @@ class ExactIMM(nn.Module):
         rows = self.target(asked)
         log_induced = induced_rows(query, self.contexts, asked, rows.shape[1])
         risk = self.divergence(rows.to(log_induced.dtype), log_induced)
-        mean = mean_risk(risk, count, total).to(risk.dtype)
-        self.risk = distributed.mean(mean.detach(), self.group)
-        return mean
+        return self.mean(risk, count, total)
 
 
-class Drawing(nn.Module):
-    """A module that draws extended contexts, and whose generator, if it has one of its own, is in
+class Drawing(Estimator):
+    """An estimator that draws extended contexts; its generator, if it has one of its own, is in
     ``state_dict``.
     """
 
-    target: nn.Module
-    contexts: Contexts
-    k: int
-    generator: torch.Generator | None
-    group: Group
+    def __init__(
+        self,
+        target: Target | nn.Module,
+        contexts: Contexts,
+        k: int,
+        generator: torch.Generator | None = None,
+        divergence: Divergence | str = cross_entropy,
+        group: Group = None,
+    ):
+        super().__init__(target, contexts, divergence, group)
+        self.k, self.generator = checks.count("k", k), checks.generator(generator)
 
     def draw(
         self, short: Tensor, weight: Tensor | None = None
@@ -244,8 +242,7 @@ class SampledIMM(Drawing):
     taken of a mean.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        contexts: one of the context classes.
+        target, contexts, divergence, group: as of :class:`ExactIMM`.
         k: extended contexts drawn per distinct short context.
         sequential: run the k contexts one after another, so that the memory for activations does
             not grow with k, at the price of a second forward pass (Appendix C.2). Dropout masks are
@@ -254,10 +251,6 @@ class SampledIMM(Drawing):
             time.
         generator: source of the samples; one on the CPU draws the same on every device. By default
             torch's of the device of ``short``. Its state is in ``state_dict``.
-        divergence: between target and induced model, a function or a name of
-            :mod:`imm_lib.divergences`.
-        group: ranks whose batches count as one (:mod:`imm_lib.distributed`), each with the contexts
-            of all data points. Every distinct short context is run by one of them.
 
     Raises:
         TypeError, ValueError: when built, for a bad target, k or divergence; when called, for a bad
@@ -273,8 +266,6 @@ class SampledIMM(Drawing):
     0.61
     """
 
-    risk: Tensor | None
-
     def __init__(
         self,
         target: Target,
@@ -285,20 +276,15 @@ class SampledIMM(Drawing):
         divergence: Divergence | str = cross_entropy,
         group: Group = None,
     ):
-        super().__init__()
-        self.divergence, self.group = as_divergence(divergence), checked_group(group)
-        self.k = checks.count("k", k)
-        self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = as_target(target, contexts)
+        super().__init__(target, contexts, k, generator, divergence, group)
         self.sequential = checks.flag("sequential", sequential)
-        self.generator = checks.generator(generator)
 
     def forward(self, query: Query, short: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean risk over the batch, in nats; arguments as of :meth:`ExactIMM.forward`."""
         asked, rows, extended, count, total = self.draw(short, weight)
         if self.sequential:
             passes = [
-                partial(_answer, query, asked, column, rows.shape[1])
+                partial(answer, query, asked, column, rows.shape[1])
                 for column in extended.unbind(1)
             ]
             risk = sequential_risk(rows, passes, self.divergence)
@@ -306,6 +292,4 @@ class SampledIMM(Drawing):
             log_q = answers(query, asked, extended, rows.shape[1])
             log_induced = log_sum_exp(log_q) - math.log(self.k)
             risk = self.divergence(rows.to(log_q.dtype), log_induced)
-        mean = mean_risk(risk, count, total).to(risk.dtype)
-        self.risk = distributed.mean(mean.detach(), self.group)
-        return mean
+        return self.mean(risk, count, total)

@@ -1,8 +1,8 @@
 """Files of data sets: found on this machine, read and checked, or downloaded; one sentence for each
 thing that can be wrong.
 
-A copy whose checksum is known is verified when it is first read, and ``checked.json`` in the cache
-remembers that it was. Downloads are held in memory until they are verified, and written whole.
+A copy whose checksum is known is verified whenever it is read. Downloads are held in memory until
+they are verified, and written whole.
 """
 
 import codecs
@@ -14,13 +14,12 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from imm_lib import folders, results
+from imm_lib import folders
 
-STAMPS = "checked.json"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -42,13 +41,8 @@ def _reason(error: OSError) -> str:
 
 
 def find(name: str) -> Path | None:
-    """The first file of that name in :func:`imm_lib.folders.sources`, None where there is none.
-
-    Args:
-        name: below these folders, as "ptb/ptb.train.txt".
-
-    Raises:
-        DataError: something else than a file has this name, or it cannot be looked at.
+    """The first file of that name, as "ptb/ptb.train.txt", in :func:`imm_lib.folders.sources`, None
+    where there is none; raises DataError for what is no file, or cannot be looked at.
     """
     for folder in folders.sources():
         path = folder / name
@@ -73,24 +67,15 @@ def present(name: str) -> bool:
 
 
 def read_text(path: Path, what: str, sha256: str | None = None, mark: bool = False) -> str:
-    """The text of a UTF-8 file.
-
-    Args:
-        path: where it is.
-        what: it is, for messages: "ptb.train.txt of ptb".
-        sha256: of the file, where it is known.
-        mark: whether the file may begin with a byte order mark, which is then left out.
-
-    Raises:
-        DataError: the file cannot be read, is empty or no UTF-8, has a NUL byte, or has another
-            checksum; the message says which of these.
+    """The text of a UTF-8 file, which a message calls ``what``; a byte order mark, if it may have
+    one, is left out. Raises DataError where it cannot be read, is empty or no UTF-8, has a NUL
+    byte, or another checksum than a known one.
     """
     try:
-        stamp = _stamp(path, sha256)
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{what} cannot be read: {_reason(error)} ({path})") from None
-    wrong = sha256 is not None and not _known(path, stamp) and _digest(raw) != sha256
+    wrong = sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256
     marked = raw.startswith(codecs.BOM_UTF8)
     fault = _fault(raw)
     if not fault and marked and (wrong or not mark):
@@ -99,13 +84,7 @@ def read_text(path: Path, what: str, sha256: str | None = None, mark: bool = Fal
         fault = "has Windows line ends" if b"\r\n" in raw else "has a wrong checksum"
     if fault:
         raise DataError(f"{what} {fault}: copy it anew, or delete it to download it ({path})")
-    if sha256 is not None:
-        _remember(path, stamp)
     return raw[len(codecs.BOM_UTF8) * marked :].decode()
-
-
-def _digest(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
 
 
 def _fault(raw: bytes) -> str:
@@ -128,44 +107,11 @@ def _line(raw: bytes, place: int) -> int:
     return raw.count(b"\n", 0, place) + 1
 
 
-def _stamp(path: Path, sha256: str | None) -> list[int | str | None]:
-    """What tells that a file is still the one that was verified, to be taken before it is read."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256]
-
-
-def _stamps() -> dict:
-    """The stamps of the verified files by path; none where they cannot be read."""
-    with suppress(OSError, ValueError, results.ResultError):
-        found = results.read_json(folders.cache() / STAMPS)
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def _known(path: Path, stamp: list) -> bool:
-    return _stamps().get(str(path.resolve())) == stamp
-
-
-def _remember(path: Path, stamp: list) -> None:
-    """Note that a file was verified; without a cache that can be written, it is verified again."""
-    known, name = _stamps(), str(path.resolve())
-    if known.get(name) != stamp:
-        with suppress(OSError, ValueError):
-            results.write_json(folders.cache() / STAMPS, {**known, name: stamp})
-
-
 def download(what: str, url: str, sha256: str | None, advice: str) -> bytes:
     """What an address holds, with a progress bar, verified where its checksum is known.
 
-    Args:
-        what: it is, for messages.
-        url: its address.
-        sha256: of it, or None.
-        advice: what else can be done, the end of every message.
-
-    Raises:
-        DataError: a package is missing, the download failed, or the checksum is wrong.
+    A message calls it ``what`` and ends in ``advice``, on what else can be done. Raises DataError
+    where a package is missing, the download failed, or the checksum is wrong.
     """
     try:
         import pooch
@@ -191,7 +137,7 @@ def download(what: str, url: str, sha256: str | None, advice: str) -> bytes:
 
 def verify(content: bytes, sha256: str, what: str, advice: str) -> None:
     """Raise DataError where what was downloaded has another checksum."""
-    if _digest(content) != sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(
             f"{what} came with a wrong checksum and was not kept: try again, or {advice}"
         )

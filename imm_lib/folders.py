@@ -9,10 +9,7 @@ from pathlib import Path
 
 def named(variable: str) -> Path | None:
     """The folder that an environment variable names, its ``~`` expanded; None where it is unset or
-    empty.
-
-    Raises:
-        ValueError: a ``~`` that stands for no home folder.
+    empty. Raises ValueError for a ``~`` that stands for no home folder.
     """
     value = os.environ.get(variable)
     if not value:
@@ -26,10 +23,8 @@ def named(variable: str) -> Path | None:
 
 
 def cache() -> Path:
-    """The folder of downloads and of what is costly to make: ``IMM_CACHE``, else the user's cache.
-
-    Raises:
-        ValueError: there is no user's cache, as in a container without a home folder.
+    """The folder of downloads and of what is costly to make: ``IMM_CACHE``, else the user's cache;
+    raises ValueError where there is none, as in a container without a home folder.
     """
     if own := named("IMM_CACHE"):
         return own
@@ -43,10 +38,7 @@ def cache() -> Path:
 
 def sources() -> list[Path]:
     """Where data may lie on this machine, in the order of preference: ``IMM_DATA``, if it is set,
-    and the cache, if there is one.
-
-    Raises:
-        ValueError: ``IMM_DATA`` has a ``~`` that stands for no home folder.
+    and the cache, if there is one; raises ValueError as :func:`named`.
     """
     found = [folder] if (folder := named("IMM_DATA")) else []
     with suppress(ValueError):  # copies of data are enough where there is no cache

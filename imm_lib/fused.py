@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from imm_lib import checks, distributed
 from imm_lib.averages import Step, row_sums
 from imm_lib.corrections import CORRECTIONS, move_together, seen
-from imm_lib.distributed import Group, checked_group
+from imm_lib.distributed import Group
 from imm_lib.estimators import Target
 from imm_lib.head import Batch, Head, Scratch, scratch_of
 from imm_lib.segments import parts, split
-from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
+from imm_lib.tables import RunningTable, check_visited, pairs_of
 from imm_lib.targets import KneserNeyBigram
-from imm_lib.targets.table import CallableTarget, as_target
+from imm_lib.targets.table import CallableTarget
 
 
 class FusedIMM(RunningTable):
@@ -35,17 +35,12 @@ class FusedIMM(RunningTable):
     Probabilities below the smallest normal number (e^-87 in single precision) count as 0.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        num_short: number S of short contexts.
-        num_labels: number Y of labels.
-        momentum: weight of the new value in the running average, in (0, 1].
-        max_ratio: upper limit of the correction Q/Q̂.
+        target, num_short, num_labels, momentum, max_ratio: as of :class:`imm_lib.MovingAverageIMM`.
         labels: which are corrected. "all": as by :class:`imm_lib.MovingAverageIMM`, with a table of
             S Y numbers. "seen": those that a :class:`imm_lib.KneserNeyBigram` has seen after the
             short context, with one number for each such pair; the others are distilled as they are,
             Q/Q̂ = 1. "none": reverse distillation, without a table.
-        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
-            A step sends the sums of Q where they are corrected.
+        group: as there; a step sends the sums of Q where they are corrected.
 
     Buffers, in ``state_dict``: ``table``, log Q̂, (S, Y) for "all", else (pairs + 1,);
     ``visited`` (S,), the short contexts met so far.
@@ -71,7 +66,6 @@ class FusedIMM(RunningTable):
     unseen: Tensor
     backoff: Tensor
     cross_entropy: Tensor | None
-    risk: Tensor | None
 
     def __init__(
         self,
@@ -84,13 +78,9 @@ class FusedIMM(RunningTable):
         group: Group = None,
     ):
         super().__init__()
-        self.target, self.cross_entropy, self.risk = as_target(target), None, None
-        self.shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        check_target(self.target, self.shape)
+        self.match(target, num_short, num_labels, group)
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-        self.max_ratio = (
-            max_ratio if max_ratio == math.inf else checks.number("max_ratio", max_ratio, 1)
-        )
+        self.max_ratio = checks.limit("max_ratio", max_ratio, 1)
         if labels not in CORRECTIONS:
             raise ValueError(f"labels must be one of {', '.join(CORRECTIONS)}, got {labels!r}")
         if labels == "seen" and not isinstance(self.target, KneserNeyBigram):
@@ -98,7 +88,7 @@ class FusedIMM(RunningTable):
                 "labels = 'seen' needs a target that tells which labels it has seen after a short "
                 f"context, a KneserNeyBigram, got {checks.describe(target)}"
             )
-        self.labels, self.group, self.memory = labels, checked_group(group), Scratch()
+        self.labels, self.cross_entropy, self.memory = labels, None, Scratch()
         size = {"all": self.shape, "none": (1,)}.get(labels) or (len(self.bigram.keys) + 1,)
         self.make_table(size, num_short)
         if labels == "seen":
@@ -168,20 +158,16 @@ class FusedIMM(RunningTable):
         head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
-        if lam and not self.training and checks.visible(short) and self.labels != "none":
+        if lam and not self.training and self.labels != "none":
             check_visited(self.visited, short, "in train mode")
         with torch.no_grad():
-            steps = self._steps(short, batch.counted, head.room)
+            moves = lam > 0 and self.moves(hidden)
+            steps = self._steps(short, batch.counted, head.room, moves and self.group is None)
             if lam and isinstance(self.target, CallableTarget):
-                sizes = self.shape[1], self.table.dtype
                 for step in steps:  # a bad answer is to change nothing
-                    target_rows(self.target, step.part.groups.short, *sizes)
-            # a checkpoint runs its forward pass again in the backward pass: the table moved before
-            moves = lam > 0 and self.training and not checks.in_backward()
+                    self.target_rows(step.part.groups.short)
             if moves and self.group is not None:
                 move_together(self, head, steps, short, batch.counted)
-                moves = False
-            steps = [step._replace(moves=moves) for step in steps]
             value = self._value(head, steps, batch, lam)
         return head.scalar(value)
 
@@ -199,8 +185,7 @@ class FusedIMM(RunningTable):
 
         Args:
             batches: pairs of (N, H) features and (N,) short contexts, together the whole data set.
-            weight: (Y, H) of the last layer.
-            bias: (Y,) of the last layer, or None.
+            weight, bias: as of :meth:`forward`.
 
         Raises:
             TypeError, ValueError: for a bad or empty sweep; the table is then what it was.
@@ -210,7 +195,7 @@ class FusedIMM(RunningTable):
         for hidden, short in pairs_of(batches, "hidden"):
             head = Head(hidden, weight, bias, self.table.dtype, scratch_of(self.memory, hidden))
             short = self._short(head, short)
-            for step in self._steps(short, None, head.room):
+            for step in self._steps(short, None, head.room, moves=False):
                 q = head.probabilities(step.part.points)
                 if self.labels == "all":
                     total.index_add_(0, step.part.groups.short, row_sums(head, step, q))
@@ -260,7 +245,7 @@ class FusedIMM(RunningTable):
         self.risk = distributed.mean(risk / batch.size, self.group) if lam else None
         return (entropy + lam * value) / batch.size
 
-    def _steps(self, short: Tensor, counted: Tensor | None, room: int) -> list[Step]:
+    def _steps(self, short: Tensor, counted: Tensor | None, room: int, moves: bool) -> list[Step]:
         """The parts of a batch, and how far each moves the average; nothing has moved yet."""
         steps = []
         for whole in parts(short, room, counted, ordered=True):
@@ -270,22 +255,12 @@ class FusedIMM(RunningTable):
                 kept = torch.where(part.begins, some * (1 - self.momentum), 1.0)
                 step = torch.where(visited, some * self.momentum, 1.0) / part.total.clamp(min=1)
                 counts = None if counted is None else counted[part.points] > 0
-                steps.append(Step(part, counts, kept, step, False))
+                steps.append(Step(part, counts, kept, step, moves))
         return steps
 
     def _short(self, head: Head, short: Tensor) -> Tensor:
         """Checked (N,) short contexts."""
-        short = checks.ids("short", short, self.shape[0])
-        checks.same_device("short", short, "hidden", head.hidden)
+        short = checks.ids("short", short, self.shape[0], ("hidden", head.hidden))
         checks.same_device("hidden", head.hidden, "the table", self.table)
-        if len(short) != len(head.hidden):
-            raise ValueError(
-                f"short must be ({len(head.hidden)},) as hidden has rows, got "
-                f"{checks.describe(short)}"
-            )
-        if len(head.weight) != self.shape[1]:
-            raise ValueError(
-                f"weight must have num_labels = {self.shape[1]} rows, got "
-                f"{checks.describe(head.weight)}"
-            )
-        return short
+        checks.shaped("weight", head.weight, self.shape[1], "H", why=", with num_labels rows")
+        return checks.shaped("short", short, len(head.hidden), why=" as hidden has rows")

@@ -1,6 +1,5 @@
 """The sampled IMM risk together with the last linear layer, over parts of the drawn contexts."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,11 +7,11 @@ from torch import Tensor
 
 from imm_lib import checks, distributed
 from imm_lib.contexts import Contexts
-from imm_lib.distributed import Group, checked_group
-from imm_lib.estimators import Drawing, Query, Target, checked_contexts
+from imm_lib.distributed import Group
+from imm_lib.estimators import Drawing, Query, Target
 from imm_lib.head import Head, Scratch, scratch_of
 from imm_lib.induced import add_rows, cross_entropy, inner
-from imm_lib.targets.table import as_target
+from imm_lib.segments import cuts
 
 
 class FusedSampledIMM(Drawing):
@@ -28,11 +27,7 @@ class FusedSampledIMM(Drawing):
     ``query`` with its backward pass.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        contexts: one of the context classes.
-        k: extended contexts drawn per distinct short context.
-        generator: source of the samples; torch's default generator by default.
-        group: ranks whose batches count as one; see :mod:`imm_lib.distributed`.
+        target, contexts, k, generator, group: as of :class:`imm_lib.SampledIMM`.
 
     Raises:
         TypeError, ValueError: when built, for a bad target or k; when called, for a bad batch,
@@ -48,8 +43,6 @@ class FusedSampledIMM(Drawing):
     0.61
     """
 
-    risk: Tensor | None
-
     def __init__(
         self,
         target: Target,
@@ -58,11 +51,8 @@ class FusedSampledIMM(Drawing):
         generator: torch.Generator | None = None,
         group: Group = None,
     ):
-        super().__init__()
-        self.group = checked_group(group)
-        self.k, self.generator = checks.count("k", k), checks.generator(generator)
-        self.contexts, self.risk = checked_contexts(contexts), None
-        self.target, self.memory = as_target(target, contexts), Scratch()
+        super().__init__(target, contexts, k, generator, group=group)
+        self.memory = Scratch()
 
     def forward(
         self, query: Query, short: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -80,16 +70,12 @@ class FusedSampledIMM(Drawing):
         hidden = checks.answer(query, asked.index_select(0, drawn.owner), drawn.extended)
         wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
         head = Head(hidden, weight, bias, wide, scratch_of(self.memory, hidden))
-        if len(hidden) != len(drawn.owner) or len(weight) != rows.shape[1]:
-            raise ValueError(
-                f"query(short, extended) must be ({len(drawn.owner)}, H) and weight "
-                f"({rows.shape[1]}, H), with the target's labels, got {checks.describe(hidden)} "
-                f"and {checks.describe(weight)}"
-            )
+        checks.shaped("query(short, extended)", hidden, len(drawn.owner), "H")
+        checks.shaped("weight", weight, rows.shape[1], "H", why=", with the target's labels")
         with torch.no_grad():
             share = count.to(wide) / total
             risk = share.new_zeros(())
-            for groups, points in _parts(drawn.ends, head.room):
+            for groups, points in cuts(drawn.ends, head.room):
                 owner = drawn.owner[points] - groups.start
                 weight = drawn.times[points].to(wide).div_(self.k).unsqueeze(1)
                 own = rows[groups].to(wide), share[groups]
@@ -118,15 +104,6 @@ def _distinct(extended: Tensor) -> _Drawn:
     keys, times = torch.unique(owner * most + extended.flatten(), return_counts=True)
     owner = keys // most
     return _Drawn(keys % most, owner, times, owner.bincount().cumsum(0).tolist())
-
-
-def _parts(ends: list[int], room: int) -> Iterator[tuple[slice, slice]]:
-    """Whole short contexts, and their extended ones: at most ``room``, if the first has no more."""
-    first = begun = 0
-    for group, end in enumerate(ends, start=1):
-        if group == len(ends) or ends[group] - begun > room:
-            yield slice(first, group), slice(begun, end)
-            first, begun = group, end
 
 
 def _risk(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 from imm_lib.distributed import Group, is_shard, ranks, summed
-from imm_lib.induced import accumulator
 
 
 class _Once(torch.autograd.Function):
@@ -94,21 +94,19 @@ def scratch_of(memory: Scratch, hidden: Tensor) -> Scratch:
     return memory if isinstance(hidden, Tensor) and checks.visible(hidden) else Scratch()
 
 
+def low_precision(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on the device of ``x``, if it is at work there."""
+    kind = x.device.type
+    low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if low else None
+
+
 class Head:
     """logits = hidden weightᵀ + bias of a batch, never all of them at a time.
 
-    Under autocast the three products are computed in its dtype, all else in ``dtype``.
-
-    Args:
-        hidden: (N, H) features.
-        weight: (Y, H).
-        bias: (Y,), or None.
-        dtype: of what is computed with logits.
-        memory: where they lie.
-
-    Raises:
-        TypeError, ValueError: for tensors of other kinds, shapes, dtypes or devices, and on a CPU
-            for NaN or values so large that logits may overflow.
+    (N, H), (Y, H) and (Y,) or None. Under autocast the three products are computed in its dtype,
+    all else in ``dtype``. Raises TypeError, ValueError for tensors of other kinds, shapes, dtypes
+    or devices, and on a CPU for NaN or values so large that logits may overflow.
     """
 
     def __init__(
@@ -121,17 +119,15 @@ class Head:
     ):
         _check(hidden, weight, bias)
         self.inputs = hidden, weight, bias
-        kind = hidden.device.type
-        low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        self.memory = memory
-        self.dtype, self.low = dtype, torch.get_autocast_dtype(kind) if low else hidden.dtype
+        self.memory, self.dtype = memory, dtype
+        self.low = low_precision(hidden) or hidden.dtype
         self.hidden, self.weight = (x.detach().to(self.low) for x in (hidden, weight))
         self.bias = None if bias is None else bias.detach().to(self.low)
         # whether some label may have a logit of -inf
         self.rules_out = bias is not None and not (
             checks.visible(bias) and bias.detach().amin().item() > -math.inf
         )
-        self.room = max(LEAST, ELEMENTS.get(kind, 2**27) // len(weight))
+        self.room = max(LEAST, ELEMENTS.get(hidden.device.type, 2**27) // len(weight))
         self.outer = self.hidden.new_zeros(len(hidden), dtype=dtype)
         wanted = torch.is_grad_enabled()
         self.wanted = tuple(wanted and x is not None and x.requires_grad for x in self.inputs)
@@ -233,17 +229,13 @@ class Batch(NamedTuple):
         """The batch of (N,) ``labels``, some of them ``ignored``, with (Y,) ``weights`` of labels.
 
         With a group, ``size`` and ``weights`` are those of the joint batch, ``size`` per rank.
-
-        Raises:
-            TypeError, ValueError: for tensors of other kinds, sizes or devices, and on a CPU for
-                labels out of range, negative weights, and a batch of which nothing counts.
+        Raises TypeError, ValueError as :meth:`imm_lib.FusedIMM.forward`.
         """
         if isinstance(ignored, bool) or not isinstance(ignored, Integral):
             raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")
         size, points = len(head.weight), len(head.hidden)
         labels = checks.array("labels", labels)
-        if checks.tensor("labels", labels).shape != (points,):
-            raise ValueError(f"labels must be ({points},), got {checks.describe(labels)}")
+        checks.shaped("labels", checks.tensor("labels", labels), points)
         checks.same_device("labels", labels, "hidden", head.hidden)
         asked = labels != ignored
         everywhere = checks.visible(labels) and bool(asked.all())
@@ -253,8 +245,7 @@ class Batch(NamedTuple):
         share = asked.to(head.dtype)
         count = summed(share.sum(), group).clamp(min=1)
         if weights is not None:
-            if checks.floating("label_weights", weights).shape != (size,):
-                raise ValueError(f"label_weights must be ({size},), got {checks.describe(weights)}")
+            checks.floating("label_weights", weights, size)
             checks.same_device("label_weights", weights, "hidden", head.hidden)
             share = weights.detach().to(head.dtype)[safe] * share
             if (
@@ -280,27 +271,19 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"{name} must be whole, got a shard of it (DTensor): call FusedIMM inside the "
                 "forward of the sharded module that the last layer belongs to"
             )
-    for name, value in (("hidden", hidden), ("weight", weight)):
-        if checks.floating(name, value).dim() != 2 or value.numel() == 0:
-            hint = "; join batch and time by flatten(0, 1)" if value.dim() == 3 else ""
-            raise ValueError(
-                f"{name} must be a non-empty matrix, got {checks.describe(value)}{hint}"
-            )
-    if hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"weight must be (Y, H) with hidden's H = {hidden.shape[1]}, got "
-            f"{checks.describe(weight)}"
-        )
-    if bias is not None and checks.floating("bias", bias).shape != weight.shape[:1]:
-        raise ValueError(f"bias must be ({len(weight)},), got {checks.describe(bias)}")
-    kind = hidden.device.type
-    low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    apart = isinstance(hidden, Tensor) and hidden.dim() == 3
+    hint = "; join batch and time by flatten(0, 1)" * apart
+    checks.floating("hidden", hidden, "N", "H", why=hint)
+    checks.floating("weight", weight, "Y", hidden.shape[1], why=" as hidden has columns")
+    if bias is not None:
+        checks.floating("bias", bias, len(weight))
+    low = low_precision(hidden)
     for name, value in {"weight": weight, "bias": bias if bias is not None else weight}.items():
         checks.same_device(name, value, "hidden", hidden)
-        if value.dtype != hidden.dtype and not low:
+        if value.dtype != hidden.dtype and low is None:
             raise ValueError(f"{name} must have hidden's dtype, {hidden.dtype}, got {value.dtype}")
     if checks.visible(hidden):
-        _check_values(hidden, weight, bias, torch.get_autocast_dtype(kind) if low else hidden.dtype)
+        _check_values(hidden, weight, bias, low or hidden.dtype)
 
 
 def _check_values(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:

@@ -13,51 +13,40 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 
 
-def accumulator(log_q: Tensor) -> Tensor:
-    """``log_q`` in the dtype to add it up in: float32 for half precision, unchanged otherwise."""
-    return log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
-
-
-def _broadcast(
-    name: str, value: Tensor, leading: torch.Size, log_q: Tensor, batch: torch.Size
-) -> None:
-    """Raise ValueError unless the leading dimensions fit and ``value`` is not empty."""
-    fits = all(
-        a == b or 1 in (a, b) for a, b in zip(reversed(leading), reversed(batch), strict=False)
-    )
-    if not fits or value.numel() == 0:
+def fits(name: str, value: Tensor, leading: torch.Size, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless the leading dimensions of ``value`` fit those of the (..., k, Y)
+    ``other``, and it is not empty.
+    """
+    pairs = zip(reversed(leading), reversed(other.shape[:-2]), strict=False)
+    if value.numel() == 0 or not all(a == b or 1 in (a, b) for a, b in pairs):
         raise ValueError(
-            f"{name} must have leading dimensions that fit log_q {tuple(log_q.shape)}, got "
+            f"{name} must have leading dimensions that fit {other_name} {tuple(other.shape)}, got "
             f"{checks.describe(value)}"
         )
 
 
 def _operands(
-    log_q: Tensor, log_w: Tensor | None, check: Callable[[str, Tensor, int], Tensor]
+    log_q: Tensor, log_w: Tensor | None, check: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Checked and broadcastable (..., k, Y) log_q and (..., k, 1) log_w, uniform by default."""
-    log_q = accumulator(check("log_q", log_q, 2))
+    log_q = accumulator(check("log_q", log_q, ..., "k", "Y"))
     k = log_q.shape[-2]
     if log_w is None:
         return log_q, log_q.new_full((k, 1), -math.log(k))
     log_w = checks.log_weights("log_w", log_w, k)
     checks.same_device("log_w", log_w, "log_q", log_q)
-    _broadcast("log_w", log_w, log_w.shape[:-1], log_q, log_q.shape[:-2])
+    fits("log_w", log_w, log_w.shape[:-1], "log_q", log_q)
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
 
 
 def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
     """Target probabilities in the dtype of ``log_q``, checked against its label count."""
-    checks.floating("target", target)
+    checks.floating("target", target, ..., log_q.shape[-1], why=" as log_q has labels")
     checks.same_device("target", target, "log_q", log_q)
-    if target.dim() < 1 or target.shape[-1] != log_q.shape[-1]:
-        raise ValueError(
-            f"target must end in Y = {log_q.shape[-1]} labels as log_q {tuple(log_q.shape)} does, "
-            f"got {checks.describe(target)}"
-        )
-    _broadcast("target", target, target.shape[:-1], log_q, log_q.shape[:-2])
+    fits("target", target, target.shape[:-1], "log_q", log_q)
     target = checks.usable(target)
     if checks.visible(target):
         low = target.detach().amin().item()
@@ -121,7 +110,9 @@ def dot(weight: Tensor, log_p: Tensor) -> Tensor:
 
 
 class _Weighted(torch.autograd.Function):
-    """-mean_t sum_y weight_t(y) log_q_t(y), with a constant weight."""
+    """-mean_t sum_y weight_t(y) log_q_t(y) of (B, Y) each, with a constant weight; 0 times -inf is
+    0.
+    """
 
     generate_vmap_rule = True
 
@@ -141,7 +132,7 @@ class _Weighted(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Its argument, which must not be differentiated twice."""
+    """A surrogate, refused by a backward pass that builds a graph."""
 
     generate_vmap_rule = True
 
@@ -166,16 +157,7 @@ class _Once(torch.autograd.Function):
         return upstream
 
 
-def once(surrogate: Tensor) -> Tensor:
-    """``surrogate``, refused by a backward pass that builds a graph."""
-    return _Once.apply(surrogate)
-
-
-def weighted(log_q: Tensor, weight: Tensor) -> Tensor:
-    """-mean_t sum_y weight_t(y) log Q_t(y), (B, Y) each, with a constant weight; 0 times -inf
-    counts as 0.
-    """
-    return _Weighted.apply(log_q, weight)
+weighted, once = _Weighted.apply, _Once.apply
 
 
 def log_of_sum(total: Tensor) -> Tensor:
@@ -331,13 +313,9 @@ def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
     >>> undo_class_weights(torch.tensor([0.5, 0.5]).log(), weight).exp()
     tensor([0.9000, 0.1000])
     """
-    checks.floating("logits", logits)
-    checks.same_device("weight", checks.floating("weight", weight), "logits", logits)
-    if logits.dim() < 1 or weight.shape != logits.shape[-1:] or logits.numel() == 0:
-        raise ValueError(
-            f"weight must be (Y,) for the last dimension of logits {tuple(logits.shape)}, got "
-            f"{checks.describe(weight)}"
-        )
+    labels = checks.floating("logits", logits, ..., "Y").shape[-1]
+    checks.floating("weight", weight, labels, why=", a number per label")
+    checks.same_device("weight", weight, "logits", logits)
     if checks.visible(weight) and not (weight.isfinite() & (weight > 0)).all():
         raise ValueError(f"weight must be finite and above 0, got {weight.tolist()[:8]}")
     if checks.visible(logits) and not logits.detach().amax(-1).isfinite().all():

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import Query, checked_batch, checked_contexts
-from imm_lib.induced import accumulator, segment_logsumexp
+from imm_lib.estimators import Query, answer, checked_batch, checked_contexts
+from imm_lib.induced import segment_logsumexp
+from imm_lib.segments import unique
 
 
 def jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
@@ -52,17 +54,11 @@ def damped(full: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     return full, values, vectors
 
 
-def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
-    """(N, Y) log-probabilities of a query, looked at, in the dtype to accumulate in; raises
-    ValueError.
+def scored(query: Query, short: Tensor, extended: Tensor) -> Tensor:
+    """As :func:`imm_lib.estimators.answer`, of any labels, looked at closely; raises ValueError for
+    one that no parameter moves.
     """
-    found = checks.function("query", query)(short, extended)
-    log_q = checks.log_distributions("query(short, extended)", found, dim=2)
-    checks.same_device("query(short, extended)", log_q, "short", short)
-    if log_q.dim() != 2 or len(log_q) != len(extended):
-        raise ValueError(
-            f"query(short, extended) must be ({len(extended)}, Y), got {checks.describe(log_q)}"
-        )
+    log_q = answer(query, short, extended)
     if not torch.allclose(log_q.detach().exp().sum(1), log_q.new_ones(()), atol=1e-3):
         raise ValueError(
             "query(short, extended) must be log-probabilities that sum to 1 over labels: use "
@@ -73,20 +69,6 @@ def answer(query: Query, short: Tensor, extended: Tensor) -> Tensor:
             "query(short, extended) must depend on parameters, got an answer without a gradient"
         )
     return accumulator(log_q)
-
-
-def differentiable(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The distinct tensors that want a gradient, in order: a weight that is listed twice, as a tied
-    one may be, is one. Raises TypeError, ValueError.
-    """
-    if isinstance(parameters, nn.Module | Tensor) or not isinstance(parameters, Iterable):
-        raise TypeError(f"parameters must be a list of tensors, got {checks.describe(parameters)}")
-    found = {id(p): p for p in parameters if checks.tensor("parameters", p).requires_grad}
-    if not found:
-        raise ValueError(
-            "parameters must hold at least one tensor that requires a gradient, got none"
-        )
-    return list(found.values())
 
 
 def informations(
@@ -122,36 +104,28 @@ def informations(
             parameters, or answers of ``query`` that are no log-probabilities or do not depend on
             them.
     """
-    parameters = differentiable(parameters)
+    parameters = checks.differentiable(parameters)
     contexts = checked_contexts(contexts)
     short = checks.held("short", checked_batch(short))
     extended = checks.ids("extended", extended)
-    if len(short) != len(extended):
-        raise ValueError(
-            f"extended must be as long as short, {len(short)}, got {checks.describe(extended)}"
-        )
+    checks.shaped("extended", extended, len(short))
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
-    if checks.probabilities("weight", weight).shape != (len(short),):
-        raise ValueError(f"weight must be ({len(short)},), got {checks.describe(weight)}")
-    weight = checks.normalised(weight.double())
+    weight = checks.normalised(checks.probabilities("weight", weight, len(short)).double())
 
-    log_q = answer(query, short, extended)
+    log_q = scored(query, short, extended)
     q = log_q.detach().double().exp()
-    distinct, inverse = torch.unique(
-        short, dim=None if short.dim() == 1 else 0, return_inverse=True
-    )
+    distinct, inverse, _ = unique(short)
     row, support, log_w = contexts.support(distinct)
-    log_all = answer(query, distinct[row], support)
+    log_all = scored(query, distinct[row], support)
     log_induced = segment_logsumexp(
         log_all + log_w.to(log_all.dtype).unsqueeze(1), row, len(distinct)
     )
     score = jacobian(log_induced, parameters)
     mass = weight.new_zeros(len(distinct)).index_add_(0, inverse, weight)
-    if (
-        points := getattr(contexts, "points", None)
-    ) is None:  # a hidden state is drawn anew with every short context
+    points = getattr(contexts, "points", None)
+    if points is None:  # a hidden state is drawn anew with every short context
         influence, share = torch.einsum("ny,nyi->ni", q, score[inverse]), weight
     else:
         each = torch.einsum("ny,nyi->ni", log_all.detach().double().exp(), score[row])

@@ -9,15 +9,15 @@ normal law of variance 1 up to a constant; so λ weighs as it does for labels.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.contexts import Contexts
-from imm_lib.estimators import checked_batch, checked_contexts
-from imm_lib.induced import accumulator, add_rows, once
-from imm_lib.precision import KeepsPrecision
+from imm_lib.estimators import Drawing, Estimator, distinct
+from imm_lib.induced import add_rows, fits, once
+from imm_lib.segments import groups
 from imm_lib.tables import RunningTable, check_visited
-from imm_lib.targets.table import asked, check_rows
+from imm_lib.targets.table import MeanTarget
 from imm_lib.worth import Worth
 
 Regressor = Callable[[Tensor], Tensor]
@@ -41,90 +41,29 @@ def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     >>> induced_mean(torch.tensor([[1.0], [3.0]]), torch.tensor([0.75, 0.25]))
     tensor([1.5000])
     """
-    values = _values("values", values, 2)
+    values = checks.values("values", values, ..., "k", "D")
     if weight is None:
         return values.mean(-2)
-    checks.same_device("weight", checks.probabilities("weight", weight), "values", values)
-    leading = zip(weight.shape[-2::-1], values.shape[-3::-1], strict=False)
-    fits = (a == b or 1 in (a, b) for a, b in leading)
-    if weight.shape[-1] != values.shape[-2] or not all(fits):
-        raise ValueError(
-            f"weight must be (..., k) for values {tuple(values.shape)} (..., k, D), got "
-            f"{checks.describe(weight)}"
-        )
+    checks.probabilities("weight", weight, ..., values.shape[-2], why=" for (..., k, D) values")
+    checks.same_device("weight", weight, "values", values)
+    fits("weight", weight, weight.shape[:-1], "values", values)
     return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)
 
 
-def _values(name: str, value: Tensor, least: int) -> Tensor:
-    """``value``, looked at, in the dtype to accumulate in."""
-    if checks.floating(name, value).dim() < least or value.numel() == 0:
-        raise ValueError(
-            f"{name} must be non-empty with at least {least} dimensions, got "
-            f"{checks.describe(value)}" + "; one output is [:, None]" * (value.dim() == 1)
-        )
-    if checks.visible(value) and not value.isfinite().all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
-    return accumulator(value)
-
-
-class _MeanTarget(KeepsPrecision):
-    """A restricted regressor, its answers looked at; a table moves with the estimator."""
-
-    table: Tensor
-
-    def __init__(self, function: Regressor | Tensor, contexts: object):
-        super().__init__()
-        self.function: tuple[Regressor] | None = None
-        if callable(function):
-            self.function = (function,)  # a tuple: not a submodule
-            self.contexts = (contexts,)
-        else:
-            if not isinstance(function, Tensor):
-                raise TypeError(
-                    "target must be a (S, D) table or a callable short -> (B, D), got "
-                    f"{checks.describe(function)}"
-                )
-            table = checks.held("target", _values("target", function, 2)).detach()
-            check_rows(table, contexts)
-            self.hold(table=table)
-
-    @torch.no_grad()
-    def forward(self, short: Tensor) -> Tensor:
-        """(B, D) means."""
-        if self.function is None:
-            short = checks.ids("short", short, len(self.table))
-            checks.same_device("short", short, "target", self.table)
-            return self.table[short]
-        rows = _values("target(short)", asked(self.function[0], short, self.contexts[0]), 2)
-        checks.same_device("target(short)", rows, "short", short)
-        if len(rows) != len(short):
-            raise ValueError(
-                f"target(short) must be ({len(short)}, D), got {checks.describe(rows)}"
-            )
-        return rows
-
-
 def _answer(query: MeanQuery, short: Tensor, extended: Tensor, width: int) -> Tensor:
-    found = checks.answer(query, short, extended)
-    found = _values("query(short, extended)", found, 2)
-    if found.shape != (len(extended), width):
-        raise ValueError(
-            f"query(short, extended) must be {(len(extended), width)}, with the target's D "
-            f"outputs, got {checks.describe(found)}"
-        )
-    checks.same_device("query(short, extended)", found, "short", short)
-    return found
+    name, found = "query(short, extended)", checks.answer(query, short, extended)
+    why = f", with the target's D outputs{checks.column(found)}"
+    values = checks.values(name, found, len(extended), width, why=why)
+    checks.same_device(name, values, "short", short)
+    return values
 
 
-def _batch(short: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct short contexts of a batch, and their shares."""
-    short = checks.held("short", checked_batch(short))
-    dim = None if short.dim() == 1 else 0
-    distinct, count = torch.unique(short, dim=dim, return_counts=True)
-    return distinct, count / len(short)
+def _squared(target: Tensor, mean: Tensor) -> Tensor:
+    """Half the squared error, (..., D), (..., D) -> (...): what means have for a divergence."""
+    return (target - mean).square().sum(-1) / 2
 
 
-class ExactMean(nn.Module):
+class ExactMean(Estimator):
     """mean_s ½ |m(s) - Σ_e π(e|s) f(s, e)|², by running the full model in every extended context.
 
     Args:
@@ -143,30 +82,21 @@ class ExactMean(nn.Module):
     tensor(0.1250)
     """
 
-    risk: Tensor | None
-
     def __init__(self, target: Regressor | Tensor, contexts: Contexts):
-        super().__init__()
-        self.target, self.contexts, self.risk = (
-            _MeanTarget(target, contexts),
-            checked_contexts(contexts),
-            None,
-        )
+        super().__init__(MeanTarget(target, contexts), contexts, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""
-        distinct, share = _batch(short)
-        rows = self.target(distinct)
-        row, extended, log_w = self.contexts.support(distinct)
-        values = _answer(query, distinct[row], extended, rows.shape[1])
+        short, count, total = distinct(short)
+        rows = self.target(short)
+        row, extended, log_w = self.contexts.support(short)
+        values = _answer(query, short[row], extended, rows.shape[1])
         weighted = values * log_w.exp().to(values.dtype).unsqueeze(1)
         induced = add_rows(values.new_zeros(rows.shape), row, weighted)
-        mean = (share * (rows.to(induced) - induced).square().sum(1)).sum() / 2
-        self.risk = mean.detach()
-        return mean
+        return self.mean(self.divergence(rows.to(induced), induced), count, total)
 
 
-class SampledMean(nn.Module):
+class SampledMean(Drawing):
     """The same from k extended contexts per short one, without bias: the square of a mean of k is
     too large by their variance over k, which is taken off. A single call may be negative.
 
@@ -179,8 +109,6 @@ class SampledMean(nn.Module):
         TypeError, ValueError: a bad target, contexts, k, batch or answer of ``query``.
     """
 
-    risk: Tensor | None
-
     def __init__(
         self,
         target: Regressor | Tensor,
@@ -188,27 +116,17 @@ class SampledMean(nn.Module):
         k: int = 10,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
         if checks.count("k", k) < 2:
             raise ValueError(f"k must be at least 2, as a variance is estimated, got {k}")
-        self.target, self.contexts, self.risk = (
-            _MeanTarget(target, contexts),
-            checked_contexts(contexts),
-            None,
-        )
-        self.k, self.generator = k, checks.generator(generator)
+        super().__init__(MeanTarget(target, contexts), contexts, k, generator, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""
-        distinct, share = _batch(short)
-        rows = self.target(distinct)
-        extended = self.contexts.sample(distinct, self.k, self.generator)
-        asked = distinct.repeat_interleave(self.k, dim=0)
+        short, rows, extended, count, total = self.draw(short)
+        asked = short.repeat_interleave(self.k, dim=0)
         values = _answer(query, asked, extended.flatten(), rows.shape[1]).unflatten(0, (-1, self.k))
-        square = (rows.to(values) - values.mean(1)).square() - values.var(1) / self.k
-        mean = (share * square.sum(1)).sum() / 2
-        self.risk = mean.detach()
-        return mean
+        risk = self.divergence(rows.to(values), values.mean(1))
+        return self.mean(risk - values.var(1).sum(1) / (2 * self.k), count, total)
 
 
 class MovingAverageMean(RunningTable):
@@ -236,39 +154,24 @@ class MovingAverageMean(RunningTable):
     tensor([-0.2500, -0.2500])
     """
 
-    risk: Tensor | None
-
     def __init__(
         self, target: Regressor | Tensor, num_short: int, outputs: int = 1, momentum: float = 0.1
     ):
         super().__init__()
         self.num_short = checks.count("num_short", num_short)
-        self.target, self.risk = _MeanTarget(target, self), None
+        self.target, self.risk = MeanTarget(target, self), None
         self.momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
         shape = num_short, checks.count("outputs", outputs)
         self.make_table(shape, num_short)
 
     def forward(self, values: Tensor, short: Tensor) -> Tensor:
         """(B, D) values of the full model at data points with the (B,) short contexts -> scalar."""
-        short, values = checks.ids("short", short, len(self.table)), _values("values", values, 2)
-        if values.shape != (len(short), self.table.shape[1]):
-            raise ValueError(
-                f"values must be {(len(short), self.table.shape[1])}, got {checks.describe(values)}"
-            )
+        short = checks.ids("short", short, len(self.table), ("the table", self.table))
+        values = checks.values("values", values, len(short), self.table.shape[1])
         checks.same_device("values", values, "the table", self.table)
-        checks.same_device("short", short, "the table", self.table)
         rows = self.target(short).to(values)
-        if rows.shape != values.shape:
-            raise ValueError(
-                f"target must have the values' {values.shape[1]} outputs, got {rows.shape[1]}"
-            )
-        if self.training and checks.transformed(values):
-            raise ValueError(
-                "MovingAverageMean must be in eval mode under torch.func, whose functions may not "
-                "move a table"
-            )
-        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
-        if self.training and not checks.in_backward():
+        checks.shaped("target(short)", rows, *values.shape, why=" as values have outputs")
+        if self.moves(values):
             self._move(values.detach().to(self.table.dtype), short)
         else:
             check_visited(self.visited, short, "in train mode")
@@ -278,12 +181,13 @@ class MovingAverageMean(RunningTable):
 
     @torch.no_grad()
     def _move(self, values: Tensor, short: Tensor) -> None:
-        distinct, inverse, count = torch.unique(short, return_inverse=True, return_counts=True)
-        total = add_rows(values.new_zeros(len(distinct), values.shape[1]), inverse, values)
-        fresh, visited = total / count.unsqueeze(1), self.visited[distinct].unsqueeze(1)
-        moved = torch.lerp(self.table[distinct], fresh, self.momentum)
-        self.table[distinct] = torch.where(visited, moved, fresh)
-        self.visited[distinct] = True
+        found = groups(short)
+        total = add_rows(values.new_zeros(len(found.short), values.shape[1]), found.inverse, values)
+        fresh = total / found.members.clamp(min=1).unsqueeze(1)
+        visited = self.visited[found.short].unsqueeze(1)
+        moved = torch.lerp(self.table[found.short], fresh, self.momentum)
+        found.write(self.table, torch.where(visited, moved, fresh))
+        found.write(self.visited, torch.ones_like(found.short, dtype=torch.bool))
 
 
 def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) -> Worth:
@@ -304,10 +208,9 @@ def linear_worth(inputs: Tensor, averaged: Tensor, theta: Tensor, noise: float) 
         TypeError, ValueError: shapes that do not fit, or a noise of 0 or less.
     """
     variance = checks.number("noise", noise, 0, open_low=True) ** 2
-    if _values("inputs", inputs, 2).shape != _values("averaged", averaged, 2).shape:
-        raise ValueError(f"averaged must be {tuple(inputs.shape)}, got {checks.describe(averaged)}")
-    if _values("theta", theta, 1).shape != inputs.shape[1:]:
-        raise ValueError(f"theta must be ({inputs.shape[1]},), got {checks.describe(theta)}")
+    checks.values("inputs", inputs, "N", "d")
+    checks.values("averaged", averaged, *inputs.shape)
+    checks.values("theta", theta, inputs.shape[1])
     checks.same_device("averaged", averaged, "inputs", inputs)
     checks.same_device("theta", theta, "inputs", inputs)
     inputs = checks.double("inputs", inputs)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.contexts import _DenseContexts
-from imm_lib.induced import accumulator
+from imm_lib.checks import accumulator
+from imm_lib.contexts import KernelWeights
 
 
-class MixedContexts(_DenseContexts):
+class MixedContexts(KernelWeights):
     """Mixed short contexts: equality of the categories, and a Laplace kernel for each number.
 
     The product of :class:`GroupedContexts` and :class:`KernelContexts`: the extended context of
@@ -34,23 +34,15 @@ class MixedContexts(_DenseContexts):
     tensor([[0.7311, 0.2689, 0.0000]])
     """
 
-    values: Tensor
     group: Tensor
     bandwidth: Tensor
-    num_short = None
 
     def __init__(self, values: Tensor, group: Tensor, bandwidth: float | Tensor = 1.0):
         super().__init__()
-        values = accumulator(checks.floating("values", values).detach()).clone()
-        if values.dim() != 2 or values.numel() == 0:
-            raise ValueError(f"values must be non-empty, (n, d), got {checks.describe(values)}")
-        checks.finite("values", values)
-        group = checks.ids("group", group)
-        checks.same_device("group", group, "values", values)
-        if len(group) != len(values):
-            raise ValueError(
-                f"group must be as long as values, {len(values)}, got {checks.describe(group)}"
-            )
+        values = accumulator(checks.floating("values", values, "n", "d").detach())
+        values = checks.finite("values", values).clone()
+        group = checks.ids("group", group, beside=("values", values))
+        checks.shaped("group", group, len(values), why=", as long as values")
         if not isinstance(bandwidth, Tensor):
             bandwidth = values.new_tensor(checks.number("bandwidth", bandwidth, 0, open_low=True))
         width = checks.finite("bandwidth", checks.floating("bandwidth", bandwidth).detach())
@@ -66,11 +58,6 @@ class MixedContexts(_DenseContexts):
         self.largest = int(group.max())
         self.hold(values=values, group=group.clone(), bandwidth=width)
 
-    @property
-    def points(self) -> int:
-        """The number n of data points, of which every one is an extended context."""
-        return len(self.values)
-
     def log_weights(self, short: Tensor) -> Tensor:
         """(B, 1 + d) short contexts -> (B, n) log π(e|s), -inf where the group is another.
 
@@ -81,20 +68,14 @@ class MixedContexts(_DenseContexts):
         """
         checks.same_device("short", checks.floating("short", short), "values", self.values)
         width = 1 + self.values.shape[1]
-        if short.dim() != 2 or short.shape[1] != width or len(short) == 0:
-            raise ValueError(
-                f"short must be a non-empty (B, {width}) batch: a group, then the values; "
-                f"got {checks.describe(short)}"
-            )
+        checks.shaped("short", short, "B", width, why=": a group, then the values")
         checks.resolves("short", short, self.largest)
         if checks.visible(short) and not torch.isfinite(short).all():
             raise ValueError("short must be finite, got NaN or infinite entries")
         query = short[:, 1:].to(self.values.dtype) / self.bandwidth
         distance = torch.cdist(query, self.values / self.bandwidth, p=1)
         distance = distance.masked_fill(short[:, :1] != self.group, math.inf)
-        nearest = distance.amin(-1, keepdim=True)
-        if checks.visible(nearest) and nearest.isinf().any():
-            unseen = short[nearest.isinf().squeeze(1)][0, 0].item()
+        if checks.visible(distance) and (alone := distance.isinf().all(-1)).any():
+            unseen = short[alone][0, 0].item()
             raise ValueError(f"short has a group that no data point has: {unseen:g}")
-        # relative to the nearest point, so that a small bandwidth cannot send all weights to 0
-        return torch.log_softmax(nearest - distance, dim=-1)
+        return self._log_kernel(distance)

@@ -51,15 +51,6 @@ METHOD_STYLE = {
 }
 
 
-def _matplotlib():
-    """matplotlib, which only pictures need; raises ImportError with what installs it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'imm_lib[plot]'") from error
-    return matplotlib
-
-
 def use_style() -> None:
     """Set matplotlib's defaults to the book's look, for the rest of the session.
 
@@ -69,11 +60,15 @@ def use_style() -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    matplotlib = _matplotlib()
+    try:
+        import matplotlib
+        from cycler import cycler
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'imm_lib[plot]'") from error
     colors = [c for name, c in COLORS.items() if name != "yellow"]
     matplotlib.rcParams.update(
         {
-            "axes.prop_cycle": matplotlib.cycler(color=colors, marker=_MARKERS[: len(colors)]),
+            "axes.prop_cycle": cycler(color=colors, marker=_MARKERS[: len(colors)]),
             "axes.facecolor": "white",
             "axes.grid": True,
             "axes.spines.right": False,

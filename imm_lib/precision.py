@@ -4,10 +4,9 @@ when a model is emptied or sent to other processes.
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor, nn
 
-HALF = (torch.bfloat16, torch.float16)
+from imm_lib.checks import HALF
 
 
 class KeepsPrecision(nn.Module):

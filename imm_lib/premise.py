@@ -14,6 +14,7 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts, GroupedContexts
 from imm_lib.estimators import Query, Target, checked_batch, checked_contexts, induced_rows
+from imm_lib.segments import unique
 from imm_lib.targets.table import as_target
 
 PART = 64
@@ -135,10 +136,7 @@ def lead(
     target, contexts = as_target(target, contexts), checked_contexts(contexts)
     if len(short := checks.held("short", checked_batch(short))) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
-    if len(checks.ids("label", label)) != len(short):
-        raise ValueError(
-            f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
-        )
+    checks.shaped("label", checks.ids("label", label), len(short), why=", as long as short")
     checks.same_device("label", label, "short", short)
     seen = _seen(contexts, short, drop_unseen)
     if int(seen.sum()) < 2:
@@ -146,9 +144,7 @@ def lead(
             f"short must hold at least two pairs of seen groups, got {int(seen.sum())}"
         )
     short, label, dropped = short[seen], label[seen], int((~seen).sum())
-    distinct, inverse = torch.unique(
-        short, dim=None if short.dim() == 1 else 0, return_inverse=True
-    )
+    distinct, inverse, _ = unique(short)
     rows = checks.double("target(short)", target(distinct))
     label = checks.ids("label", label, rows.shape[1]).unsqueeze(1)
     parts = [induced_rows(query, contexts, part, rows.shape[1]) for part in distinct.split(PART)]
@@ -210,13 +206,9 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
     >>> surprise(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([1, 1])).z > 3
     True
     """
-    if checks.probabilities("rows", rows).dim() != 2:
-        raise ValueError(f"rows must be (N, Y), got {checks.describe(rows)}")
+    checks.probabilities("rows", rows, "N", "Y")
     label = checks.ids("label", label, rows.shape[1])
-    if len(label) != len(rows):
-        raise ValueError(
-            f"label must be as long as rows, {len(rows)}, got {checks.describe(label)}"
-        )
+    checks.shaped("label", label, len(rows), why=", as long as rows")
     p = checks.double("rows", rows)
     p = p / p.sum(1, keepdim=True)
     log_p = torch.where(

@@ -40,26 +40,22 @@ __all__ = [
 SCHEMA_VERSION = 1
 _TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
 _VERSIONS = {"type": "object", "additionalProperties": _TEXT}
-_MADE = {
-    "type": "object",
-    "required": ["device", "versions", "commit", "created"],
-    "additionalProperties": False,
-    "properties": {"device": _TEXT, "versions": _VERSIONS, "commit": _TEXT, "created": _TEXT},
-}
-_UNIT = {
-    "type": "object",
-    "required": ["unit", "numbers", "wall_s"],
-    "additionalProperties": False,
-    "properties": {"unit": _OBJECT, "numbers": _OBJECT, "wall_s": _NUMBER, "made": _MADE},
-}
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": [
-        *("schema", "experiment", "scale", "config", "seed", "units", "device", "versions"),
-        *("wall_s", "peak_memory_bytes", "commit", "command", "created"),
-    ],
-    "additionalProperties": False,
-    "properties": {
+
+
+def _record(required: dict[str, dict], optional: dict[str, dict] | None = None) -> dict[str, Any]:
+    """The schema of an object that has these fields and no others."""
+    return {
+        "type": "object",
+        "required": list(required),
+        "additionalProperties": False,
+        "properties": required | (optional or {}),
+    }
+
+
+_MADE = _record({"device": _TEXT, "versions": _VERSIONS, "commit": _TEXT, "created": _TEXT})
+_UNIT = _record({"unit": _OBJECT, "numbers": _OBJECT, "wall_s": _NUMBER}, {"made": _MADE})
+SCHEMA = _record(
+    {
         "schema": {"const": SCHEMA_VERSION},
         "experiment": _TEXT,
         "scale": _TEXT,
@@ -73,8 +69,8 @@ SCHEMA: dict[str, Any] = {
         "commit": _TEXT,
         "command": _TEXT,
         "created": _TEXT,
-    },
-}
+    }
+)
 """Of a result, in the words of JSON Schema that :func:`check` knows. A unit has "made" where it was
 made elsewhere than the result's own device, versions, commit and time say.
 """

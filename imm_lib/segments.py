@@ -5,6 +5,7 @@ or break a compiled graph (``checks.visible``), there are as many groups as data
 those left over have no members: every shape is then known beforehand.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ class Groups(NamedTuple):
         table.index_copy_(0, self.short, rows)
 
 
+def unique(short: Tensor) -> Groups:
+    """:func:`groups` that have members, on any device: their number is waited for."""
+    dim = None if short.dim() == 1 else 0
+    return Groups(*torch.unique(short, dim=dim, return_inverse=True, return_counts=True))
+
+
 def groups(short: Tensor) -> Groups:
     """The groups of (B,) ids or (B, d) rows: one sort, O(B log B), of each column.
 
@@ -38,8 +45,7 @@ def groups(short: Tensor) -> Groups:
     Groups(short=tensor([3, 7]), inverse=tensor([1, 0, 1]), members=tensor([1, 2]))
     """
     if checks.visible(short):
-        dim = None if short.dim() == 1 else 0
-        return Groups(*torch.unique(short, dim=dim, return_inverse=True, return_counts=True))
+        return unique(short)
     order = torch.arange(len(short), device=short.device)
     for column in reversed(short.flatten(1).unbind(1)) if short.dim() > 1 else [short]:
         order = order[column[order].sort(stable=True).indices]
@@ -64,6 +70,17 @@ class Part(NamedTuple):
     whole: bool  # whether all of them are
 
 
+def cuts(ends: list[int], room: int) -> Iterator[tuple[slice, slice]]:
+    """Neighbouring groups, and their members, by where each group ends: at most ``room`` of them,
+    if no group has more.
+    """
+    first = begun = 0
+    for group, end in enumerate(ends, start=1):
+        if group == len(ends) or ends[group] - begun > room:
+            yield slice(first, group), slice(begun, end)
+            first, begun = group, end
+
+
 def parts(
     short: Tensor, room: int, counted: Tensor | None = None, ordered: bool = False
 ) -> list[Part]:
@@ -79,13 +96,11 @@ def parts(
     if (len(short) <= room and not ordered) or not checks.visible(short):
         return [Part(slice(None), found, total, first, True)]
     order, ends = found.inverse.argsort(stable=True), found.members.cumsum(0).tolist()
-    cut, begun, last = [], 0, 0
-    for place, end in enumerate(ends, start=1):
-        if place == len(ends) or ends[place] - begun > room:
-            own, points = slice(last, place), order[begun:end]
-            some = Groups(found.short[own], found.inverse[points] - last, found.members[own])
-            cut.append(Part(points, some, total[own], first[own], True))
-            begun, last = end, place
+    cut = []
+    for own, places in cuts(ends, room):
+        points = order[places]
+        some = Groups(found.short[own], found.inverse[points] - own.start, found.members[own])
+        cut.append(Part(points, some, total[own], first[own], True))
     return cut
 
 
@@ -120,21 +135,13 @@ def mix(
     """A step of a running average in log space, log(kept e^old + added Σ e^log_q), the sum over the
     data points of each group; and what the data points are to it.
 
+    (G, Y) ``old``, which is overwritten, (B, Y) ``log_q``, (B,) ``inverse`` and (G, 1) weights ->
+    (G, Y) log of the new average, and the ratio (B, Y) of each data point's e^log_q to it: finite,
+    0 where both are 0. The ranks of ``group`` have the same groups and old average.
+
     Both sides are taken relative to the larger of the old row and the group's largest entry. So the
     exponentials are at most 1, their sum is bounded below, and labels as unlikely as e^-200
     survive.
-
-    Args:
-        old: (G, Y) log of the average; overwritten.
-        log_q: (B, Y) log of what is averaged.
-        inverse: (B,) group of each data point.
-        kept: (G, 1) weight of the old average.
-        added: (G, 1) weight of each data point.
-        group: ranks that each have data points of the same groups, and the same old average.
-
-    Returns:
-        (G, Y) log of the new average, and the ratio (B, Y) of each data point's e^log_q to it:
-        finite, 0 where both are 0.
     """
     larger = torch.maximum(highest(segment_max(log_q, inverse, len(old)), group), old)
     ratio = log_q.sub(larger.index_select(0, inverse)).exp_()

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from imm_lib import checks
+from imm_lib.checks import accumulator
 from imm_lib.distributed import refuse_wrapped
 from imm_lib.divergences import Divergence, pull
-from imm_lib.induced import accumulator, cross_entropy
+from imm_lib.induced import cross_entropy
 
 LOOK = 2**10
 """Entries by which the answer of the second run is compared with that of the first."""

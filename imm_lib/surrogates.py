@@ -9,17 +9,17 @@ precision.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from imm_lib import checks, distributed
-from imm_lib.distributed import Group, checked_group
+from imm_lib.checks import accumulator
+from imm_lib.distributed import Group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
 from imm_lib.induced import (
-    accumulator,
     add_rows,
     cross_entropy,
     dot,
@@ -29,8 +29,7 @@ from imm_lib.induced import (
     weighted,
 )
 from imm_lib.segments import Part, groups, mix, over, parts
-from imm_lib.tables import RunningTable, check_target, check_visited, pairs_of, target_rows
-from imm_lib.targets.table import as_target
+from imm_lib.tables import RunningTable, check_visited, pairs_of
 
 CACHE = 2**20
 """Bytes of log-probabilities that are worked on at a time on a CPU, so that what is computed stays
@@ -38,15 +37,11 @@ in its cache.
 """
 
 
-Correction = Callable[[Tensor, Part, Tensor | None], tuple[Tensor, Tensor]]
-
-
 class _TableIMM(RunningTable):
     """A table of log Q̂(y|s) that outlives the batch, and the corrected cross-entropy of eq. 13
     against it.
     """
 
-    risk: Tensor | None
     max_ratio: float = math.inf
 
     def __init__(
@@ -58,21 +53,16 @@ class _TableIMM(RunningTable):
         group: Group = None,
     ):
         super().__init__()
-        self.group = checked_group(group)
-        self.target, self.risk, self.divergence = as_target(target), None, as_divergence(divergence)
-        shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
-        check_target(self.target, shape)
-        self.make_table(shape, num_short)
+        self.match(target, num_short, num_labels, group)
+        self.divergence = as_divergence(divergence)
+        self.make_table(self.shape, num_short)
 
     def _batch(self, log_q: Tensor, short: Tensor, name: str = "log_q") -> tuple[Tensor, Tensor]:
         """Checked (B, Y) log_q and (B,) short."""
         short = checks.ids("short", short, len(self.table))
-        log_q = checks.log_distributions(name, log_q, dim=2)
-        if log_q.shape != (len(short), self.table.shape[1]):
-            raise ValueError(
-                f"{name} must be {(len(short), self.table.shape[1])}, got {checks.describe(log_q)}"
-                f"{checks.coarser(log_q, self.table.shape[1])}"
-            )
+        labels = self.table.shape[1]
+        hint = checks.coarser(log_q, labels)
+        checks.log_distributions(name, log_q, len(short), labels, why=hint)
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
@@ -92,26 +82,22 @@ class _TableIMM(RunningTable):
 
     @torch.no_grad()
     def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them."""
+        """Q / Q̂ (N, Y) against the rows (G, Y) of the table, and them; groups that are ``idle``
+        (G, 1) leave no trace there.
+        """
         table = self.table.index_select(0, part.groups.short)
         return over(log_q, table, part.groups.inverse), table
 
     def _surrogate(
-        self,
-        log_q: Tensor,
-        numerator: Tensor,
-        short: Tensor,
-        correct: Correction,
-        weight: Tensor | None,
+        self, log_q: Tensor, numerator: Tensor, short: Tensor, weight: Tensor | None
     ) -> Tensor:
         """-mean_t sum_y pulled_t(y) log Q(y|s_t,e_t), with the constant pulled = Q / Q̂ x pull.
 
         The pull of the cross-entropy is the target (eq. 13), of another divergence its -dD/dlog Q̂
-        at the table. ``correct`` gives the correction, of (N, Y) rows of ``numerator``, and the
-        rows of the table; groups that are ``idle`` (G, 1) leave no trace there.
+        at the table. Q of the correction is ``numerator``.
         """
         numerator, risk = numerator.detach(), self.table.new_zeros(())
-        labels, dtype = self.table.shape[1], self.table.dtype
+        dtype = self.table.dtype
         pulled = torch.empty_like(numerator, dtype=dtype)
         some, size = self._parts(short)
         total: Tensor | float = size
@@ -119,7 +105,7 @@ class _TableIMM(RunningTable):
             weight = checks.point_weights(weight, short).to(dtype)
             total = distributed.summed(weight.sum(), self.group)
         # all before the first step, so that a bad answer changes nothing
-        targets = [target_rows(self.target, p.groups.short, labels, dtype) for p in some]
+        targets = [self.target_rows(p.groups.short) for p in some]
         for part, target in zip(some, targets, strict=True):
             inverse, counted = part.groups.inverse, part.groups.members.to(dtype)
             limit: Tensor | float = self.max_ratio
@@ -133,7 +119,7 @@ class _TableIMM(RunningTable):
                 relative = own.unsqueeze(1) / share.masked_fill(share == 0, 1.0)
                 rows = rows + relative.log()
                 idle, counted, limit = (sums == 0).unsqueeze(1), sums, limit * relative
-            ratio, table = correct(rows, part, idle)
+            ratio, table = self._ratio(rows, part, idle)
             if self.max_ratio != math.inf:
                 ratio = ratio.clamp_(max=limit)
             if weight is not None:
@@ -213,18 +199,15 @@ class SerializedIMM(_TableIMM):
             found.write(total, rows.log_().add_(top))
             count.index_add_(0, distinct, members)
         if self.group is not None:
-            total, count = self._joined(total), distributed.summed(count, self.group)
+            top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
+            total = distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
+            count = distributed.summed(count, self.group)
         if not count.any():
             raise ValueError("batches must hold at least one (log_q, short) pair, got none")
         self.visited.copy_(count > 0)
         # of the table's size each temporary would count; a row without data becomes -inf - -inf,
         # NaN
         self.table.copy_(total.sub_(count.to(total.dtype).log().unsqueeze(1)))
-
-    def _joined(self, total: Tensor) -> Tensor:
-        """The ranks' (S, Y) log-sums as one; overwrites ``total``."""
-        top = distributed.highest(total, self.group).clamp_(min=torch.finfo(total.dtype).min)
-        return distributed.summed(total.sub_(top).exp_(), self.group).log_().add_(top)
 
     def forward(
         self, log_q: Tensor, short: Tensor, log_q_frozen: Tensor, weight: Tensor | None = None
@@ -241,7 +224,7 @@ class SerializedIMM(_TableIMM):
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
         check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
-        return self._surrogate(log_q, log_q_frozen, short, self._ratio, weight)
+        return self._surrogate(log_q, log_q_frozen, short, weight)
 
 
 class MovingAverageIMM(_TableIMM):
@@ -258,14 +241,10 @@ class MovingAverageIMM(_TableIMM):
     a better account of Q̂ than small ones.
 
     Args:
-        target: (S, Y) table, or callable short -> (B, Y), of the restricted model's probabilities.
-        num_short: number S of short contexts.
-        num_labels: number Y of labels.
+        target, num_short, num_labels, divergence, group: as of :class:`SerializedIMM`.
         momentum: weight of the new value, in (0, 1], as in BatchNorm; 1 keeps no memory.
         max_ratio: upper limit of the correction Q/Q̂, a guard against rows that lag behind the
             model.
-        divergence: between target and table, a function or a name of :mod:`imm_lib.divergences`.
-        group: ranks whose batches count as one, with equal tables; see :mod:`imm_lib.distributed`.
 
     Buffers, in ``state_dict``: ``table`` (S, Y), log Q̂; ``visited`` (S,), the short contexts met
     so far.
@@ -301,33 +280,22 @@ class MovingAverageIMM(_TableIMM):
         """The surrogate of eq. 13, a mean over the batch.
 
         Args:
-            log_q: (B, Y) log-probabilities of the model, to differentiate.
-            short: (B,) short contexts.
+            log_q, short: as of :class:`SerializedIMM`.
             weight: (B,) weights of the data points, in the mean and in the average of Q̂: one of
                 weight 2 counts as two of weight 1, of 0 (padding, say) as none. Equal by default.
         """
         log_q, short = self._batch(log_q, short)
         if not self.training and checks.visible(short) and not self.visited.any():
             check_visited(self.visited, short, "in train mode")
-        if self.training and checks.transformed(log_q):
-            raise ValueError(
-                "MovingAverageIMM must be in eval mode under torch.func, whose functions may not "
-                "move a table"
-            )
-        return self._surrogate(log_q, log_q, short, self._correction, weight)
+        self.moves(log_q)
+        return self._surrogate(log_q, log_q, short, weight)
 
-    def _correction(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-        # a checkpoint runs its forward pass again in the backward pass: the table has moved then
-        again = checks.in_backward()
-        if self.training and not again:
-            return self._mix(log_q, part, idle, moves=True)
-        short = part.groups.short
-        known = checks.visible(short) and self.visited[short].all()
-        return (
-            self._ratio(log_q, part, idle)
-            if again or known
-            else self._mix(log_q, part, idle, moves=False)
-        )
+    def _ratio(self, log_q: Tensor, part: Part, idle: Tensor | None) -> tuple[Tensor, Tensor]:
+        short, moves = part.groups.short, self.moves(log_q)
+        known = checks.in_backward() or (checks.visible(short) and self.visited[short].all())
+        if known and not moves:
+            return super()._ratio(log_q, part, idle)
+        return self._mix(log_q, part, idle, moves)
 
     @torch.no_grad()
     def _mix(

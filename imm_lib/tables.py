@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from imm_lib import checks
-from imm_lib.precision import HALF, KeepsPrecision
+from imm_lib.checks import HALF
+from imm_lib.distributed import Group, checked_group
+from imm_lib.precision import KeepsPrecision
 from imm_lib.targets import KneserNeyBigram
-from imm_lib.targets.table import TableTarget
+from imm_lib.targets.table import TableTarget, Target, as_target
 
 
 def check_sizes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
@@ -41,6 +43,28 @@ class RunningTable(KeepsPrecision):
 
     table: Tensor
     visited: Tensor
+    risk: Tensor | None
+
+    def match(self, target: Target, num_short: int, num_labels: int, group: Group) -> None:
+        """Take a target of S short contexts and Y labels; raises TypeError, ValueError for another,
+        as far as that is known.
+        """
+        shape = checks.count("num_short", num_short), checks.count("num_labels", num_labels)
+        self.shape, self.group, self.risk = shape, checked_group(group), None
+        self.target = as_target(target)
+        found: tuple[int, ...] = shape
+        if isinstance(self.target, TableTarget):
+            found = tuple(self.target.table.shape)
+        elif isinstance(self.target, KneserNeyBigram):
+            found = (self.target.vocab_size,) * 2
+        if found != shape:
+            raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {found}")
+
+    def target_rows(self, short: Tensor) -> Tensor:
+        """(G,) ids -> (G, Y) probabilities of the target, checked to be of so many labels."""
+        rows = self.target(short)
+        checks.shaped("target(short)", rows, len(short), self.shape[1], why=", num_labels columns")
+        return rows.to(self.table.dtype)
 
     def make_table(self, size: tuple[int, ...], num_short: int) -> None:
         """Register the table and the (S,) visited short contexts; nothing is known yet."""
@@ -57,27 +81,16 @@ class RunningTable(KeepsPrecision):
         self.table.fill_(math.nan)
         self.visited.fill_(False)
 
-
-def check_target(target: nn.Module, shape: tuple[int, int]) -> None:
-    """Raise ValueError for a target that is known to have other than (S, Y) rows and labels."""
-    if isinstance(target, TableTarget):
-        found = tuple(target.table.shape)
-    elif isinstance(target, KneserNeyBigram):
-        found = (target.vocab_size,) * 2
-    else:
-        return
-    if found != shape:
-        raise ValueError(f"target must be (num_short, num_labels) = {shape}, got {found}")
-
-
-def target_rows(target: nn.Module, short: Tensor, labels: int, dtype: torch.dtype) -> Tensor:
-    """(G,) ids -> (G, Y) probabilities of the target, checked to be of ``labels`` labels."""
-    rows = target(short)
-    if rows.shape[1] != labels:
-        raise ValueError(
-            f"target must have num_labels = {labels} labels, got {checks.describe(rows)}"
-        )
-    return rows.to(dtype)
+    def moves(self, value: Tensor) -> bool:
+        """Whether a call moves the table: in train mode, but for a checkpoint's second forward
+        pass, at which it has moved. Raises ValueError under torch.func.
+        """
+        if self.training and checks.transformed(value):
+            raise ValueError(
+                f"{type(self).__name__} must be in eval mode under torch.func, whose functions may "
+                "not move a table"
+            )
+        return self.training and not checks.in_backward()
 
 
 def check_visited(visited: Tensor, short: Tensor, when: str) -> None:

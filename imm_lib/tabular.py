@@ -41,8 +41,7 @@ class TabularWorld:
     """
 
     def __init__(self, joint: Tensor):
-        if checks.floating("joint", joint).dim() != 3:
-            raise ValueError(f"joint must be (S, E, Y), got {checks.describe(joint)}")
+        checks.floating("joint", joint, "S", "E", "Y")
         checks.probabilities("joint", joint.flatten())
         joint = joint.double()
         self.joint = joint / joint.sum()
@@ -63,11 +62,7 @@ class TabularWorld:
         self.induced = (self.belief.unsqueeze(2) * self.conditional).sum(1)
 
     def _model(self, log_q: Tensor) -> Tensor:
-        if checks.log_distributions("log_q", log_q, dim=3).shape != self.joint.shape:
-            raise ValueError(
-                f"log_q must be (S, E, Y) = {tuple(self.joint.shape)}, got {checks.describe(log_q)}"
-            )
-        return log_q.double()
+        return checks.log_distributions("log_q", log_q, *self.joint.shape).double()
 
     def induce(self, log_q: Tensor) -> Tensor:
         """(S, E, Y) -> (S, Y) log-probabilities of the induced model under the true π (eq. 4)."""

@@ -37,12 +37,7 @@ def sinkhorn(
             epsilon; when called, of another number of labels.
         ImportError: POT is not installed.
     """
-    if (
-        checks.floating("cost", cost).dim() != 2
-        or cost.shape[0] != cost.shape[1]
-        or cost.numel() == 0
-    ):
-        raise ValueError(f"cost must be (Y, Y), at least one label, got {checks.describe(cost)}")
+    checks.floating("cost", cost, "Y", "Y")
     if (
         not checks.held("cost", cost).isfinite().all()
         or (cost < 0).any()
@@ -53,10 +48,8 @@ def sinkhorn(
             "cost must be finite, not negative, symmetric and 0 on the diagonal, got one that is "
             "not"
         )
-    epsilon, steps = (
-        checks.number("epsilon", epsilon, 0, open_low=True),
-        checks.count("steps", steps),
-    )
+    epsilon = checks.number("epsilon", epsilon, 0, open_low=True)
+    steps = checks.count("steps", steps)
     if (smallest := torch.linalg.eigvalsh((-cost.double() / epsilon).exp())[0].item()) < 1e-12:
         raise ValueError(
             "cost must make exp(-cost / epsilon) positive definite, or the divergence is not "
@@ -86,11 +79,8 @@ def sinkhorn(
         return epsilon * ((a * u).sum(-1) + (b * v).sum(-1))
 
     def divergence(target: Tensor, log_q: Tensor) -> Tensor:
-        if target.shape[-1] != len(cost):
-            raise ValueError(
-                f"cost must be (Y, Y) with the target's Y = {target.shape[-1]}, got "
-                f"{checks.describe(cost)}"
-            )
+        labels = target.shape[-1]
+        checks.shaped("cost", cost, labels, labels, why=", with the target's labels")
         tiny = torch.finfo(log_q.dtype).tiny
         target, log_q = torch.broadcast_tensors(target.to(log_q.dtype), log_q)
         p, q = (x.reshape(-1, len(cost)).clamp_min(tiny) for x in (target, log_q.exp()))

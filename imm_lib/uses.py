@@ -33,7 +33,8 @@ from torch import Tensor
 from imm_lib import checks
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, Target, checked_batch, induced_rows
-from imm_lib.information import answer, damped, differentiable, informations, jacobian
+from imm_lib.information import damped, informations, jacobian, scored
+from imm_lib.segments import unique
 from imm_lib.targets.table import as_target
 
 USES = ("plain", "interpolation", "offset", "reverse distillation", "IMM")
@@ -264,7 +265,7 @@ def compare(
     >>> round(found.risk("IMM", 0.5, n=100), 4)  # their mean is nearly known, their difference not
     0.0064
     """
-    parameters = differentiable(parameters)
+    parameters = checks.differentiable(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
     n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])
@@ -274,12 +275,9 @@ def compare(
             f"decay must be at least 0, a number or ({width},), got {checks.describe(decay)}"
         )
     decay = decay.expand(width)
-    log_q = answer(query, short, extended)
+    log_q = scored(query, short, extended)
     rows = target(short).double()
-    if rows.shape != log_q.shape:
-        raise ValueError(
-            f"target must have the model's {log_q.shape[1]} labels, got {rows.shape[1]}"
-        )
+    checks.shaped("target(short)", rows, *log_q.shape, why=" as the model has labels")
     score, q = jacobian(log_q, parameters), log_q.detach().double().exp()
     full, _, _ = damped(matrices[0], damping)
     decay = decay.to(full.device)
@@ -330,10 +328,8 @@ def _target_error(
     if len(short) < 2:
         raise ValueError(f"pairs must hold at least two pairs, got {checks.describe(short)}")
     label = checks.ids("pairs' labels", label, labels)
-    if len(label) != len(short):
-        raise ValueError(f"pairs must be of one length, got {len(short)} and {len(label)}")
-    dim = None if short.dim() == 1 else 0
-    distinct, inverse = torch.unique(short, dim=dim, return_inverse=True)
+    checks.shaped("pairs' labels", label, len(short), why=", as long as their short contexts")
+    distinct, inverse, _ = unique(short)
     score = jacobian(induced_rows(query, contexts, distinct, labels), parameters)
     expected = torch.einsum("sy,syi->si", as_target(target)(distinct).double(), score)
     each = score[inverse, label] - expected[inverse]

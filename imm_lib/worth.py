@@ -58,19 +58,8 @@ class Worth:
 
     def __post_init__(self):
         for name, value in (("gain", self.gain), ("price", self.price)):
-            if (
-                checks.floating(name, value).dim() != 1
-                or not len(value)
-                or not checks.held(name, value).isfinite().all()
-            ):
-                raise ValueError(
-                    f"{name} must be (d,) finite numbers, d at least 1, got "
-                    f"{checks.describe(value)}"
-                )
-        if len(self.gain) != len(self.price):
-            raise ValueError(
-                f"price must be as long as gain, {len(self.gain)}, got {len(self.price)}"
-            )
+            checks.finite(name, checks.floating(name, value, "d"))
+        checks.shaped("price", self.price, len(self.gain), why=", as long as gain")
 
     @classmethod
     def of(
@@ -97,16 +86,8 @@ class Worth:
             {} if context is None else {"context": context}
         )
         for name, value in named.items():
-            if (
-                checks.floating(name, value).dim() != 2
-                or value.shape != full.shape
-                or len(value) != value.shape[1]
-                or len(value) == 0
-            ):
-                raise ValueError(
-                    f"{name} must be (d, d) like full {tuple(full.shape)}, got "
-                    f"{checks.describe(value)}"
-                )
+            checks.floating(name, value, "d", "d")
+            checks.shaped(name, value, *full.shape, why=" like full")
             checks.same_device(name, checks.held(name, value), "full", full)
             rounding = 1e-6 * value.abs().max().item()
             if not value.isfinite().all() or not torch.allclose(

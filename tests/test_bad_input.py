@@ -124,7 +124,7 @@ CASES = {
     "worth: nothing": (
         lambda: Worth.of(torch.zeros(0, 0), torch.zeros(0, 0)),
         ValueError,
-        r"full must be \(d, d\)",
+        r"full must be .*\(d, d\)",
     ),
     "worth: no information": (
         lambda: Worth.of(torch.eye(2), -torch.eye(2)),
@@ -203,7 +203,7 @@ CASES = {
     "kernel: query shape": (
         lambda: KERNEL.log_weights(torch.zeros(2, 2)),
         ValueError,
-        "short .*(2,).*(2, 2)",
+        "short .*(B,).*(2, 2)",
     ),
     "kernel: query nan": (
         lambda: KERNEL.log_weights(torch.tensor([NAN])),
@@ -248,7 +248,7 @@ CASES = {
     # pure functions
     "induce: above 0": (lambda: imm.induce(LOG_Q + 9), ValueError, "log_q .*at most 0"),
     "induce: nan": (lambda: imm.induce(off(LOG_Q, NAN)), ValueError, "log_q .*nan"),
-    "induce: 1-D": (lambda: imm.induce(LOG_Q[0]), ValueError, "log_q .*2 dim.*(3,)"),
+    "induce: 1-D": (lambda: imm.induce(LOG_Q[0]), ValueError, "log_q .*k, Y.*(3,)"),
     "induce: empty": (lambda: imm.induce(LOG_Q[:0]), ValueError, "log_q .*non-empty.*(0, 3)"),
     "induce: integers": (
         lambda: imm.induce(torch.zeros(2, 2).long()),
@@ -259,7 +259,7 @@ CASES = {
     "induce: weights' k": (
         lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(3)),
         ValueError,
-        "log_w .*k = 4.*(3,)",
+        "log_w .*4.*(3,)",
     ),
     "induce: weights unnormalised": (
         lambda: imm.induce(LOG_Q, LOG_Q.new_zeros(4)),
@@ -274,7 +274,7 @@ CASES = {
     "risk: labels": (
         lambda: imm.imm_risk(TARGET[0, :2], LOG_Q),
         ValueError,
-        "target .*Y = 3.*(2,)",
+        "target .*3.*(2,)",
     ),
     "risk: target sums": (
         lambda: imm.imm_risk(2 * TARGET[0], LOG_Q),
@@ -573,7 +573,7 @@ CASES = {
     "mean: no column": (
         lambda: imm.means.ExactMean(lambda s: s, KERNEL)(NET, torch.zeros(3)),
         ValueError,
-        r"target\(short\) must .* at least 2 dimensions, got .*; one output is \[:, None\]",
+        r"target\(short\) must be \(1, D\); one output is \[:, None\], got",
     ),
     "worth: pairs without labels": (
         lambda: imm.worth.compare(
@@ -689,7 +689,7 @@ def test_gpu_like_tensors_are_not_looked_at():
     assert imm.imm_risk(
         torch.ones(4, device="meta"), log_q, torch.ones(2, 3, device="meta")
     ).shape == (2,)
-    with pytest.raises(ValueError, match="target must end in Y = 4"):
+    with pytest.raises(ValueError, match=r"target must be \(\.\.\., 4\)"):
         imm.imm_risk(torch.ones(5, device="meta"), log_q)
 
 

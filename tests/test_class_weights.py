@@ -104,15 +104,15 @@ def test_a_weight_too_small_for_the_dtype_of_the_logits():
 @pytest.mark.parametrize(
     "logits, weight, error, words",
     [
-        (random_log_q(4, 3), WEIGHT[:2], ValueError, r"weight must be \(Y,\)"),
-        (random_log_q(4, 3), WEIGHT.view(1, 3), ValueError, r"weight must be \(Y,\)"),
+        (random_log_q(4, 3), WEIGHT[:2], ValueError, r"weight must be \(3,\)"),
+        (random_log_q(4, 3), WEIGHT.view(1, 3), ValueError, r"weight must be \(3,\)"),
         (random_log_q(4, 3), WEIGHT - 0.6, ValueError, "finite and above 0"),
         (random_log_q(4, 3), WEIGHT * math.inf, ValueError, "finite and above 0"),
         (random_log_q(4, 3), [1.0, 2.0, 3.0], TypeError, "weight must be a torch.Tensor"),
         (random_log_q(4, 3), torch.ones(3).long(), TypeError, "weight must be a floating"),
         (torch.ones(4, 3).long(), WEIGHT, TypeError, "logits must be a floating"),
         (random_log_q(4, 3), WEIGHT.to("meta"), ValueError, "weight is on meta"),
-        (torch.tensor(1.0), WEIGHT, ValueError, r"weight must be \(Y,\)"),
+        (torch.tensor(1.0), WEIGHT, ValueError, r"logits must be \(..., Y\)"),
         (torch.full((1, 3), math.nan), WEIGHT, ValueError, "logits must have a finite largest"),
         (torch.full((1, 3), -math.inf), WEIGHT, ValueError, "logits must have a finite largest"),
         (

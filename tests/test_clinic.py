@@ -292,7 +292,7 @@ def test_a_term_on_every_other_step_is_as_strong_in_the_mean():
     torch.testing.assert_close(
         descend(data, exact, 0.4, 7), plain.train(data, "IMM exact", 0.4, steps=7)
     )
-    third, (short, extended) = _every(exact, 3), plain._logits(data, torch.ones(4, 3).double())
+    third, (short, extended) = _every(exact, 3), plain.logits(data, torch.ones(4, 3).double())
     total = sum(third(short, extended, step)[0] for step in range(6))
     torch.testing.assert_close(total, 6 * exact(short, extended, 0)[0])
 

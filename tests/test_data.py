@@ -16,7 +16,7 @@ import torch
 from loopback import serving
 
 import imm_lib as imm
-from imm_lib import data, files
+from imm_lib import data
 from imm_lib.experiments.language.text import Stream, respell
 
 TEXT = {"train": "a b <unk>\nb c\n", "valid": "c a\n", "test": "a\n\nb"}
@@ -47,9 +47,8 @@ def write(folder, **texts):
 
 
 def cached(folder) -> list[str]:
-    """What lies in the cache but for the stamps of verified files."""
-    names = (path.name for path in (folder / "cache").rglob("*") if path.is_file())
-    return sorted(name for name in names if name != files.STAMPS)
+    """What lies in the cache."""
+    return sorted(path.name for path in (folder / "cache").rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
@@ -176,8 +175,8 @@ def test_a_corpus_of_any_integers_is_one_of_int64(convert):
         (np.array([-1, 0], "i2"), ValueError, r"valid must hold ids in \[0, 3\), got -1..0"),
         (np.array([3], "u2"), ValueError, r"valid must hold ids in \[0, 3\), got 3..3"),
         (np.array([2**63], "u8"), ValueError, r"valid must hold ids in \[0, 3\), got -"),
-        (np.array([], "u2"), ValueError, "valid must be a non-empty 1-D tensor"),
-        (np.array([[1]], "u2"), ValueError, "valid must be a non-empty 1-D tensor"),
+        (np.array([], "u2"), ValueError, "valid must be .*, 1-D, got"),
+        (np.array([[1]], "u2"), ValueError, "valid must be .*, 1-D, got"),
         ([0, 1], TypeError, "valid must be a torch.Tensor"),
     ],
 )

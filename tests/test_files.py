@@ -4,7 +4,6 @@ download.
 
 import errno
 import hashlib
-import json
 import os
 import pwd
 import sys
@@ -15,7 +14,7 @@ import pytest
 import requests
 from loopback import serving
 
-from imm_lib import files, folders, results
+from imm_lib import files, folders
 from imm_lib.files import DataError
 
 TEXT = "a b\nc\n"
@@ -160,27 +159,14 @@ def test_a_byte_order_mark_is_left_out_where_it_may_be(places):
         files.read_text(path, "it", KNOWN, mark=True)
 
 
-def test_a_checked_copy_is_remembered_until_it_changes(places, monkeypatch):
+def test_a_copy_is_verified_whenever_it_is_read(places):
     path = put(places, TEXT.encode())
-    assert files.read_text(path, "it", KNOWN) == TEXT
-    (stamp,) = json.loads((places / "cache" / files.STAMPS).read_text(encoding="utf-8")).items()
-    assert stamp[0] == str(path) and stamp[1][0] == len(TEXT) and stamp[1][-1] == KNOWN
-    monkeypatch.setattr(files, "_digest", lambda raw: "not looked at")
     assert files.read_text(path, "it", KNOWN) == TEXT
     before = path.stat()
     path.write_text(TEXT.replace("c", "d"), encoding="utf-8")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copying tool may set it
     with pytest.raises(DataError, match="it has a wrong checksum"):
         files.read_text(path, "it", KNOWN)
-
-
-@pytest.mark.parametrize("stamps", [b"", b"[]", b"{", b"\xff", b'{"a": NaN}'])
-def test_damaged_stamps_are_as_none(places, stamps):
-    (places / "cache").mkdir()
-    (places / "cache" / files.STAMPS).write_bytes(stamps)
-    path = put(places, TEXT.encode())
-    assert files.read_text(path, "it", KNOWN) == TEXT
-    assert list(results.read_json(places / "cache" / files.STAMPS)) == [str(path)]
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(places):

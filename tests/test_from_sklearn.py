@@ -478,14 +478,14 @@ def test_bad_options_answers_and_labels():
 @pytest.mark.parametrize(
     ("values", "group", "bandwidth", "error"),
     [
-        (torch.zeros(3), torch.zeros(3, dtype=torch.long), 1.0, "values must be non-empty"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.long), 1.0, r"values must be \(n, d\)"),
         (
             torch.full((3, 1), math.nan),
             torch.zeros(3, dtype=torch.long),
             1.0,
             "values must be finite",
         ),
-        (torch.zeros(3, 1), torch.zeros(2, dtype=torch.long), 1.0, "as long as values"),
+        (torch.zeros(3, 1), torch.zeros(2, dtype=torch.long), 1.0, ", as long as values"),
         (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), -1.0, "bandwidth must be"),
         (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), torch.ones(2), "bandwidth must be"),
         (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), torch.zeros(1), "positive finite"),

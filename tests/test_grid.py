@@ -317,7 +317,7 @@ CASES = {
     "belief's shape": (
         lambda: BOUND(HALF[:, :2]),
         ValueError,
-        r"belief must be \(B, S\) with S = 4",
+        r"belief must be \(B, 4\)",
     ),
     "alpha": (
         lambda: imm.FastInformedBound(SMALL, torch.zeros(2, 4), 1),
@@ -378,12 +378,13 @@ class Network(torch.nn.Module):
         return self.layers(self.eye[state])
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.25, 2.0])
 @pytest.mark.parametrize("matching", ["induced", "policy"])
-def test_learning_is_the_loop_over_runs(matching):
+def test_learning_is_the_loop_over_runs(matching, lam):
     """The batched program against one network, one estimator of the library and one optimiser per
     run.
     """
-    torus, runs, lam = Torus(5), 3, torch.tensor([0.0, 0.25, 2.0])
+    torus, runs = Torus(5), 3
     target = random_probabilities(5, 4).float()
     source = generator(11)
     networks = [
@@ -408,7 +409,7 @@ def test_learning_is_the_loop_over_runs(matching):
             else:
                 risk = imm.ReverseKD(target)(log_q, state // 5)
             optimiser.zero_grad()
-            (loss + lam[run] * risk).backward()
+            (loss + lam * risk).backward()
             optimiser.step()
         with torch.no_grad():
             slow.append(torch.stack([net(torch.arange(25)) for net in networks]))
@@ -499,7 +500,6 @@ LEARNING = {
     "runs 0": ({"runs": 0}, ValueError, "runs must be at least 1, got 0"),
     "lam < 0": ({"lam": -1.0}, ValueError, "lam must be .*-1"),
     "lam nan": ({"lam": float("nan")}, ValueError, "lam must be .*nan"),
-    "lam's shape": ({"lam": torch.ones(3)}, ValueError, r"lam must be .*\(2,\)"),
     "lr": ({"lr": 0}, ValueError, "lr must be"),
     "no target": ({"target": None}, ValueError, "target must be given when lam is above 0"),
     "target's shape": (

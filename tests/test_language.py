@@ -25,6 +25,7 @@ from imm_lib.experiments.language import (
     Histories,
     MovingAverage,
     Noising,
+    OwnPass,
     Published,
     Sampled,
     Serialized,
@@ -68,16 +69,14 @@ def bigram(texts):
     return imm.KneserNeyBigram.fit(texts.train, V)
 
 
-def lstm(dropout=0.0, tied=False, width=8):
+def lstm(dropout=0.0, width=8):
     torch.manual_seed(1)
-    return LSTM(V, width, dropout=dropout, tied=tied, scale=0.5).double()
+    return LSTM(V, width, dropout=dropout, scale=0.5).double()
 
 
-def transformer(dropout=0.0, tied=False, width=8):
+def transformer(dropout=0.0, width=8):
     torch.manual_seed(1)
-    model = Transformer(
-        V, width, dropout=dropout, tied=tied, heads=2, window=5, longest=12
-    ).double()
+    model = Transformer(V, width, dropout=dropout, heads=2, window=5, longest=12).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -175,10 +174,9 @@ def test_topics_need_more_than_the_previous_word():
 # models
 
 
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("build", [lstm, transformer])
-def test_a_model_gives_distributions_and_carries_its_state(build, tied):
-    model, words = build(tied=tied), text(20).view(2, 10)
+def test_a_model_gives_distributions_and_carries_its_state(build):
+    model, words = build(), text(20).view(2, 10)
     log_q, state = model(words, model.begin(2))
     assert log_q.shape == (2, 10, V)
     torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(2, 10, dtype=torch.float64))
@@ -285,7 +283,7 @@ def test_a_cache_that_does_not_fit(monkeypatch):
     import psutil
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
-    with pytest.raises(MemoryError, match=r"GB.*float16.*device='cpu'"):
+    with pytest.raises(MemoryError, match=r"GB.*float16, fewer lines"):
         Histories(Stream(text(60), 2), V).refresh(lstm())
 
 
@@ -356,7 +354,7 @@ def test_terms_that_share_the_pass_are_the_estimators(texts, bigram):
     twin = imm.MovingAverageIMM(bigram, V, V, 1 / 20, 5)
     twin.load_state_dict(measures.induced(model, stream, bigram).state_dict())
     torch.testing.assert_close(term.shared(log_q, block), twin(flat, short))
-    own = MovingAverage(bigram, 1.0, memory=20, max_ratio=5, own_pass=True)
+    own = OwnPass(MovingAverage(bigram, 1.0, memory=20, max_ratio=5))
     own.begin_epoch(model, stream, True)
     assert own.shared(log_q, block) is None
     twin.load_state_dict(measures.induced(model, stream, bigram).state_dict())
@@ -480,7 +478,7 @@ def test_the_fused_pass_for_the_induced_bigram_is_that_over_log_probabilities(te
     model, stream = lstm(dropout=0.5).train(), Stream(texts.train[texts.train != 3], 3, 4)
     slow = imm.SerializedIMM(bigram, V, V)
     slow.refresh(
-        (model.log_probs(features).flatten(0, 1), block.short(stream.words, lag).flatten())
+        (model.log_probs(features).flatten(0, 1), block.short(lag).flatten())
         for block, features in lm.histories.read(model, stream)
     )
     found = measures.induced(model, stream, bigram, lag)
@@ -522,8 +520,8 @@ def test_several_terms_are_a_weighted_sum(texts, bigram):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"terms must share the pass.*Sampled"):
         lm.Several([Sampled(bigram, 1.0, Histories(Stream(texts.train, 4, 5), V))])
-    with pytest.raises(ValueError, match="MovingAverage"):
-        lm.Several([MovingAverage(bigram, 1.0, own_pass=True)])
+    with pytest.raises(ValueError, match="OwnPass"):
+        lm.Several([MovingAverage(bigram, 1.0), OwnPass(MovingAverage(bigram, 1.0))])
     with pytest.raises(ValueError, match="none"):
         lm.Several([])
 
@@ -577,7 +575,7 @@ def terms(texts, bigram):
         "noising": Noising(texts.train, V),
         "uncorrected": Uncorrected(bigram, 0.5),
         "average": MovingAverage(bigram, 0.5),
-        "own": MovingAverage(bigram, 0.5, own_pass=True),
+        "own": OwnPass(MovingAverage(bigram, 0.5)),
         "serialized": Serialized(bigram, 0.5),
         "cached": Sampled(bigram, 0.5, Histories(stream, V), k=3, words=10),
         "rerun": Sampled(bigram, 0.5, Histories(stream, V, 4, cache=False), k=3, words=0),
@@ -740,8 +738,8 @@ def test_gradients_are_clipped_together_if_told_so(texts, bigram):
         torch.testing.assert_close(*found)
 
 
-def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):
-    settings = dataclasses.replace(SMALL, dropout=0.0, clip=1e9, every=2, warmup=4)
+def test_a_term_acts_on_every_other_block(texts, bigram):
+    settings = dataclasses.replace(SMALL, dropout=0.0, clip=1e9, every=2)
     run = Run(texts, Uncorrected(bigram, 0.3), settings)
     block = next(iter(run.train))
 
@@ -756,9 +754,7 @@ def test_a_term_acts_on_every_other_block_and_warms_up(texts, bigram):
         loss = loss + lam * imm.ReverseKD(bigram)(log_q.flatten(0, 1), block.words.flatten())
         return torch.autograd.grad(5 * loss, list(run.model.parameters()))
 
-    for number, lam in enumerate(
-        [0.0, 0.0, 0.25 * 0.6, 0.0, 0.5 * 0.6, 0.0, 0.75 * 0.6, 0.0, 0.6, 0.0, 0.6]
-    ):
+    for number, lam in enumerate([0.6, 0.0, 0.6, 0.0, 0.6]):
         for a, b in zip(gradient(number), expected(lam), strict=True):
             torch.testing.assert_close(a, b)
 
@@ -848,7 +844,6 @@ def test_a_checkpoint_of_another_vocabulary(texts, tmp_path):
         {"decay": 2.0},
         {"start": -1},
         {"start_lr": 0.0},
-        {"warmup": -1},
         {"every": 0},
     ],
 )

@@ -293,7 +293,7 @@ def test_a_causal_term_is_the_risk_by_brute_force(model, examples, arm):
     found = term(model.train(), batch).item()  # without dropout all the same
     assert model.training
     log_q = prefixes.log_q(model.eval(), torch.arange(len(prefixes.label)))
-    row = target.Unigram(bigrams, prefixes.short)(torch.tensor([0]))[0]
+    row = target.unigram(bigrams, prefixes.short)
     risks = []
     for word in prefixes.short[prefixes.of(batch)]:
         own = log_q[prefixes.short == word]  # of all sentences
@@ -357,8 +357,6 @@ def test_the_mixture_is_a_distribution_and_its_weight_is_chosen_on_held_out_text
     # no place has the first token, or a sequence's last one: neither is counted as a next word
     counted = fitted.task.keys % model.vocab_size
     assert not torch.isin(counted, torch.tensor(model.tokenizer.all_special_ids)).any()
-    with pytest.raises(ValueError, match="held_out must be at least 2"):
-        target.fit(ids, large, held_out=1)
     with pytest.raises(ValueError, match="sequences must be at least 2"):
         target.fit(ids[:1], large)
 
@@ -643,10 +641,10 @@ def test_a_task_runs_from_files_to_a_table_and_pretrains_once(tmp_path, monkeypa
         for arm, n in zip(arms, numbers, strict=True)
     ]
     table = experiment.table({"units": units, "config": config})
-    assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"] and table[1][
-        3
-    ] == "0.00 ± 0.00"
-    assert table[1][-1] == ""  # no arm "MLM" to be compared with
+    # no arm "MLM" to be compared with
+    assert table[0] == ["task", "arm", "score, %", "AUC, %", "CPU s a step", "induced bigram, nats"]
+    assert [row[1] for row in table] == ["arm", "base", "MLM + IMM"]
+    assert table[1][-1].endswith(" ± 0.0000")
     assert not list((tmp_path / ".partial").glob("*.pt"))
     if all(tasks.available("RTE", split) for split in tasks.SPLITS):
         # another task's encoder has another vocabulary, and a file of its own
@@ -700,37 +698,22 @@ def test_every_number_is_chosen_in_the_simplest_arm_that_has_it():
         assert masked.runs._settings(config, unit).arm == unit["arm"]
 
 
-def test_arms_are_paired_by_seed_and_task():
-    score = {
-        ("base", 0): 0.1,
-        ("base", 1): 0.3,
-        ("MLM", 0): 0.2,
-        ("MLM", 1): 0.4,
-        ("MLM + IMM", 1): 0.5,
-    }
-    history = [{"cpu_s": 4.0, "steps": 2, "norm task": 1.0, "task": 0.4}]
-    units = [
-        {
-            "unit": {"task": "RTE", "arm": arm, "seed": seed},
-            "numbers": {"scores": {"score": s}, "history": history},
-        }
-        for (arm, seed), s in score.items()
+def test_the_course_of_the_arms():
+    epochs = [
+        {"cpu_s": 4.0, "steps": 2, "norm task": 1.0, "task": 0.6},
+        {"cpu_s": 2.0, "steps": 2, "norm task": 3.0, "task": 0.4},
     ]
-    other = {"unit": {"task": "CoLA", "arm": "base", "seed": 0}, "numbers": units[0]["numbers"]}
-    found = masked.readings.paired({"units": [*units, other], "config": {"tasks": ["RTE", "CoLA"]}})
-    assert found["MLM"]["gain"] == pytest.approx((10.0, 0.0), abs=1e-9)
-    assert (
-        found["MLM + IMM"]["gain"] == (pytest.approx(20.0), None)
-        and found["MLM + IMM"]["seeds"] == 1
-    )
-    assert found["MLM"]["fitted"] == pytest.approx(0.4)
-    assert found["base"]["score"][0] == pytest.approx(20.0) and found["base"]["step"] == 2.0
-    assert found["MLM + IMM"]["over MLM"] == (pytest.approx(10.0), None) and found["base"][
-        "norms"
-    ] == {"task": 1.0}
+    more = [{**epoch, "norm MLM": 5.0, "task": 0.2} for epoch in epochs]
+    units = [
+        {"unit": {"task": "RTE", "arm": arm, "seed": seed}, "numbers": {"history": history}}
+        for arm, seed, history in (("base", 0, epochs), ("base", 1, more), ("MLM", 0, more))
+    ]
+    found = masked.readings.course({"units": units})
+    assert found["base"] == {"fitted": pytest.approx(0.3), "step": 1.5, "norms": {"task": 2.0}}
+    assert found["MLM"]["norms"] == {"task": 2.0, "MLM": 5.0}
 
 
-def test_what_tuned_models_know_is_paired_by_seed():
+def test_the_table_is_paired_by_seed_in_every_task():
     known = {
         ("base", 0): 7.0,
         ("MLM", 0): 6.0,
@@ -738,47 +721,29 @@ def test_what_tuned_models_know_is_paired_by_seed():
         ("MLM + IMM", 0): 5.5,
         ("MLM + IMM", 1): 5.9,
     }
+    history = [{"cpu_s": 1.0, "steps": 1}]
     units = [
         {
-            "unit": {"task": "MRPC", "arm": arm, "seed": seed},
+            "unit": {"task": task, "arm": arm, "seed": seed},
             "numbers": {
-                "premise": {
-                    "target": {"mean": 5.0},
-                    "induced": {"mean": x},
-                    "prefix": {"mean": x - seed},
-                }
+                "scores": {"score": nats / 10 + (task == "RTE") * seed, "auc": 0.5},
+                "history": history,
+                "premise": {"induced": {"mean": nats}},
             },
         }
-        for (arm, seed), x in known.items()
+        for task in ("MRPC", "RTE")
+        for (arm, seed), nats in known.items()
     ]
-    found = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}})
-    numbers = {
-        "scores": {"score": 0.5, "auc": 0.5},
-        "history": [{"cpu_s": 1.0, "steps": 1, "norm task": 1.0, "task": 0.4}],
-    }
-    stored = [{**entry, "numbers": {**numbers, **entry["numbers"]}} for entry in units]
-    table = masked.readings.table(
-        {"units": stored, "config": {"tasks": ["MRPC"], "premise": {"k": 5}}}
-    )
-    assert {row[1]: row[-1] for row in table[1:]} == {
-        "base": "1.00",
-        "MLM": "0.00 ± 0.00",
-        "MLM + IMM": "-0.40 ± 1.27",
-    }
-    assert found["base"]["induced over MLM"] == (pytest.approx(1.0), None)
-    other = masked.readings.views({"units": units, "config": {"tasks": ["MRPC"]}}, over="MLM + IMM")
-    assert (
-        other["MLM"]["induced over MLM + IMM"][0] == pytest.approx(0.4)
-        and "induced over MLM" not in other["MLM"]
-    )
-    mean, half = found["MLM + IMM"]["induced over MLM"]
-    assert mean == pytest.approx(-0.4) and half == pytest.approx(
-        12.706 * 0.1, rel=1e-3
-    )  # t of one degree of freedom
-    assert found["MLM + IMM"]["prefix"][0] == pytest.approx(5.2) and found["MLM"]["target"] == (
-        5.0,
-        0.0,
-    )
+    heading, *rows = masked.readings.table({"units": units, "config": {"premise": {"k": 5}}})
+    cells = {(row[0], row[1]): dict(zip(heading, row, strict=True)) for row in rows}
+    name = "induced bigram, nats less MLM"
+    assert [cells["MRPC", arm][name] for arm in ("base", "MLM", "MLM + IMM")] == [
+        "+1.0",
+        "",
+        "-0.4 ± 1.3",  # 12.7 times .1, t of one degree of freedom
+    ]
+    assert cells["RTE", "MLM + IMM"]["score, % less MLM"] == "-4 ± 13"
+    assert cells["RTE", "MLM"]["CPU s a step"] == "1.0000 ± 0.0000"
 
 
 def test_the_numbers_of_full_runs_come_from_the_stored_choices():
@@ -803,8 +768,8 @@ def test_the_numbers_of_full_runs_come_from_the_stored_choices():
 
 def test_places_after_one_word_count_as_one():
     values, group = torch.tensor([1.0, 1.0, 3.0, 3.0]).double(), torch.tensor([7, 7, 2, 2])
-    found = masked.measures._mean(values, group)
-    apart = masked.measures._mean(values, torch.arange(4))
+    found = masked.scores._mean(values, group)
+    apart = masked.scores._mean(values, torch.arange(4))
     assert (
         found["mean"] == 2.0
         and found["se"] == pytest.approx(8**0.5 / 4)

@@ -171,7 +171,7 @@ def test_every_estimator_takes_coarser_labels():
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (torch.tensor([0, 1]), ValueError, "map each of the 3 labels, leaving none out"),
+        (torch.tensor([0, 1]), ValueError, r"must be \(3,\), to map each label, leaving none out"),
         (torch.tensor([0, 2, 2]), ValueError, "got none for 1"),
         (torch.tensor([0, -1, 1]), ValueError, "labels"),
         (torch.tensor([0.0, 1.0, 1.0]), TypeError, "labels"),
@@ -185,13 +185,13 @@ def test_a_map_that_leaves_a_label_out_is_refused(labels, error, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, v, t: induced_mean(v[0]), "at least 2 dimensions"),
+        (lambda s, v, t: induced_mean(v[0]), r"values must be \(..., k, D\)"),
         (lambda s, v, t: induced_mean(v.detach() / 0), "must be finite"),
         (lambda s, v, t: induced_mean(v, torch.ones(2) / 2), "weight must be"),
         (lambda s, v, t: SampledMean(t, imm.GroupedContexts(s), 1), "k must be at least 2"),
         (
             lambda s, v, t: ExactMean(t[0], imm.GroupedContexts(s)),
-            "target must be non-empty with at least 2",
+            r"target must be \(S, D\); one output is",
         ),
         (
             lambda s, v, t: ExactMean(t, imm.GroupedContexts(s))(lambda a, e: v[e, :1], s),
@@ -205,7 +205,7 @@ def test_a_map_that_leaves_a_label_out_is_refused(labels, error, message):
         ),
         (lambda s, v, t: ExactMean(t, imm.GroupedContexts(s))(None, s[:0]), "non-empty batch"),
         (lambda s, v, t: MovingAverageMean(t, 3, 2)(v[:2], s), r"values must be \(6, 2\)"),
-        (lambda s, v, t: MovingAverageMean(t[:, :1], 3, 2)(v, s), "target must have the values' 2"),
+        (lambda s, v, t: MovingAverageMean(t[:, :1], 3, 2)(v, s), "as values have outputs"),
         (
             lambda s, v, t: ExactMean(v.detach(), imm.GroupedContexts(s)),
             "one row for each of the 3",

@@ -303,7 +303,7 @@ def test_a_list_of_the_experiments_imports_none_of_them():
 
 def test_a_function_is_not_hidden_by_the_module_of_its_name():
     code = (
-        "import imm_lib; from imm_lib.device import watched; import imm_lib.device; "
+        "import imm_lib; from imm_lib.device import allocations; import imm_lib.device; "
         "assert imm_lib.device().type; from imm_lib import device; assert device().type; "
         "import imm_lib as imm; imm.contexts.GroupedContexts; "
         "assert set(imm.__all__) <= set(dir(imm)); from imm_lib import *; ExactIMM; "

@@ -48,7 +48,7 @@ def test_a_reader_sees_its_words_and_no_others(stream):
 
 
 def test_extended_contexts_stand_before_the_first_word(stream):
-    contexts = FirstWord(stream, V)
+    contexts = FirstWord(stream.words, V)
     short = snippets.last_words(stream.words, torch.arange(10, 20), C)
     places = contexts.sample(short, 50, torch.Generator().manual_seed(0))
     assert (stream.words[places] == short[:, :1]).all()
@@ -60,14 +60,31 @@ def test_extended_contexts_stand_before_the_first_word(stream):
 
 
 def test_the_query_reads_a_snippet_after_another_past(stream):
-    model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = SampledSnippets(reader, 1.0, stream, V)
-    term.begin_epoch(model, stream, True)
+    model = transformer(4)
+    histories = snippets.Snippets(stream, V)
+    histories.refresh(model)
     words = stream.words.view(4, -1)  # a transformer's columns begin with nothing before them
     short, place = torch.tensor([[1, 2, 3]]), torch.tensor([2 * words.shape[1] + 6])
-    log_q = term.query(model)(short, place)
+    log_q = histories.query(model)(short, place)
     whole = torch.cat([words[2, 2:6], short[0]]).view(1, -1)
     torch.testing.assert_close(log_q[0], model(whole[:, 4:], whole[:, :4])[0][0, -1])
+
+
+def test_a_moved_snippet_is_read_after_the_words_before_its_place(stream):
+    """So many of them as are drawn, and the window before these."""
+    model, histories = transformer(4), snippets.Snippets(stream, V, ahead=5)
+    histories.refresh(model)
+    words, short = stream.words.view(4, -1), torch.tensor([[1, 2, 3]])
+    place = torch.tensor([2 * words.shape[1] + 11])
+    drawn = set()
+    for seed in range(12):
+        histories.generator = torch.Generator().manual_seed(seed)
+        ahead = int(torch.randint(6, (), generator=torch.Generator().manual_seed(seed)))
+        log_q = histories.query(model)(short, place)
+        whole = torch.cat([words[2, 7 - ahead : 11], short[0]]).view(1, -1)
+        torch.testing.assert_close(log_q[0], model(whole[:, 4:], whole[:, :4])[0][0, -1])
+        drawn.add(ahead)
+    assert len(drawn) > 3
 
 
 def test_the_term_is_the_mean_risk_over_places(stream):
@@ -77,9 +94,9 @@ def test_the_term_is_the_mean_risk_over_places(stream):
     term = SampledSnippets(reader, 1.0, stream, V, k=400, places=400)
     term.begin_epoch(model, stream, True)
     (found,) = term.own(model, block)
-    exact = imm.ExactIMM(reader, FirstWord(stream, V))
+    exact = imm.ExactIMM(reader, FirstWord(stream.words, V))
     short = snippets.last_words(stream.words, block.place.flatten(), C)
-    assert found.item() == pytest.approx(exact(term.query(model), short).item(), rel=0.02)
+    assert found.item() == pytest.approx(exact(term.histories.query(model), short).item(), rel=0.02)
     found.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.blocks.parameters())
 
@@ -93,11 +110,13 @@ def test_reverse_distillation_from_snippets(stream):
     rows = reader(snippets.last_words(stream.words, block.place.flatten(), C))
     expected = -(rows * log_q.flatten(0, 1)).sum(1).mean()
     torch.testing.assert_close(term.shared(log_q, block), expected)
+    some = UncorrectedSnippets(reader, 1.0, places=5000, seed=1)
+    assert some.shared(log_q, block).item() == pytest.approx(expected.item(), rel=0.02)
 
 
 def test_draws_are_part_of_the_state(stream):
     model, reader = transformer(4), Reader(transformer(C - 1, seed=2))
-    term = SampledSnippets(reader, 1.0, stream, V, k=2, places=5)
+    term = SampledSnippets(reader, 1.0, stream, V, k=2, places=5, moved=True)
     term.begin_epoch(model, stream, True)
     state, block = copy.deepcopy(term.state_dict()), next(iter(stream))
     (first,) = term.own(model, block)

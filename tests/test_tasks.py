@@ -14,7 +14,7 @@ import torch
 from loopback import serving
 
 from imm_lib.data import DataError
-from imm_lib.experiments.masked import Example, tasks
+from imm_lib.experiments.masked import Example, scores, tasks
 
 
 def write(tmp_path, monkeypatch, name, content, rows=None, split="train"):
@@ -252,22 +252,22 @@ def test_halves_of_a_dev_file_share_neither_question_nor_sentence(tmp_path, monk
 def test_scores():
     log_probs = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.8, 0.2], [0.9, 0.1]]).log()
     label = torch.tensor([1, 0, 0, 0])
-    rte = tasks.score("RTE", log_probs, label)
+    rte = scores.score("RTE", log_probs, label)
     assert rte["accuracy"] == rte["score"] == 0.75 and rte["auc"] == pytest.approx(2 / 3)
     assert rte["nats"] == pytest.approx(-math.log(0.6 * 0.3 * 0.8 * 0.9) / 4)
-    assert tasks.score("MRPC", log_probs, label)["score"] == pytest.approx(2 / 3)
-    assert tasks.score("CoLA", log_probs, label)["score"] == pytest.approx(1 / math.sqrt(3))
+    assert scores.score("MRPC", log_probs, label)["score"] == pytest.approx(2 / 3)
+    assert scores.score("CoLA", log_probs, label)["score"] == pytest.approx(1 / math.sqrt(3))
     with pytest.raises(ValueError, match=r"log_probs must be \(2, 2\), got \(4, 2\)"):
-        tasks.score("RTE", log_probs, label[:2])
+        scores.score("RTE", log_probs, label[:2])
 
 
 def test_a_sure_model_is_ranked_by_its_odds():
     odds = torch.tensor([90.0, 60.0, 40.0, 20.0, -20.0, -40.0])
     log_probs = torch.stack([torch.zeros(6), odds], 1).log_softmax(1)
     label = torch.tensor([1, 0, 1, 0, 1, 0])
-    assert tasks.score("RTE", log_probs, label)["auc"] == pytest.approx(6 / 9)
+    assert scores.score("RTE", log_probs, label)["auc"] == pytest.approx(6 / 9)
     never = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
-    assert tasks.score("RTE", never, torch.tensor([0, 1]))["auc"] == 1
+    assert scores.score("RTE", never, torch.tensor([0, 1]))["auc"] == 1
 
 
 # the encoder

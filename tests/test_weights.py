@@ -133,7 +133,7 @@ def test_parts_of_a_batch_are_the_batch(monkeypatch):
 @pytest.mark.parametrize(
     ("weight", "error", "words"),
     [
-        (torch.ones(5), ValueError, r"weight must be one number per data point, \(6,\)"),
+        (torch.ones(5), ValueError, r"weight must be \(6,\), one number per data point"),
         (torch.ones(6, 1), ValueError, "one number per data point"),
         (torch.zeros(6), ValueError, "not all 0"),
         (-torch.ones(6), ValueError, "not negative"),

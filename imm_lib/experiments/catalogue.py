@@ -55,6 +55,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-dropout": "dropout × λ on 1 % of the lines: does IMM help at the best dropout?",
         "language-frontier": "extended contexts × how often the term acts: quality against cost",
         "language-snippets": "a transformer of three words helps one of twenty with little text",
+        "language-snippets-why": "why reverse distillation won there: one difference at a time",
         "language-fidelity": "gradients of the estimators on a trained LSTM against the exact one",
         "language-profile": "seconds of an epoch of the paper's LSTMs, by precision; for a GPU",
         "bench-language": "time and memory of a language model's step with each term, as ratios",

@@ -168,7 +168,7 @@ class Kit:
 
     def loss(self, item: Item) -> float:
         """The first losses on the CPU, of a profiled way's unit; NaN if they cannot be had."""
-        config = {**item.task.config, "warm": 1, "seconds": 0.0}
+        config = {**item.task.config, "repeats": 1}
         task = item.task._replace(unit={"way": "float32"}, config=config, device="cpu")
         for _, answer in workers.answers(attempt, [Item("cpu", task)], 1, self.end):
             if isinstance(answer, dict) and "loss" in answer["numbers"]:

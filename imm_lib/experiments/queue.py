@@ -19,7 +19,7 @@ class Item:
     Attributes:
         kind: units of one kind take equally long.
         task: for the worker.
-        how: in what a language model computes, a name of ``language.profile.HOWS``.
+        how: in what a language model computes, a name of ``language.training.WAYS``.
         after: a kind that must have been done before.
     """
 
@@ -64,10 +64,10 @@ def attempt(item: Item) -> dict | str:
     """The item's entry, computed in its way in a process of its own, or in words why there is none:
     the others go on.
     """
-    from imm_lib.experiments.language import profile
+    from imm_lib.experiments.language.training import way
 
     try:
-        with profile.how(profile.HOWS[item.how]):
+        with way(item.how):
             return work(find(item.task.experiment), item.task)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from imm_lib import checks, data, origin, results
+from imm_lib.device import allocations
 from imm_lib.device import find as find_device
-from imm_lib.device import watched
 from imm_lib.experiments import keep, merge, options, workers
 from imm_lib.experiments.catalogue import find, module_of
 from imm_lib.experiments.progress import bar
@@ -187,9 +187,10 @@ def work(experiment: Experiment, task: Task) -> dict:
             the machine's.
     """
     device, start = torch.device(task.device), time.perf_counter()
+    before = allocations(device)
     said = f"{task.experiment}, unit {json.dumps(task.unit, ensure_ascii=False)}"
     try:
-        with beside(task.folder), watched(device) as watch:
+        with beside(task.folder):
             numbers = experiment.run(task.unit, task.config, device)
         merge.check_numbers(numbers, "numbers")
     except (data.DataError, ImportError, MemoryError, OSError):
@@ -198,7 +199,8 @@ def work(experiment: Experiment, task: Task) -> dict:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         raise UnitError(f"{said}: {type(error).__name__}: {error} ({place})") from error
-    where = watch.device or device
+    idle = device.type != "cpu" and allocations(device) == before
+    where = torch.device("cpu") if idle else device
     return {
         "unit": task.unit,
         "numbers": numbers,

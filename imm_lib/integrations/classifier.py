@@ -174,9 +174,6 @@ class ClassifierTarget(KeepsPrecision):
 
     def decode(self, short: Tensor) -> Any:
         """The columns that short contexts stand for, as a DataFrame or an array like ``frame``."""
-        if self.num_short is not None:
-            group = checks.ids("short", short, self.num_short).cpu().numpy()
-            return self.coding.decode(group, np.zeros((len(group), 0)))
         return self.coding.decode(*self._parts(short))
 
     def label_ids(self, labels: Any) -> Tensor:
@@ -190,12 +187,12 @@ class ClassifierTarget(KeepsPrecision):
         return torch.tensor([number[label] for label in values])
 
     def _parts(self, short: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) combinations of categories and (B, d) numbers."""
+        if self.num_short is not None:
+            group = checks.ids("short", short, self.num_short).cpu().numpy()
+            return group, np.zeros((len(group), 0))
         width = 1 + sum(self.coding.numeric)
-        if checks.floating("short", short).dim() != 2 or short.shape[1] != width:
-            raise ValueError(
-                f"short must be (B, {width}), as target.encode(frame) gives it, "
-                f"got {checks.describe(short)}"
-            )
+        checks.floating("short", short, "B", width, why=", as target.encode(frame) gives it")
         checks.resolves("short", short, len(self.coding.keys) - 1)
         rows = short.detach().cpu().double().numpy() + 0.0  # no -0
         group, values = rows[:, 0], rows[:, 1:]
@@ -308,9 +305,7 @@ def _warn_if_alone(group: Tensor, coding: Coding) -> None:
     alone = int((torch.bincount(group) == 1).sum())
     if not all(coding.numeric) and 2 * alone > len(group):
         names = [
-            name
-            for name, numeric in zip(coding.columns, coding.numeric, strict=True)
-            if not numeric
+            n for n, numeric in zip(coding.columns, coding.numeric, strict=True) if not numeric
         ]
         warnings.warn(
             f"{alone} of {len(group)} rows have categories that no other row has (columns "

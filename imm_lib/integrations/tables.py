@@ -7,7 +7,7 @@ imported unless it made the table. A missing value, of any kind, is a level of i
 import datetime
 import decimal
 import difflib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +32,8 @@ def is_frame(table: Any) -> bool:
 
 
 def select(table: Any, columns: Sequence[Hashable]) -> Any:
-    """The columns of a table: a DataFrame of a DataFrame, a 2-D array of anything else.
-
-    Raises:
-        TypeError: no table.
-        ValueError: no such column, one that occurs twice, or no rows.
+    """The columns of a table: a DataFrame of a DataFrame, a 2-D array of anything else. Raises
+    TypeError for no table, ValueError for no such column, one that occurs twice, or no rows.
     """
     if is_frame(table):
         _must_have(columns, list(table.columns))
@@ -101,11 +98,6 @@ def _column(table: Any, place: int) -> tuple[np.ndarray, np.ndarray]:
         ]
         return values, np.array(missing)
     return values, np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
-
-
-def _is_categorical(table: Any, place: int) -> bool:
-    """Whether pandas calls a column categorical, whose categories may be numbers."""
-    return is_frame(table) and table.dtypes.iloc[place].name == "category"
 
 
 def _is_numeric(name: Hashable, values: np.ndarray, missing: np.ndarray) -> bool:
@@ -193,7 +185,9 @@ class Coding:
             raise ValueError(f"categorical must name some of columns, got {_few(unknown)}")
         for place, name in enumerate(columns):
             values, missing = _column(table, place)
-            declared = name in categorical or _is_categorical(table, place)
+            # pandas' categories may be numbers
+            kind = table.dtypes.iloc[place].name if is_frame(table) else ""
+            declared = name in categorical or kind == "category"
             numeric.append(not declared and _is_numeric(name, values, missing))
             gone = {repr(value) for value in values[missing].tolist()}
             if len(gone) > 1:
@@ -205,11 +199,16 @@ class Coding:
         draft = cls(tuple(columns), tuple(numeric), table[:0], tuple(blank), ())
         return replace(draft, keys=tuple(dict.fromkeys(draft._keys(table))))
 
-    def _keys(self, table: Any) -> list[tuple]:
-        parts = []
+    def _columns(self, table: Any) -> Iterator[tuple[Hashable, bool, np.ndarray, np.ndarray]]:
+        """The name of each column, whether it is a number, its values and which are missing."""
         for place, (name, numeric) in enumerate(zip(self.columns, self.numeric, strict=True)):
-            values, missing = _column(table, place)
-            parts.append(missing.tolist() if numeric else _levels(name, values, missing))
+            yield name, numeric, *_column(table, place)
+
+    def _keys(self, table: Any) -> list[tuple]:
+        parts = [
+            missing.tolist() if numeric else _levels(name, values, missing)
+            for name, numeric, values, missing in self._columns(table)
+        ]
         return list(zip(*parts, strict=True))
 
     def groups(self, table: Any) -> np.ndarray:
@@ -220,26 +219,25 @@ class Coding:
     def values(self, table: Any) -> np.ndarray:
         """(n, d) float64 numbers, 0 for missing ones."""
         found = [
-            _numbers(name, *_column(table, place))
-            for place, (name, numeric) in enumerate(zip(self.columns, self.numeric, strict=True))
-            if numeric
+            _numbers(name, *column) for name, numeric, *column in self._columns(table) if numeric
         ]
         return np.stack(found, 1) if found else np.zeros((len(table), 0))
 
     def spread(self, table: Any) -> np.ndarray:
         """(d,) standard deviations of the numbers that are not missing; 1 for a constant."""
-        found = []
-        for place, (name, numeric) in enumerate(zip(self.columns, self.numeric, strict=True)):
-            if numeric:
-                values, missing = _column(table, place)
-                found.append(_numbers(name, values, missing)[~missing].std())
-        spread = np.array(found)
+        spread = np.array(
+            [
+                _numbers(name, values, missing)[~missing].std()
+                for name, numeric, values, missing in self._columns(table)
+                if numeric
+            ]
+        )
         return np.where(spread > 0, spread, 1.0)
 
     def told(self, table: Any, row: int) -> str:
         """A row in words, for an error."""
-        cells = (_column(table[row : row + 1], place)[0][0] for place in range(len(self.columns)))
-        return ", ".join(f"{n}={v!s}" for n, v in zip(self.columns, cells, strict=True))
+        cells = self._columns(table[row : row + 1])
+        return ", ".join(f"{name}={values[0]!s}" for name, _, values, _ in cells)
 
     def decode(self, group: np.ndarray, values: np.ndarray) -> Any:
         """(n,) numbers of combinations and (n, d) values -> the table they stand for."""

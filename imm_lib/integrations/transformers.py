@@ -116,9 +116,7 @@ class IMMTrainer(Trainer):
         if labels is None:
             raise ValueError("inputs must hold labels, got none")
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        if logits is None or logits.shape[:-1] != labels.shape:
-            what = "none" if logits is None else checks.describe(logits)
-            raise ValueError(f"logits must be {(*labels.shape, 'Y')}, as labels are, got {what}")
+        checks.floating("logits", logits, *labels.shape, "Y", why=", as labels are")
         if self.shift and labels.dim() < 2:
             raise ValueError(
                 f"labels must be (B, T) where they are shifted, got {checks.describe(labels)}: of "

@@ -37,22 +37,10 @@ class FinitePOMDP(NamedTuple):
             ValueError: shapes that do not fit, rows that are not distributions, or rewards that are
                 not finite.
         """
-        checks.probabilities("transition", transition)
-        if transition.dim() != 3 or transition.shape[1] != transition.shape[2]:
-            raise ValueError(f"transition must be (A, S, S), got {checks.describe(transition)}")
-        checks.probabilities("observation", observation)
-        if observation.dim() != 3 or observation.shape[:2] != transition.shape[:2]:
-            shape = tuple(transition.shape[:2])
-            raise ValueError(
-                f"observation must be (A, S, O) with (A, S) = {shape}, got "
-                f"{checks.describe(observation)}"
-            )
-        if checks.floating("reward", reward).shape != transition.shape[:2]:
-            raise ValueError(
-                f"reward must be (A, S) = {tuple(transition.shape[:2])}, got "
-                f"{checks.describe(reward)}"
-            )
-        checks.finite("reward", reward)
+        checks.probabilities("transition", transition, "A", "S", "S")
+        actions, states, _ = transition.shape
+        checks.probabilities("observation", observation, actions, states, "O")
+        checks.finite("reward", checks.floating("reward", reward, actions, states))
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
             checks.normalised(table.double()) for table in (transition, observation)
@@ -121,11 +109,7 @@ class FinitePOMDP(NamedTuple):
 
     def _belief(self, belief: Tensor) -> Tensor:
         states = self.transition.shape[1]
-        if checks.floating("belief", belief).dim() != 2 or belief.shape[1] != states:
-            raise ValueError(
-                f"belief must be (B, S) with S = {states}, got {checks.describe(belief)}"
-            )
-        return checks.normalised(checks.probabilities("belief", belief).double())
+        return checks.normalised(checks.probabilities("belief", belief, "B", states).double())
 
 
 class FastInformedBound(KeepsPrecision):
@@ -170,10 +154,7 @@ class FastInformedBound(KeepsPrecision):
 
     def __init__(self, model: FinitePOMDP, alpha: Tensor, sweeps: int, error: float = math.inf):
         super().__init__()
-        if checks.floating("alpha", alpha).shape != model.reward.shape:
-            raise ValueError(
-                f"alpha must be (A, S) = {tuple(model.reward.shape)}, got {checks.describe(alpha)}"
-            )
+        checks.floating("alpha", alpha, *model.reward.shape)
         self.model, self.sweeps, self.error = model, sweeps, error
         self.hold(alpha=alpha)
 

@@ -130,16 +130,9 @@ class KneserNeyBigram(KeepsPrecision):
         vocab_size = checks.count("vocab_size", vocab_size)
         if vocab_size > 2**31:
             raise ValueError(f"vocab_size must be at most 2^31, got {vocab_size}: keys are int64")
-        short, label = (
-            checks.ids("short", short, vocab_size),
-            checks.ids("label", label, vocab_size),
-        )
-        checks.same_device("label", label, "short", short)
-        if short.shape != label.shape:
-            raise ValueError(
-                f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
-            )
-        checks.held("short", short)
+        short = checks.held("short", checks.ids("short", short, vocab_size))
+        label = checks.ids("label", label, vocab_size, ("short", short))
+        checks.shaped("label", label, len(short), why=", as long as short")
         keys, counts = torch.unique(short * vocab_size + label, return_counts=True)
         counted = checks.double("short", counts)
         left, right = keys // vocab_size, keys % vocab_size
@@ -202,10 +195,7 @@ class KneserNeyBigram(KeepsPrecision):
             ValueError: ids out of range, another device, or arguments of different lengths.
         """
         short, label = self._ids("short", short), self._ids("label", label)
-        if short.shape != label.shape:
-            raise ValueError(
-                f"label must be as long as short, {len(short)}, got {checks.describe(label)}"
-            )
+        checks.shaped("label", label, len(short), why=", as long as short")
         key = short * self.vocab_size + label
         place = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
         seen = torch.where(self.keys[place] == key, self.values[place], 0.0)
@@ -263,6 +253,4 @@ class KneserNeyBigram(KeepsPrecision):
         return torch.bincount(self.keys % self.vocab_size, minlength=self.vocab_size) == 0
 
     def _ids(self, name: str, value: Tensor) -> Tensor:
-        value = checks.ids(name, value, self.vocab_size)
-        checks.same_device(name, value, "the bigram", self.keys)
-        return value
+        return checks.ids(name, value, self.vocab_size, ("the bigram", self.keys))

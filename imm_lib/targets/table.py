@@ -9,6 +9,9 @@ from imm_lib import checks
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
+Target = Tensor | Callable[[Tensor], Tensor]
+"""(S, Y) rows, or short -> (B, Y), of probabilities."""
+
 
 def asked(function: Callable[[Tensor], Tensor], short: Tensor, contexts: object = None) -> Tensor:
     """``function(short)``, of a module in eval mode, whatever mode it is in: a parent's ``train()``
@@ -39,23 +42,17 @@ class TableTarget(KeepsPrecision):
 
     def __init__(self, table: Tensor):
         super().__init__()
-        if checks.floating("target", table).dim() != 2:
-            raise ValueError(
-                f"target must be a (S, Y) table or a callable, got {checks.describe(table)}"
-            )
-        _labels("target", table)
+        _labels("target", checks.floating("target", table, "S", "Y", why=", or a callable"))
         rows = checks.probabilities("target", table).detach()
         # a table in half precision stays one: its rows are normalised when they are looked up
-        half = table.dtype in (torch.bfloat16, torch.float16)
+        half = table.dtype in checks.HALF
         kept = checks.usable(table.detach()) if half else rows
         self.hold(table=kept)
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
-        short = checks.ids("short", short, len(self.table))
-        checks.same_device("short", short, "target", self.table)
-        rows = self.table[short]
-        return checks.normalised(rows) if rows.dtype in (torch.bfloat16, torch.float16) else rows
+        rows = self.table[checks.ids("short", short, len(self.table), ("target", self.table))]
+        return checks.normalised(rows) if rows.dtype in checks.HALF else rows
 
 
 def _labels(name: str, rows: Tensor) -> None:
@@ -92,10 +89,7 @@ class CallableTarget(nn.Module):
     def forward(self, short: Tensor) -> Tensor:
         """B short contexts -> (B, Y) probabilities."""
         rows = checks.floating("target(short)", asked(self.held[0], short, self.contexts[0]))
-        if rows.dim() != 2 or len(rows) != len(short):
-            raise ValueError(
-                f"target(short) must be ({len(short)}, Y), got {checks.describe(rows)}"
-            )
+        checks.shaped("target(short)", rows, len(short), "Y")
         _labels("target(short)", rows)
         checks.same_device("target(short)", rows, "short", short)
         if not self.checked or checks.visible(rows):
@@ -105,7 +99,40 @@ class CallableTarget(nn.Module):
         return checks.normalised(checks.usable(rows))
 
 
-def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = None) -> nn.Module:
+class MeanTarget(KeepsPrecision):
+    """A restricted regressor, its answers looked at; a table moves with the estimator."""
+
+    table: Tensor
+
+    def __init__(self, target: Target, contexts: object):
+        super().__init__()
+        self.given = target, contexts  # a tuple: not a submodule
+        if isinstance(target, Tensor):
+            table = checks.held(
+                "target", checks.values("target", target, "S", "D", why=checks.column(target))
+            ).detach()
+            check_rows(table, contexts)
+            self.hold(table=table)
+        elif not callable(target):
+            raise TypeError(
+                "target must be a (S, D) table or a callable short -> (B, D), got "
+                f"{checks.describe(target)}"
+            )
+
+    @torch.no_grad()
+    def forward(self, short: Tensor) -> Tensor:
+        """(B, D) means."""
+        target, contexts = self.given
+        if isinstance(target, Tensor):
+            beside = "target", self.table
+            return self.table[checks.ids("short", short, len(self.table), beside)]
+        found = asked(target, short, contexts)
+        rows = checks.values("target(short)", found, len(short), "D", why=checks.column(found))
+        checks.same_device("target(short)", rows, "short", short)
+        return rows
+
+
+def as_target(target: Target, contexts: object = None) -> nn.Module:
     """``target`` as a module short -> (B, Y) probabilities, of the short contexts of ``contexts``.
 
     Raises:
@@ -113,10 +140,18 @@ def as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object = No
         ValueError: a table that is none of probabilities, or that has not one row for each short
             context.
     """
-    found = _as_target(target, contexts)
+    found = TableTarget(target) if isinstance(target, Tensor) else target
     if isinstance(found, TableTarget):
         check_rows(found.table, contexts)
-    return found
+    if isinstance(found, TableTarget | CallableTarget | MeanTarget | KneserNeyBigram):
+        return found
+    hint = "; imm.from_sklearn makes a target of a classifier" * _is_classifier(target)
+    if hint or not callable(target):
+        came = checks.describe(target)
+        raise TypeError(
+            f"target must be a (S, Y) tensor or a callable short -> (B, Y), got {came}{hint}"
+        )
+    return CallableTarget(target, contexts)
 
 
 def check_rows(table: Tensor, contexts: object) -> None:
@@ -136,22 +171,6 @@ def check_rows(table: Tensor, contexts: object) -> None:
             f"target must have one row for each of the {size} short contexts (num_short) of "
             f"contexts, got {tuple(table.shape)}; answers for data points are no table"
         )
-
-
-def _as_target(target: Tensor | Callable[[Tensor], Tensor], contexts: object) -> nn.Module:
-    if isinstance(target, TableTarget | CallableTarget | KneserNeyBigram):
-        return target
-    if isinstance(target, Tensor):
-        return TableTarget(target)
-    classifier = _is_classifier(target)
-    if callable(target) and not classifier:
-        return CallableTarget(target, contexts)
-    raise TypeError(
-        "target must be a (S, Y) tensor or a callable short -> (B, Y), got "
-        f"{checks.describe(target)}"
-        + "; imm.from_sklearn makes a target of a classifier"
-        * classifier
-    )
 
 
 def _is_classifier(target: object) -> bool:

@@ -314,7 +314,7 @@ def test_the_trainer_refuses(tmp_path, kwargs, error, message):
 def test_a_batch_without_what_the_term_needs(tmp_path):
     with pytest.raises(ValueError, match="hold 'pair', got attention_mask, input_ids, labels"):
         trained(tmp_path, imm.ReverseKD(rows()), short="pair")
-    with pytest.raises(ValueError, match=r"logits must be \(4, 'Y'\)"):
+    with pytest.raises(ValueError, match=r"logits must be \(4, Y\), as labels are"):
         bad = {"input_ids": torch.zeros(4, 8).long(), "labels": torch.zeros(4).long()}
         trainer = IMMTrainer(
             gpt(), arguments(tmp_path), train_dataset=Texts(), term=imm.ReverseKD(rows())

@@ -15,10 +15,8 @@ import torch
 
 from imm_lib import results, tabular
 from imm_lib.experiments.clinic import reading
-from imm_lib.experiments.language import snippets
 from imm_lib.experiments.logistic import paper as logistic
-from imm_lib.experiments.masked import readings as masked
-from imm_lib.experiments.reading import rows
+from imm_lib.experiments.reading import paired, rows
 from pages.execution import stored
 from pages.reproduction import FIRST, JUDGED, NORMAL, numbers
 
@@ -131,12 +129,19 @@ def _diagnoses() -> Iterator[Line]:
     )
 
 
+def _tests(result: dict, where: str = "") -> dict[str, torch.Tensor]:
+    """Test perplexities of every arm, in the order of the seeds."""
+    found: dict[str, list[float]] = {}
+    for row in sorted(rows(result, where), key=lambda row: row["seed"]):
+        found.setdefault(row["arm"], []).append(row["test"])
+    return {arm: torch.tensor(values, dtype=torch.float64) for arm, values in found.items()}
+
+
 def _snippets() -> Iterator[Line]:
     """Text with a target that was counted on other text."""
     if (result := stored("language-snippets")) is None:
         return
-    runs = snippets.readings(result)[1262]
-    test = {arm: run["test"] for arm, run in runs.items()}
+    test = _tests(result, "arms/{arm}")
     gain = {arm: _less(test[arm], test["baseline"]) for arm in ("reverse-KD", "IMM, bigram")}
     lead = _less(test["IMM, bigram"], test["reverse-KD"])
     yield Line(
@@ -154,10 +159,7 @@ def _seen() -> Iterator[Line]:
     """The fused term that corrects only seen labels, untuned as its rivals are."""
     if (result := stored("language-seen")) is None:
         return
-    test: dict[str, list[float]] = {}
-    for entry in sorted(result["units"], key=lambda e: e["unit"]["seed"]):
-        test.setdefault(entry["unit"]["arm"], []).append(entry["numbers"]["test"])
-    loss = {arm: torch.tensor(values, dtype=torch.float64) for arm, values in test.items()}
+    loss = _tests(result)
     ours, plain = loss["seen labels, λ = 1"], loss["baseline"]
     other, dense = loss["reverse-KD, λ = 1"], loss["all labels, λ = 1"]
     lead = _less(ours, other)
@@ -178,19 +180,16 @@ def _fine_tuning() -> Iterator[Line]:
     """CoLA on a small encoder: the area under the curve, in points."""
     if (result := stored("masked-cola")) is None:
         return
-    area = masked.paired(result, "CoLA", "auc")
-    ours, other = area["MLM + IMM"]["over MLM"], area["MLM + noising"]["over MLM"]
-    pairs = {(e["unit"]["arm"], e["unit"]["seed"]): e["numbers"] for e in result["units"]}
-    points = {
-        arm: torch.tensor(
-            [100 * pairs[arm, seed]["scores"]["auc"] for a, seed in pairs if a == arm],
-            dtype=torch.float64,
+    ours, other, lead = (
+        paired(result, lambda row: 100 * row["scores/auc"], ["arm"], against)[(arm,)].change
+        for arm, against in (
+            ("MLM + IMM", "MLM"),
+            ("MLM + noising", "MLM"),
+            ("MLM + IMM", "MLM + noising"),
         )
-        for arm in ("MLM + IMM", "MLM + noising")
-    }
-    lead = _less(points["MLM + IMM"], points["MLM + noising"])
+    )
     yield Line(
-        f"Fine-tuning a small transformer on CoLA, {area['MLM + IMM']['seeds']} seeds, area under "
+        f"Fine-tuning a small transformer on CoLA, {ours.runs} seeds, area under "
         f"the ROC curve (higher is better) less that without a target: IMM {_signed(ours, 1)} "
         f"points, noising {_signed(other, 1)}; IMM less noising {_signed(lead, 1)}.",
         "15-fine-tuning",

@@ -17,7 +17,7 @@ import torch
 from imm_lib import experiments, tabular
 from imm_lib.experiments import paper
 from imm_lib.experiments.logistic import paper as logistic
-from imm_lib.experiments.masked import readings
+from imm_lib.experiments.reading import paired
 from pages.execution import devices, duration, stored
 
 NORMAL = 1.959964
@@ -288,12 +288,13 @@ def _table_5() -> Iterator[Number]:
 def _table_2() -> Iterator[Number]:
     result = stored("masked-paper")
     for task, arms in paper.TABLE_2.items():
-        ours = readings.paired(result, task) if result else {}
+        ours = paired(result, "scores/score", ["task", "arm"]) if result else {}
         for arm, (mean, _) in arms.items():
             number = Number("Table 2", f"{task}, {arm}", mean, "masked-paper")
-            if found := ours.get(ARM[arm]):
-                score, half = found["score"]
-                number = number._replace(ours=score, error=half / NORMAL, runs=found["seeds"])
+            if found := ours.get((task, ARM[arm])):
+                score, half, runs = found.value
+                error = 100 * half / NORMAL
+                number = number._replace(ours=100 * score, error=error, runs=runs)
             yield number
 
 

@@ -8,14 +8,3 @@ from imm_lib.experiments.grid.runs import target
 from imm_lib.experiments.grid.torus import HORIZON, MOVES, Torus
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *speed.EXPERIMENTS]
-
-__all__ = [
-    "EXPERIMENTS",
-    "HORIZON",
-    "MOVES",
-    "Torus",
-    "induced_matching",
-    "learn",
-    "policy_matching",
-    "target",
-]

@@ -114,8 +114,7 @@ def policy_matching(
     (eq. 1).
     """
     runs = torch.arange(len(log_pi), device=log_pi.device).unsqueeze(1)
-    x = path.state // torus.size
-    rows = target.to(log_pi)[runs, x] if target.dim() == 3 else target.to(log_pi)[x]
+    rows = target.to(log_pi)[path.state // torus.size]
     return divergence(rows, log_pi[runs, path.state]).mean(1)
 
 
@@ -151,7 +150,7 @@ def learn(
     runs: int,
     generator: torch.Generator,
     target: Tensor | None = None,
-    lam: float | Tensor = 0.0,
+    lam: float = 0.0,
     matching: Matching = induced_matching,
     lr: float = 1e-2,
     critic: bool = False,
@@ -163,9 +162,8 @@ def learn(
         torus: the world; where it is, everything is computed.
         runs: number R of independent runs.
         generator: of the networks and the trajectories, on the CPU.
-        target: (N, A) or (R, N, A) action probabilities of the policy that knows x.
-        lam: λ, the weight of the matching term: one number or (R,); the loss is REINFORCE + λ ·
-        matching.
+        target: (N, A) action probabilities of the policy that knows x.
+        lam: λ, the weight of the matching term; the loss is REINFORCE + λ · matching.
         matching: ``induced_matching`` or ``policy_matching``.
         lr: Adam's learning rate.
         critic: weigh moves by generalised advantages instead of the rewards to go.
@@ -176,21 +174,13 @@ def learn(
     """
     checks.count("runs", runs)
     actions, states = torus.after.shape
-    lam = torch.as_tensor(
-        lam if isinstance(lam, Tensor) else checks.number("lam", lam, 0), device=torus.device
-    )
-    if lam.shape not in ((), (runs,)) or not (torch.isfinite(lam) & (lam >= 0)).all():
-        raise ValueError(
-            f"lam must be finite, at least 0, and a number or ({runs},), got {checks.describe(lam)}"
-        )
+    checks.number("lam", lam, 0)
     if target is not None:
         wanted = (torus.size, actions)
-        if checks.probabilities("target", target).shape not in (wanted, (runs, *wanted)):
-            raise ValueError(
-                f"target must be {wanted} or {(runs, *wanted)}, got {checks.describe(target)}"
-            )
+        if checks.probabilities("target", target).shape != wanted:
+            raise ValueError(f"target must be {wanted}, got {checks.describe(target)}")
         target = target.to(torus.device)
-    elif lam.any():
+    elif lam:
         raise ValueError("target must be given when lam is above 0, got None")
     drawn = network(states, actions, runs, generator)
     weights = [part.detach().to(torus.device).requires_grad_() for part in drawn]

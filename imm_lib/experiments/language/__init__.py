@@ -6,7 +6,6 @@ from imm_lib.experiments import paper
 from imm_lib.experiments.language import (
     arms,
     fidelity,
-    fused_speed,
     measures,
     profile,
     readings,
@@ -19,6 +18,7 @@ from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Tra
 from imm_lib.experiments.language.terms import (
     MovingAverage,
     Noising,
+    OwnPass,
     Published,
     Sampled,
     Serialized,
@@ -32,8 +32,9 @@ from imm_lib.experiments.training import without_dropout
 
 EXPERIMENTS = [
     *arms.EXPERIMENTS,
+    *snippets.EXPERIMENTS,
+    *fidelity.EXPERIMENTS,
     *speed.EXPERIMENTS,
-    *fused_speed.EXPERIMENTS,
     *profile.EXPERIMENTS,
 ]
 
@@ -49,6 +50,7 @@ __all__ = [
     "LanguageModel",
     "MovingAverage",
     "Noising",
+    "OwnPass",
     "Published",
     "Sampled",
     "Serialized",

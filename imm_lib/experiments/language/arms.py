@@ -1,15 +1,15 @@
-"""The language experiments by name: what ``python -m imm_lib run language-…`` computes and
-stores.
-"""
+"""The training runs by name: what ``python -m imm_lib run language-…`` computes and stores."""
 
-from functools import partial
-from typing import Any
-
-from imm_lib.experiments import Experiment, reading
-from imm_lib.experiments.language import runs, snippets
-from imm_lib.experiments.table import Table
+from imm_lib.experiments import Experiment
+from imm_lib.experiments.language import runs
 
 _SETTINGS = {"width": 200, "dropout": 0.5, "epochs": 40}
+_PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
+_QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
+PAPER = {
+    **{"width": 1500, "dropout": 0.65, "scale": 0.04},
+    **{"clip": 10.0, "decay": 1 / 1.15, "epochs": 55},
+}
 _ARMS = {
     "baseline": {},
     "baseline, lr 0.5": {"lr": 0.5},
@@ -22,23 +22,16 @@ _ARMS = {
     "serialized, λ = 1": {"term": "serialized", "lam": 1.0},
     **{f"cached states, λ = {lam:g}": {"term": "sampled", "lam": lam} for lam in (0.2, 1.0)},
 }
-_PTB = {"corpus": "ptb", "held_out": 1000, "settings": _SETTINGS}
-_QUICK = {"corpus": "ptb", "held_out": 100, "settings": {"width": 16, "dropout": 0.2, "epochs": 2}}
-PAPER = {
-    "width": 1500,
-    "dropout": 0.65,
-    "scale": 0.04,
-    "clip": 10.0,
-    "decay": 1 / 1.15,
-    "epochs": 55,
-}
 
 
-_COMPARED = ("baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
-_LATE = {
-    "lam": 1.0,
-    "start_lr": 0.5,
-}  # λ = 1 from the first plateau on: up to there all arms of a seed are one run
+def _some(arms: dict, *names: str) -> dict:
+    return {name: arms[name] for name in names}
+
+
+_COMPARED = _some(_ARMS, "baseline", "reverse-KD, λ = 1", "moving average, λ = 1")
+
+# λ = 1 from the first plateau on: up to there all arms of a seed are one run
+_LATE = {"lam": 1.0, "start_lr": 0.5}
 _AVERAGE = {**_LATE, "term": "moving average"}
 _CACHED = {**_LATE, "term": "sampled", "clip_apart": False}
 _PUZZLE = {
@@ -58,20 +51,13 @@ _PUZZLE = {
 # what the moving average's learning rate did in the puzzle, for every arm; terms act from its first
 # fall on
 _RATE = {"epochs": 34, "start": 3, "falls": [3, 18, 21, 24, 27, 30]}
-_TOPICS = {
-    "corpus": "topics",
-    "lines": 4000,
-    "held_out": None,
-    "settings": {"width": 32, "dropout": 0.3, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 15},
-    "steps": [1, 5, 20],
-    "passes": 10,
-    "published": True,
+_COURSE = {
+    "baseline": {},
+    "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+    "moving average": {"term": "moving average", "lam": 1.0},
+    "cached states": {"term": "sampled", "lam": 1.0, "clip_apart": False},
+    "cached states, clipped apart": {"term": "sampled", "lam": 1.0},
 }
-_PTB_FIDELITY = {
-    **{"corpus": "ptb", "lines": 1262, "held_out": 1000, "settings": {**_SETTINGS, "epochs": 20}},
-    **{"steps": [1, 5], "passes": 2, "published": False},
-}
-
 
 _FUSED = {"term": "fused", "lam": 1.0}
 _SEEN = {
@@ -87,8 +73,6 @@ _TUNED = {
     "pairs seen twice": {**_FUSED, "least": 2},
     "pairs seen four times": {**_FUSED, "least": 4},
 }
-_WIKITEXT = {arm: _SEEN[arm] for arm in ("baseline", "seen labels, λ = 1", "reverse-KD, λ = 1")}
-
 
 # a fixed course of the rate: on so short a text its own, by validation, ends a run by chance
 _SMALL = {
@@ -98,7 +82,7 @@ _SMALL = {
         **{"width": 100, "dropout": 0.5, "batch": 10, "unroll": 20, "epochs": 20},
         "falls": [10, 12, 14, 16, 18],
     },
-    "induced": False,
+    **{"induced": False, "sizes": [[421, 3]]},
 }
 _TABLE = {"term": "fused", "labels": "all"}
 _DROPOUT = {
@@ -120,201 +104,60 @@ _FRONTIER = {
     },
 }
 
-
-_SNIPPETS: dict[str, Any] = {
-    **{
-        "lines": 421,
-        "snippet_lines": [1262],
-        "parts": 20,
-        "held_out": 400,
-        "size": 3,
-        "snippet_batch": 256,
-    },
-    **{"k": 5, "places": 40},
-    "settings": {
-        **{
-            "model": "transformer",
-            "width": 64,
-            "dropout": 0.2,
-            "window": 20,
-            "unroll": 20,
-            "epochs": 12,
-        },
-        **{"optimiser": "adam", "lr": 2e-3},
-    },
-    "arms": {
-        "baseline": {"term": "none"},
-        "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
-        "IMM": {"term": "IMM", "lam": 1.0},
-        "IMM, bigram": {"term": "bigram", "lam": 1.0},
-    },
+_TOPICS = {
+    **{"corpus": "topics", "held_out": None, "sizes": [[4000, 20]]},
+    "settings": {"width": 32, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 25},
+}
+_SKIP = {
+    "baseline": {},
+    "bigram, λ = 1.5": {"term": "moving average", "lam": 1.5},
+    "bigram, λ = 3": {"term": "moving average", "lam": 3.0},
+    "skip-bigram, λ = 3": {"term": "skip-bigram", "lam": 3.0},
+    "both, λ = 1.5 each": {"term": "both", "lam": 3.0},
+}
+_WIKITEXT = {
+    **{"corpus": "wikitext2", "held_out": 400, "sizes": [[1102, 2]]},
+    "settings": {**_SETTINGS, "epochs": 20},
+    **{"least": 0, "induced": False},
 }
 
 
-def _experiment(name: str, full: dict, gpu: bool = False) -> Experiment:
+def _experiment(name: str, arms: dict, base: dict, gpu: bool = False, **changes) -> Experiment:
     """Training runs by arm, size and seed; at the scale "ci" a few words, units and epochs of some
     of the arms.
     """
-    arms = list(full["arms"])
-    quick = {
-        **_QUICK,
-        "sizes": [[100, 1]],
-        "arms": {arm: full["arms"][arm] for arm in arms[:: len(arms) // 2]},
-    }
-    return Experiment(
-        name,
-        {"full": full, "ci": quick},
-        runs.units,
-        runs.run,
-        runs.table,
-        gpu,
-        check=runs.check,
-    )
+    names = list(arms)
+    quick = {**_QUICK, "sizes": [[100, 1]], "arms": _some(arms, *names[:: len(names) // 2])}
+    scales = {"full": {**base, **changes, "arms": arms}, "ci": quick}
+    return Experiment(name, scales, runs.units, runs.run, runs.table, gpu, check=runs.check)
 
 
 EXPERIMENTS = [
-    _experiment(
-        "language-methods",
-        {**_PTB, "sizes": [[1262, 5]], "arms": _ARMS},
-    ),
+    _experiment("language-methods", _ARMS, _PTB, sizes=[[1262, 5]]),
     _experiment(
         "language-paper",
-        {
-            "corpus": "ptb",
-            "held_out": None,
-            "settings": PAPER,
-            "sizes": [[runs.LINES, 2]],
-            "arms": {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
-        },
+        {name: _ARMS[name] for name in _ARMS if name != "baseline, lr 0.5"},
+        {"corpus": "ptb", "held_out": None, "settings": PAPER, "sizes": [[runs.LINES, 2]]},
         gpu=True,
     ),
-    *(
-        _experiment(
-            name,
-            {**_PTB, "sizes": sizes, "arms": {arm: _ARMS[arm] for arm in _COMPARED}},
-        )
-        for name, sizes in [
-            ("language-sizes", [[421, 5], [4207, 2]]),
-            ("language-large", [[12_620, 1]]),
-        ]
-    ),
+    _experiment("language-sizes", _COMPARED, _PTB, sizes=[[421, 5], [4207, 2]]),
+    _experiment("language-large", _COMPARED, _PTB, sizes=[[12_620, 1]]),
+    _experiment("language-puzzle", _PUZZLE, _PTB, sizes=[[1262, 2]]),
+    _experiment("language-rate", _COURSE, _PTB, settings={**_SETTINGS, **_RATE}, sizes=[[1262, 2]]),
+    _experiment("language-skip", _SKIP, _TOPICS),
+    _experiment("language-seen", _SEEN, _PTB, sizes=[[1262, 5]]),
     _experiment(
-        "language-puzzle",
-        {
-            **_PTB,
-            "sizes": [[1262, 2]],
-            "arms": _PUZZLE,
-        },
+        "language-seen-sizes",
+        {arm: _SEEN[arm] for arm in _SEEN if arm != "seen labels, λ = 3"},
+        _PTB,
+        sizes=[[4207, 2]],
     ),
-    _experiment(
-        "language-rate",
-        {
-            **_PTB,
-            "settings": {**_SETTINGS, **_RATE},
-            "sizes": [[1262, 2]],
-            "arms": {
-                "baseline": {},
-                "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
-                "moving average": {"term": "moving average", "lam": 1.0},
-                "cached states": {"term": "sampled", "lam": 1.0, "clip_apart": False},
-                "cached states, clipped apart": {"term": "sampled", "lam": 1.0},
-            },
-        },
-    ),
-    _experiment(
-        "language-skip",
-        {
-            "corpus": "topics",
-            "held_out": None,
-            "settings": {"width": 32, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 25},
-            "sizes": [[4000, 20]],
-            "arms": {
-                "baseline": {},
-                "bigram, λ = 1.5": {"term": "moving average", "lam": 1.5},
-                "bigram, λ = 3": {"term": "moving average", "lam": 3.0},
-                "skip-bigram, λ = 3": {"term": "skip-bigram", "lam": 3.0},
-                "both, λ = 1.5 each": {"term": "both", "lam": 3.0},
-            },
-        },
-    ),
-    *(
-        _experiment(name, {**_PTB, "sizes": sizes, "arms": arms})
-        for name, sizes, arms in [
-            (
-                "language-seen",
-                [[1262, 5]],
-                _SEEN,
-            ),
-            (
-                "language-seen-sizes",
-                [[4207, 2]],
-                {arm: _SEEN[arm] for arm in _SEEN if arm != "seen labels, λ = 3"},
-            ),
-            (
-                "language-seen-line",
-                [[1262, 3]],
-                _TUNED,
-            ),
-        ]
-    ),
+    _experiment("language-seen-line", _TUNED, _PTB, sizes=[[1262, 3]]),
     _experiment(
         "language-wikitext",
-        {
-            "corpus": "wikitext2",
-            "held_out": 400,
-            "settings": {**_SETTINGS, "epochs": 20},
-            "sizes": [[1102, 2]],
-            "arms": _WIKITEXT,
-            "least": 0,
-            "induced": False,
-        },
+        _some(_SEEN, "baseline", "seen labels, λ = 1", "reverse-KD, λ = 1"),
+        _WIKITEXT,
     ),
-    _experiment("language-dropout", {**_SMALL, "sizes": [[421, 3]], "arms": _DROPOUT}),
-    _experiment("language-frontier", {**_SMALL, "sizes": [[421, 3]], "arms": _FRONTIER}),
-    Experiment(
-        name="language-snippets",
-        scales={
-            "full": {**_SNIPPETS, "seeds": 20},
-            "ci": {**_SNIPPETS, "lines": 60, "snippet_lines": [120], "held_out": 60, "seeds": 1}
-            | {"settings": {**_SNIPPETS["settings"], "width": 8, "epochs": 1}},
-        },
-        units=snippets.units,
-        run=snippets.run,
-        table=partial(
-            reading.listed,
-            columns={
-                "test perplexity": "test",
-                "mixed with the target": "mixture/test",
-                "CPU s": "cpu_s",
-            },
-            against="baseline",
-            where="arms/{arm}",
-        ),
-        check=snippets.check,
-    ),
-    Experiment(
-        name="language-fidelity",
-        scales={
-            "full": {"texts": {"topics": _TOPICS, "PTB": _PTB_FIDELITY}, "seeds": 2},
-            "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
-        },
-        units=lambda config, seed: [
-            {"text": text, "seed": seed + s}
-            for text in config["texts"]
-            for s in range(config["seeds"])
-        ],
-        run=runs.fidelity_run,
-        table=Table(
-            "estimators/{estimator}",
-            {
-                "text": "{text}",
-                "seed": "{seed}",
-                "estimator": "{estimator}",
-                "cosine": "{cosine:.3f}",
-                "error": "{error:.3f}",
-                "norm ratio": "{norm_ratio:.3f}",
-            },
-        ),
-        check=runs.check_fidelity,
-    ),
+    _experiment("language-dropout", _DROPOUT, _SMALL),
+    _experiment("language-frontier", _FRONTIER, _SMALL),
 ]

@@ -2,15 +2,25 @@
 stand still.
 """
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from imm_lib.experiments.language.measures import induced
+from imm_lib import data
+from imm_lib.experiments import Experiment, options
+from imm_lib.experiments.language import runs, terms
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.measures import induced, label_log_probs, perplexity
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.language.training import train
+from imm_lib.experiments.table import Table
 from imm_lib.experiments.training import without_dropout
 from imm_lib.targets import KneserNeyBigram
 
@@ -85,3 +95,112 @@ def compare(estimate: Tensor, exact: Tensor) -> dict[str, float]:
         "error": ((estimate - exact).norm() / exact.norm()).item(),
         "norm_ratio": (estimate.norm() / exact.norm()).item(),
     }
+
+
+def run(unit: dict, config: dict, device: torch.device) -> dict:
+    """Every estimator's mean gradient against the exact one, on one model that moving-average IMM
+    was training.
+
+    "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are
+    of the model itself.
+    """
+    case, seed = config["texts"][unit["text"]], unit["seed"]
+    settings, passes = runs.settings_of(case["settings"], seed), case["passes"]
+    corpus = runs.texts(case["corpus"], case["lines"], seed, case["held_out"]).to(device)
+    size = len(corpus.vocab)
+    bigram = KneserNeyBigram.fit(corpus.train, size)
+    stream = Stream(corpus.train, settings.batch, settings.unroll)
+    average = terms.MovingAverage(bigram, 1.0)
+    cached = {m: Histories(stream, size, m) for m in case["steps"]}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.pt"
+        before = train(corpus, average, settings, file).last
+        for histories in cached.values():
+            histories.refresh(before)
+        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), file).last
+    # the same columns, read further back
+    far = Stream(corpus.train, settings.batch, 10 * settings.unroll)
+    exact, found = exact_gradient(model, far, bigram), {}
+
+    def measure(name: str, term: Term, passes: int = 1, dropout: bool = False) -> None:
+        model.train(dropout)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            gradient = mean_gradient(model, stream, term.eval().to(device), passes)
+        found[name] = compare(gradient, exact)
+
+    def sampled(name: str, histories: Histories, **options: Any) -> None:
+        measure(name, terms.Sampled(bigram, 1.0, histories, **options), passes)
+
+    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
+    distilled = terms.Uncorrected(bigram, 1.0)
+    fresh.begin_epoch(model, stream, True)
+    measure("exact table", fresh)
+    measure("exact table, dropout", fresh, passes, dropout=True)
+    measure("moving average, as in training", average, passes, dropout=True)
+    measure("moving average, as in training, no dropout", average)
+    measure("reverse-KD", distilled)
+    measure("reverse-KD, dropout", distilled, passes, dropout=True)
+    for m, histories in cached.items():
+        sampled(f"cached, m = {m}, 70 words, as in training", histories)
+        histories.refresh(model)
+        sampled(f"cached, m = {m}", histories, words=0)
+        sampled(f"cached, m = {m}, k = 1", histories, words=0, k=1)
+    anew = Histories(stream, size, settings.unroll, cache=False)
+    sampled(f"from nothing, m = {settings.unroll}, 70 words", anew)
+    if case["published"]:
+        published = terms.Published(bigram, 1.0, anew)
+        published.begin_epoch(model, stream, True)
+        measure("as published", published, passes)
+    held_out = Stream(corpus.valid, settings.batch, settings.unroll)
+    valid = perplexity(label_log_probs(model, held_out))
+    return {"estimators": found, "exact_norm": exact.norm().item(), "valid": valid}
+
+
+def check(config: dict) -> None:
+    """Raise ValueError for an unknown corpus, or settings that no training has."""
+    options.filled("texts", config["texts"])
+    for name, case in config["texts"].items():
+        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
+        options.each(f"texts/{name}/settings", case["settings"], runs.KNOWN)
+        runs.settings_of(case["settings"], 0)
+
+
+_TOPICS = {
+    **{"corpus": "topics", "lines": 4000, "held_out": None},
+    "settings": {"width": 32, "dropout": 0.3, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 15},
+    **{"steps": [1, 5, 20], "passes": 10, "published": True},
+}
+_PTB = {
+    **{"corpus": "ptb", "lines": 1262, "held_out": 1000},
+    "settings": {"width": 200, "dropout": 0.5, "epochs": 20},
+    **{"steps": [1, 5], "passes": 2, "published": False},
+}
+
+EXPERIMENTS = [
+    Experiment(
+        name="language-fidelity",
+        scales={
+            "full": {"texts": {"topics": _TOPICS, "PTB": _PTB}, "seeds": 2},
+            "ci": {"texts": {"topics": {**_TOPICS, "lines": 300, "passes": 1}}, "seeds": 1},
+        },
+        units=lambda config, seed: [
+            {"text": text, "seed": seed + s}
+            for text in config["texts"]
+            for s in range(config["seeds"])
+        ],
+        run=run,
+        table=Table(
+            "estimators/{estimator}",
+            {
+                "text": "{text}",
+                "seed": "{seed}",
+                "estimator": "{estimator}",
+                "cosine": "{cosine:.3f}",
+                "error": "{error:.3f}",
+                "norm ratio": "{norm_ratio:.3f}",
+            },
+        ),
+        check=check,
+    )
+]

@@ -7,7 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from imm_lib import checks
-from imm_lib.experiments.language.histories import Histories, read
+from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.measures import sweep
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.terms import Sampled, Term
 from imm_lib.experiments.language.text import Block, Stream
@@ -17,8 +18,8 @@ from imm_lib.targets import KneserNeyBigram
 
 
 class _Some(FusedIMM):
-    """Variants that are compared with the library's: only some pairs are corrected, and what is not
-    has a weight of its own, relative to λ.
+    """Variants that are compared with the library's "seen": only some pairs are corrected, and what
+    is not has a weight of its own, relative to λ.
     """
 
     weight = 1.0
@@ -28,8 +29,7 @@ class _Some(FusedIMM):
     def __init__(
         self, bigram: KneserNeyBigram, momentum: float, max_ratio: float, only: Tensor, tail: float
     ):
-        size = bigram.vocab_size
-        super().__init__(bigram, size, size, momentum, max_ratio, labels="seen")
+        super().__init__(bigram, *(bigram.vocab_size,) * 2, momentum, max_ratio, labels="seen")
         self.register_buffer("only", torch.cat([only, only[:1]]), persistent=False)
         self.weight = checks.number("tail", tail, 0)
         self._register_pairs()
@@ -47,11 +47,6 @@ class _Some(FusedIMM):
         return super().corrected(place, w).where(self.only[place], uncorrected)
 
 
-def _counts(tokens: Tensor, size: int) -> Tensor:
-    """(pairs,) how often each pair of neighbours occurs, in the order of a bigram's keys."""
-    return torch.unique(tokens[:-1] * size + tokens[1:], return_counts=True)[1]
-
-
 def _joint(
     module: FusedIMM, model: LanguageModel, features: Tensor, block: Block, lam: float
 ) -> tuple[Tensor, Tensor]:
@@ -67,12 +62,8 @@ class Fused(Term):
     model when the term first acts.
 
     Args:
-        bigram: the target.
-        lam: λ.
+        bigram, lam, memory, max_ratio: of :class:`MovingAverage`.
         labels: which are corrected: "all", "seen" or "none", as of :class:`imm_lib.FusedIMM`.
-        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is
-            1 / memory.
-        max_ratio: largest correction Q / Q̂.
         tail: λ of labels that are not corrected, over λ; with "seen".
         least: occurrences in ``tokens`` that a pair needs to be corrected; with "seen".
         tokens: the text of the bigram, which is counted for ``least``.
@@ -90,20 +81,20 @@ class Fused(Term):
         tokens: Tensor | None = None,
     ):
         super().__init__(lam)
-        sizes, momentum = (bigram.vocab_size,) * 2, 1 / checks.number("memory", memory, 1)
+        size, momentum = bigram.vocab_size, 1 / checks.number("memory", memory, 1)
         self.tail, self.least = tail, least
         if (tail, least) == (1.0, 1):
-            self.imm = FusedIMM(bigram, *sizes, momentum, max_ratio, labels)
+            self.imm = FusedIMM(bigram, size, size, momentum, max_ratio, labels)
         else:
-            only = _counts(checks.ids("tokens", tokens), sizes[0]) >= least
-            self.imm = _Some(bigram, momentum, max_ratio, only, tail)
+            words = checks.ids("tokens", tokens)
+            # in the order of the bigram's keys
+            _, counts = torch.unique(words[:-1] * size + words[1:], return_counts=True)
+            self.imm = _Some(bigram, momentum, max_ratio, counts >= least, tail)
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
         if first:
-            blocks = read(model, stream)
-            pairs = ((found.flatten(0, 1), block.words.flatten()) for block, found in blocks)
-            self.imm.refresh(pairs, *model.last_layer)
+            sweep(self.imm, model, stream)
 
     @override
     def joint(
@@ -117,21 +108,18 @@ class FusedSampled(Sampled):
     time: the same numbers as of :class:`Sampled`, to rounding. So ``chunk`` bounds features only.
     """
 
-    _estimator = FusedSampledIMM
-
     def __init__(
         self, bigram: KneserNeyBigram, lam: float, histories: Histories, chunk: int = 1400, **rest
     ):
-        super().__init__(bigram, lam, histories, chunk=chunk, **rest)
-        sizes = (bigram.vocab_size,) * 2
-        self.plain = FusedIMM(bigram, *sizes, labels="none")
+        super().__init__(bigram, lam, histories, chunk=chunk, estimator=FusedSampledIMM, **rest)
+        self.plain = FusedIMM(bigram, *(bigram.vocab_size,) * 2, labels="none")
 
     @override
     def joint(
         self, model: LanguageModel, features: Tensor, block: Block, lam: float
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor]:
         return _joint(self.plain, model, features, block, 0.0)
 
     @override
-    def _risk(self, model: LanguageModel, words: Tensor) -> Tensor:
+    def risk(self, model: LanguageModel, words: Tensor) -> Tensor:
         return self.imm(self.histories.features(model), words, *model.last_layer)

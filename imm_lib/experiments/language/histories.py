@@ -44,7 +44,6 @@ class Histories(nn.Module):
         steps: words m that are run again, the word itself among them, at least 1.
         cache: take up the state that the last :meth:`refresh` found before them; else begin anew.
         dtype: of the cached states.
-        device: of the cached states; by default where the module is.
 
     A history that begins before the text's first word is completed with the text's last words.
 
@@ -61,30 +60,31 @@ class Histories(nn.Module):
         steps: int = 1,
         cache: bool = True,
         dtype: torch.dtype = torch.float16,
-        device: str | torch.device | None = None,
     ):
         super().__init__()
         self.stream, self.steps, self.cache = stream, checks.count("steps", steps), cache
         self.contexts = GroupedContexts(stream.words, vocab_size)
-        self.dtype, self.device = dtype, None if device is None else torch.device(device)
+        self.dtype = dtype
         self.states: Tensor | None = None
 
     def refresh(self, model: LanguageModel) -> None:
         """Fill the cache by one pass over the text, without dropout and without the softmax."""
         if not self.cache:
             return
-        stream = self.stream.to(self.contexts.short.device)
-        self.device = self.device or stream.words.device
+        words = self.contexts.short
         if self.states is None:
             one = model.begin(1)[0]
             dtype = self.dtype if one.is_floating_point() else one.dtype
-            size = len(self.stream.words) * one.numel() * dtype.itemsize
-            self._check_room(size, self.device)
-            self.states = torch.empty(
-                len(self.stream.words), *one.shape, dtype=dtype, device=self.device
-            )
-        for block, found in read(model, stream, states=True):
-            self.states[block.place.flatten().to(self.device)] = found.flatten(0, 1).to(self.states)
+            self._check_room(len(words) * one.numel() * dtype.itemsize, words.device)
+            self.states = torch.empty(len(words), *one.shape, dtype=dtype, device=words.device)
+        for block, found in read(model, self.stream.to(words.device), states=True):
+            self.states[block.place.flatten()] = found.flatten(0, 1).to(self.states)
+
+    def before(self, model: LanguageModel, place: Tensor) -> Tensor:
+        """(N, ...) the cached states before the words at (N,) places, for the model to take up."""
+        if self.states is None:
+            raise RuntimeError("the cache is empty: call refresh first")
+        return self.states[place].to(model.begin(1))
 
     def features(self, model: LanguageModel, state: Tensor | None = None) -> Query:
         """(N,) words, (N,) places -> (N, H) features, of the model as it is.
@@ -96,11 +96,12 @@ class Histories(nn.Module):
             behind = torch.arange(1 - self.steps, 1, device=extended.device)
             words = self.contexts.short
             places = (extended.unsqueeze(1) + behind) % len(words)
-            before = model.begin(len(short)) if state is None else state
-            if state is None and self.cache:
-                if self.states is None:
-                    raise RuntimeError("the cache is empty: call refresh first")
-                before = self.states[places[:, 0].to(self.device)].to(before)
+            if state is not None:
+                before = state
+            elif self.cache:
+                before = self.before(model, places[:, 0])
+            else:
+                before = model.begin(len(short))
             return model.hidden(words[places], before)[0][:, -1]
 
         return run
@@ -110,24 +111,20 @@ class Histories(nn.Module):
         features = self.features(model, state)
         return lambda short, extended: model.log_probs(features(short, extended))
 
-    def _free(self, device: torch.device) -> float:
-        """Bytes of memory; without psutil what a CPU has is not known, and not checked."""
-        if device.type == "cuda":
-            return torch.cuda.mem_get_info(device)[0]
+    def _check_room(self, size: int, device: torch.device) -> None:
+        """Refuse a cache of more bytes than are free; without psutil a CPU's are not known."""
         try:
             import psutil
         except ImportError:
-            return math.inf
-        return psutil.virtual_memory().available
-
-    def _check_room(self, size: int, device: torch.device) -> None:
-        room = self._free(device)
-        if size > room:
-            kind = str(self.dtype).removeprefix("torch.")
+            free = math.inf
+        else:
+            free = psutil.virtual_memory().available
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        if size > free:
             raise MemoryError(
                 f"cache must fit on {device}: {len(self.stream.words)} states take "
-                f"{size / 1e9:.2f} GB in {kind}, "
-                f"{room / 1e9:.2f} GB are free; choose dtype=torch.float16, device='cpu', fewer "
-                "lines, or cache=False "
-                "with more steps"
+                f"{size / 1e9:.2f} GB in {str(self.dtype).removeprefix('torch.')}, "
+                f"{free / 1e9:.2f} GB are free; choose dtype=torch.float16, fewer lines, or "
+                "cache=False with more steps"
             )

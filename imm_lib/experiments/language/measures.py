@@ -45,25 +45,39 @@ def mixture(log_q: Tensor, log_p: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(log_q.double() + math.log1p(-weight), log_p + math.log(weight))
 
 
+def mixed(log_q: dict[str, Tensor], log_p: dict[str, Tensor]) -> dict:
+    """Perplexities by split, "valid" and others, of the model and of its "mixture", whose "weight"
+    is best on validation text; from the (n,) log-probabilities of the labels in each split.
+    """
+
+    def perplexities(weight: float) -> dict[str, float]:
+        return {s: perplexity(mixture(log_q[s], log_p[s], weight)) for s in log_q}
+
+    found = {weight: perplexities(weight) for weight in WEIGHTS}
+    best = min(WEIGHTS, key=lambda weight: found[weight]["valid"])
+    return {**found[0.0], "mixture": {"weight": best, **found[best]}}
+
+
+def sweep(fused: FusedIMM, model: LanguageModel, stream: Stream, lag: int = 0) -> None:
+    """Rebuild a table by one pass over a text: Q̂(y|x) is the mean of Q(y|history) over the
+    histories that end in x (eq. 6), or have it ``lag`` words before their end.
+    """
+    pairs = ((f.flatten(0, 1), block.short(lag).flatten()) for block, f in read(model, stream))
+    fused.refresh(pairs, *model.last_layer)
+
+
 def induced(
     model: LanguageModel, stream: Stream, bigram: KneserNeyBigram, lag: int = 0
 ) -> SerializedIMM:
-    """The bigram that the model induces on a text, as a table: ``.table`` (V, V) log Q̂, NaN where
-    not ``.visited``.
+    """The bigram that the model induces on a text, by a :func:`sweep`, as a table: ``.table``
+    (V, V) log Q̂, NaN where not ``.visited``.
 
-    One pass: Q̂(y|x) is the mean of Q(y|history) over the histories that end in x (eq. 6), all
-    places of the text; with a lag, over those with x that many words before their end. The last
-    layer is fused with the mean, so that no more than a part of a block's probabilities is held.
+    The last layer is fused with the mean, so that no more than a part of a block's probabilities is
+    held.
     """
     sizes = (bigram.vocab_size,) * 2
     fused = FusedIMM(bigram, *sizes).to(stream.words.device)
-    fused.refresh(
-        (
-            (features.flatten(0, 1), block.short(stream.words, lag).flatten())
-            for block, features in read(model, stream)
-        ),
-        *model.last_layer,
-    )
+    sweep(fused, model, stream, lag)
     found = SerializedIMM(bigram, *sizes).to(stream.words.device)
     found.table, found.visited = fused.table, fused.visited
     return found
@@ -85,11 +99,7 @@ def induced_perplexities(found: SerializedIMM, texts: data.Corpus) -> dict[str, 
         short, label = tokens[:-1], tokens[1:]
         known = visited[short]
         log_p = torch.where(known, table[short, label].double(), mean[label])
-        whole = len(label) // BLOCK * BLOCK
-        paper = torch.where(known, log_p, 0.0)[:whole]
-        numbers[split] = (
-            {"paper": perplexity(paper), "safe": perplexity(log_p)}
-            if whole
-            else {"safe": perplexity(log_p)}
-        )
+        numbers[split] = {"safe": perplexity(log_p)}
+        if whole := len(label) // BLOCK * BLOCK:
+            numbers[split]["paper"] = perplexity(torch.where(known, log_p, 0.0)[:whole])
     return numbers

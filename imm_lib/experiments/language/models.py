@@ -1,10 +1,5 @@
 """Language models behind one interface: an LSTM and a small causal transformer, whose state is a
 tensor.
-
-``begin(B)`` gives the state before any word; ``hidden(words, state)`` reads (B, T) words and gives
-(B, T, H) features and the state after them; ``log_probs(features)`` gives log-probabilities of the
-next word; the call joins the two. ``states(words, state)`` gives the state before each of the
-words, from which a history can be taken up again.
 """
 
 import torch
@@ -20,13 +15,13 @@ class LanguageModel(nn.Module):
     no words.
     """
 
-    def __init__(self, vocab_size: int, width: int, dropout: float, tied: bool, symbols: int = 0):
+    def __init__(self, vocab_size: int, width: int, dropout: float, symbols: int = 0):
         super().__init__()
         self.embedding = nn.Embedding(
             checks.count("vocab_size", vocab_size) + symbols, checks.count("width", width)
         )
         self.head = nn.Linear(width, vocab_size)
-        self.vocab_size, self.width, self.tied = vocab_size, width, tied
+        self.vocab_size, self.width = vocab_size, width
         self.dropout = nn.Dropout(checks.number("dropout", dropout, 0, 1))
 
     def begin(self, batch: int) -> Tensor:
@@ -40,16 +35,15 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def states(self, words: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, (B, ...) the one
-        after the last.
+        """(B, T) words, (B, ...) state -> (B, T, ...) the state before each word, from which its
+        history can be taken up again, (B, ...) the one after the last.
         """
         raise NotImplementedError
 
     @property
     def last_layer(self) -> tuple[Tensor, Tensor]:
         """(V, H) weight and (V,) bias of the logits."""
-        weight = self.embedding.weight[: self.vocab_size] if self.tied else self.head.weight
-        return weight, self.head.bias
+        return self.head.weight, self.head.bias
 
     def log_probs(self, features: Tensor) -> Tensor:
         """(..., H) features -> (..., V) log-probabilities in float32 or better."""
@@ -68,15 +62,8 @@ class LSTM(LanguageModel):
     """The paper's topology: embedding, LSTM layers of the same width, softmax, with dropout between
     (Zaremba et al.).
 
-    The state is (B, layers, 2, H): what each layer put out and its cells.
-
-    Args:
-        vocab_size: number V of words.
-        width: number H of units.
-        layers: LSTM layers.
-        dropout: share of what passes from layer to layer that is dropped in train mode.
-        tied: use the embedding as the softmax's weight.
-        scale: all weights begin uniform in [-scale, scale].
+    The state is (B, layers, 2, H): what each layer put out and its cells. The arguments are those
+    of :class:`Settings`.
     """
 
     def __init__(
@@ -85,10 +72,9 @@ class LSTM(LanguageModel):
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.0,
-        tied: bool = False,
         scale: float = 0.1,
     ):
-        super().__init__(vocab_size, width, dropout, tied)
+        super().__init__(vocab_size, width, dropout)
         self.lstms = nn.ModuleList(
             nn.LSTM(width, width, batch_first=True) for _ in range(checks.count("layers", layers))
         )
@@ -137,13 +123,8 @@ class Transformer(LanguageModel):
     symbol V at first.
 
     Args:
-        vocab_size: number V of words.
-        width: number H of features.
-        layers: blocks of attention and feed-forward network.
-        dropout: share dropped in train mode.
-        tied: use the embedding as the softmax's weight.
-        heads: attention heads; they divide ``width``.
-        window: words of the past that are carried over.
+        vocab_size, width, layers, dropout, window: of :class:`Settings`.
+        heads: of the attention; they divide ``width``.
         longest: the most words of one call; with the window, the number of places that have an
             embedding.
 
@@ -157,12 +138,11 @@ class Transformer(LanguageModel):
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.0,
-        tied: bool = False,
         heads: int = 4,
         window: int = 35,
         longest: int = 70,
     ):
-        super().__init__(vocab_size, width, dropout, tied, symbols=1)
+        super().__init__(vocab_size, width, dropout, symbols=1)
         if width % checks.count("heads", heads):
             raise ValueError(f"heads must divide width = {width}, got {heads}")
         self.window, self.longest = checks.count("window", window), checks.count("longest", longest)

@@ -1,5 +1,5 @@
-"""What is read off stored language runs: means over seeds, and paired differences from the
-baseline.
+"""What is read off stored language runs: means over seeds, and differences from the baseline of the
+same text.
 """
 
 import math
@@ -8,21 +8,30 @@ import torch
 
 from imm_lib.results import mean_interval
 
-FIELDS = ("valid", "test", "mixture", "induced", "epochs", "cpu_s", "epoch_cpu_s")
+FIELDS = ("valid", "test", "mixture", "epoch_cpu_s")
 
 
-def _fields(numbers: dict) -> torch.Tensor:
-    seconds = [epoch["cpu_s"] for epoch in numbers["epochs"]]
-    induced = numbers["induced"]["test"]["safe"]
-    values = (
-        numbers["valid"],
-        numbers["test"],
-        numbers["mixture"]["test"],
-        induced,
-        len(seconds),
-        sum(seconds),
-    )
-    return torch.tensor([*values, sum(seconds) / len(seconds)], dtype=torch.float64)
+def _runs(*stored: dict) -> dict[tuple[str, int], dict[int, torch.Tensor]]:
+    """By arm and training lines, and by seed: the FIELDS of a run that did not diverge."""
+    runs: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
+    for unit, numbers in ((e["unit"], e["numbers"]) for result in stored for e in result["units"]):
+        if "diverged" not in numbers:
+            seconds = [epoch["cpu_s"] for epoch in numbers["epochs"]]
+            values = numbers["valid"], numbers["test"], numbers["mixture"]["test"]
+            found = torch.tensor([*values, sum(seconds) / len(seconds)], dtype=torch.float64)
+            runs.setdefault((unit["arm"], unit["lines"]), {})[unit["seed"]] = found
+    return runs
+
+
+def _pairs(*stored: dict) -> dict[tuple[str, int], tuple[torch.Tensor, ...]]:
+    """By arm and training lines: (seeds, FIELDS) of it and of the baseline on the same text."""
+    runs, found = _runs(*stored), {}
+    for (arm, lines), own in runs.items():
+        base = runs.get(("baseline", lines), {})
+        if seeds := sorted(own.keys() & base):
+            values = torch.stack([torch.stack([own[s], base[s]]) for s in seeds])
+            found[arm, lines] = values.unbind(1)
+    return found
 
 
 def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float]]:
@@ -39,27 +48,25 @@ def summary(result: dict, lines: int | None = None) -> dict[str, dict[str, float
         "seeds", how many; and "cost", CPU seconds of an epoch over the baseline's. Arms without
         such a seed are left out.
     """
-    lines = lines or result["config"]["sizes"][0][0]
-    units = [e for e in result["units"] if e["unit"]["lines"] == lines]
-    runs = {(e["unit"]["arm"], e["unit"]["seed"]): e["numbers"] for e in units}
-    found = {}
+    lines, pairs, found = lines or result["config"]["sizes"][0][0], _pairs(result), {}
     for arm in result["config"]["arms"]:
-        seeds = [
-            s
-            for a, s in runs
-            if a == arm and "test" in runs[a, s] and "test" in runs.get(("baseline", s), {})
-        ]
-        if not seeds:
-            continue
-        values, base = (
-            torch.stack([_fields(runs[a, s]) for s in seeds]) for a in (arm, "baseline")
-        )
-        row = dict(zip(FIELDS, values.mean(0).tolist(), strict=True))
-        gain = mean_interval(values[:, 1] - base[:, 1]) if len(seeds) > 1 else (math.nan, math.nan)
-        row |= {"difference": gain[0], "half_width": gain[1], "seeds": len(seeds)}
-        row["cost"] = (values[:, -1] / base[:, -1]).mean().item()
-        found[arm] = row
+        if (arm, lines) in pairs:
+            values, base = pairs[arm, lines]
+            less = values[:, 1] - base[:, 1]
+            gain = mean_interval(less) if len(less) > 1 else (math.nan, math.nan)
+            row = dict(zip(FIELDS, values.mean(0).tolist(), strict=True))
+            row |= {"difference": gain[0], "half_width": gain[1], "seeds": len(less)}
+            found[arm] = {**row, "cost": (values[:, -1] / base[:, -1]).mean().item()}
     return found
+
+
+def changes(*stored: dict) -> dict[tuple[str, int], torch.Tensor]:
+    """By arm and training lines: (seeds, 2) changes in per cent of the baseline's perplexity on the
+    same text, of the test perplexity and of that of the mixture with the bigram. Seeds without a
+    baseline and runs that diverged are left out.
+    """
+    pairs = _pairs(*stored).items()
+    return {case: 100 * (own[:, 1:3] / base[:, 1:3] - 1) for case, (own, base) in pairs}
 
 
 def style(arm: str) -> dict:
@@ -80,27 +87,3 @@ def style(arm: str) -> dict:
         if arm.startswith(beginning):
             return METHOD_STYLE[method]._asdict()
     raise ValueError(f"arm must begin with one of {', '.join(names)}, got {arm!r}")
-
-
-def changes(*stored: dict) -> dict[tuple[str, int], torch.Tensor]:
-    """By arm and training lines: (seeds, 2) changes in per cent of the baseline's perplexity on the
-    same text.
-
-    The columns are the test perplexity, and that of the mixture with the bigram. Seeds without a
-    baseline and runs that diverged are left out.
-
-    Args:
-        stored: results of experiments of training runs.
-    """
-    runs: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
-    for entry in (entry for result in stored for entry in result["units"]):
-        key = entry["unit"]["arm"], entry["unit"]["lines"]
-        if "diverged" not in entry["numbers"]:
-            runs.setdefault(key, {})[entry["unit"]["seed"]] = _fields(entry["numbers"])[[1, 2]]
-    return {
-        (arm, lines): torch.stack(
-            [100 * (own[seed] / base[seed] - 1) for seed in sorted(own.keys() & base)]
-        )
-        for (arm, lines), own in runs.items()
-        if own.keys() & (base := runs.get(("baseline", lines), {}))
-    }

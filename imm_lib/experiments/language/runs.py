@@ -1,23 +1,21 @@
-"""Units of the language experiments: one training run, or one comparison of gradients, and their
-tables.
-"""
+"""Units of the language experiments: one training run, and their table."""
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
 
 import torch
 
 from imm_lib import data
+from imm_lib.baselines import SampledNoising
 from imm_lib.experiments import options, resume
-from imm_lib.experiments.language import fidelity, fused, measures, terms
+from imm_lib.experiments.language import fused, measures, terms
 from imm_lib.experiments.language.histories import Histories
+from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Stream, part, topics
-from imm_lib.experiments.language.training import HOW, Diverged, Settings, Trained, train
+from imm_lib.experiments.language.training import WAY, Diverged, Settings, train
+from imm_lib.experiments.table import Row, Table
 from imm_lib.targets import KneserNeyBigram
 
 LINES = 42_068
@@ -45,11 +43,12 @@ def texts(corpus: str, lines: int, seed: int, held_out: int | None, least: int =
     return part(whole, lines, seed * (ends // 5), held_out, least)
 
 
+KNOWN = {field.name for field in fields(Settings)}
+"""What an arm may say of its model and training; the rest is its term's."""
+
+
 def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> terms.Term:
     """The term that ``spec`` names; raises ValueError listing the known ones."""
-    options = {
-        key: spec[key] for key in spec if key not in {f.name for f in fields(Settings)} | {"term"}
-    }
     bigram, size = KneserNeyBigram.fit(corpus.train, len(corpus.vocab)), len(corpus.vocab)
 
     def sampled(
@@ -58,89 +57,79 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         stream = Stream(corpus.train, settings.batch, settings.unroll)
         return kind(bigram, lam, Histories(stream, size, steps, cache), seed=seed, **rest)
 
-    def both(lam: float) -> terms.Term:
-        halves = (
-            terms.MovingAverage(bigram, lam / 2),
-            terms.MovingAverage(_skip(corpus), lam / 2, lag=1),
-        )
-        return terms.Several(halves)
+    def average(own_pass: bool = False, **rest) -> terms.Term:
+        term = terms.MovingAverage(bigram, **rest)
+        return terms.OwnPass(term) if own_pass else term
+
+    def skip(lam: float) -> terms.MovingAverage:
+        # in the text's every other word, neighbours are two places apart
+        apart = torch.cat([corpus.train[::2], corpus.train[1::2]])
+        return terms.MovingAverage(KneserNeyBigram.fit(apart, size), lam, lag=1)
 
     known: dict[str, Callable[..., terms.Term]] = {
         "none": terms.Term,
-        "noising": lambda **rest: terms.Noising(corpus.train, size, seed=seed, **rest),
-        "reverse-KD": lambda **rest: terms.Uncorrected(bigram, **rest),
-        "moving average": lambda **rest: terms.MovingAverage(bigram, **rest),
+        "noising": functools.partial(terms.Noising, corpus.train, size, seed=seed),
+        "reverse-KD": functools.partial(terms.Uncorrected, bigram),
+        "moving average": average,
         "fused": functools.partial(fused.Fused, bigram, tokens=corpus.train),
-        "skip-bigram": lambda **rest: terms.MovingAverage(_skip(corpus), lag=1, **rest),
-        "both": both,
-        "serialized": lambda **rest: terms.Serialized(bigram, **rest),
+        "skip-bigram": skip,
+        "both": lambda lam: terms.Several([terms.MovingAverage(bigram, lam / 2), skip(lam / 2)]),
+        "serialized": functools.partial(terms.Serialized, bigram),
         "sampled": sampled,
         "sampled, fused": functools.partial(sampled, kind=fused.FusedSampled),
-        "sampled, uncorrected": functools.partial(sampled, kind=terms.SampledUncorrected),
+        "sampled, uncorrected": functools.partial(sampled, estimator=SampledNoising),
     }
     name = spec.get("term", "none")
     if name not in known:
         raise ValueError(f"term must be one of {', '.join(known)}, got {name!r}")
-    return known[name](**options)
+    return known[name](**{key: spec[key] for key in spec if key not in KNOWN | {"term"}})
 
 
-def _skip(corpus: data.Corpus) -> KneserNeyBigram:
-    """The Kneser-Ney skip-bigram: in the text's every other word, neighbours are two places
-    apart.
-    """
-    return KneserNeyBigram.fit(
-        torch.cat([corpus.train[::2], corpus.train[1::2]]), len(corpus.vocab)
-    )
+def settings_of(spec: dict, seed: int) -> Settings:
+    """What ``spec`` says of the model and its training."""
+    return Settings(**{**{key: spec[key] for key in spec if key in KNOWN}, "seed": seed})
 
 
-def _settings(spec: dict, seed: int) -> Settings:
-    return Settings(
-        **{f.name: spec[f.name] for f in fields(Settings) if f.name in spec} | {"seed": seed}
-    )
+def prepared(
+    config: dict, arm: str, lines: int, seed: int, device: torch.device, **changes: object
+) -> tuple[data.Corpus, terms.Term, Settings]:
+    """An arm's text, term and settings, but for some changes: what :func:`train` takes."""
+    spec = {**config["settings"], **config["arms"][arm], **changes}
+    settings, least = settings_of(spec, seed), config.get("least", 2)
+    corpus = texts(config["corpus"], lines, seed, config["held_out"], least).to(device)
+    return corpus, build(spec, corpus, settings, seed), settings
 
 
 def _read_off(
-    trained: Trained, corpus: data.Corpus, settings: Settings, induced: bool = True
+    model: LanguageModel, corpus: data.Corpus, settings: Settings, induced: bool = True
 ) -> dict:
     """Everything that is reported of the weights of the best epoch; of the induced bigram, a table
     of V x V, where it is asked for.
     """
     bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
     streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
-    log_q = {s: measures.label_log_probs(trained.model, streams[s]) for s in ("valid", "test")}
-    log_p = {s: bigram.log_prob(streams[s].words, streams[s].labels) for s in ("valid", "test")}
-
-    def mixed(split: str, weight: float) -> float:
-        return measures.perplexity(measures.mixture(log_q[split], log_p[split], weight))
-
-    weight = min(measures.WEIGHTS, key=lambda w: mixed("valid", w))
-    rows = {}
-    if induced:
-        found = measures.induced(trained.model, streams["train"], bigram)
-        rows["induced"] = measures.induced_perplexities(found, corpus)
-        if settings.seed == 0:
-            rows["rows"] = _rows(found.table, bigram, corpus)
-    return {
-        **rows,
-        "valid": mixed("valid", 0.0),
-        "test": mixed("test", 0.0),
-        "mixture": {
-            "weight": weight,
-            "valid": mixed("valid", weight),
-            "test": mixed("test", weight),
-        },
+    held = {split: streams[split] for split in ("valid", "test")}
+    log_q = {split: measures.label_log_probs(model, held[split]) for split in held}
+    log_p = {split: bigram.log_prob(held[split].words, held[split].labels) for split in held}
+    numbers = {
+        **measures.mixed(log_q, log_p),
         "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
         "vocabulary": len(corpus.vocab),
         "words": len(corpus.train),
-        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
+    if induced:
+        found = measures.induced(model, streams["train"], bigram)
+        numbers["induced"] = measures.induced_perplexities(found, corpus)
+        if settings.seed == 0:
+            numbers["rows"] = _rows(found.table, bigram, corpus)
+    return numbers
 
 
 def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> dict:
     """KL(P̂ || Q̂) in nats of the most frequent words' rows, by word."""
-    words = torch.bincount(corpus.train, minlength=len(corpus.vocab)).argsort(
-        descending=True, stable=True
-    )[:FREQUENT]
+    counts = torch.bincount(corpus.train, minlength=len(corpus.vocab))
+    words = counts.argsort(descending=True, stable=True)[:FREQUENT]
     target = bigram(words).double()
     kl = (target * (target.log() - table[words].double())).sum(1)
     return {
@@ -151,19 +140,14 @@ def _rows(table: torch.Tensor, bigram: KneserNeyBigram, corpus: data.Corpus) -> 
 
 def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
-    spec = {**config["settings"], **config["arms"][unit["arm"]]}
-    settings = _settings(spec, unit["seed"])
-    least = config.get("least", 2)
-    corpus = texts(config["corpus"], unit["lines"], unit["seed"], config["held_out"], least)
-    corpus = corpus.to(device)
-    term = build(spec, corpus, settings, unit["seed"])
+    corpus, term, settings = prepared(config, **unit, device=device)
     try:
         trained = train(corpus, term, settings, resume.checkpoint("run"))
     except Diverged as error:
         return {"diverged": str(error)}
-    numbers = _read_off(trained, corpus, settings, config.get("induced", True))
+    numbers = _read_off(trained.model, corpus, settings, config.get("induced", True))
     if device.type == "cuda":
-        numbers["how"] = asdict(HOW.get())
+        numbers["how"] = WAY.get()
     numbers["epochs"] = [
         {key: round(entry[key], 4) for key in ("train", "valid", "lr", "cpu_s", "wall_s")}
         for entry in trained.history
@@ -180,25 +164,15 @@ def check(config: dict) -> None:
     if config["corpus"] == "ptb":
         options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
     options.filled("arms", config["arms"])
-    known = {f.name for f in fields(Settings)}
-    options.each("settings", config["settings"], known)
+    options.each("settings", config["settings"], KNOWN)
     for name, arm in config["arms"].items():
         try:
-            settings = _settings({**config["settings"], **arm}, 0)
+            settings = settings_of({**config["settings"], **arm}, 0)
             tokens = torch.arange(2 * settings.batch + 2) % 4
             toy = data.Corpus("toy", tokens, tokens, tokens, list("abcd"))
             build(arm, toy, settings, 0)
         except (TypeError, ValueError) as error:
             raise ValueError(f"arms/{name} cannot be: {error}") from error
-
-
-def check_fidelity(config: dict) -> None:
-    """The same for the texts on which gradients are compared."""
-    options.filled("texts", config["texts"])
-    for name, case in config["texts"].items():
-        options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
-        options.each(f"texts/{name}/settings", case["settings"], [f.name for f in fields(Settings)])
-        _settings(case["settings"], 0)
 
 
 def units(config: dict, seed: int) -> list[dict]:
@@ -211,100 +185,23 @@ def units(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def table(result: dict) -> list[list[str]]:
-    """A row for each training run."""
-    rows = [
-        ["arm", "lines", "seed", "valid", "test", "induced test", "mixture test", "epochs", "CPU s"]
-    ]
-    for entry in result["units"]:
-        unit, numbers = entry["unit"], entry["numbers"]
-        row = [unit["arm"], str(unit["lines"]), str(unit["seed"])]
-        if "diverged" in numbers:
-            rows.append([*row, "diverged", *[""] * 5])
-            continue
-        induced = numbers["induced"]["test"]["safe"] if "induced" in numbers else math.nan
-        values = [numbers["valid"], numbers["test"], induced, numbers["mixture"]["test"]]
-        seconds = sum(e["cpu_s"] for e in numbers["epochs"])
-        rows.append(
-            [*row, *(f"{v:.2f}" for v in values), str(len(numbers["epochs"])), f"{seconds:.0f}"]
-        )
-    return rows
+def _number(value: Callable[[Row], float], digits: int = 2) -> Callable[[Row], str]:
+    """A column of text; of a run that diverged nothing."""
+    return lambda row: "" if "diverged" in row else f"{value(row):.{digits}f}"
 
 
-def fidelity_run(unit: dict, config: dict, device: torch.device) -> dict:
-    """Every estimator's mean gradient against the exact one, on one model that moving-average IMM
-    was training.
-
-    "As in training", tables and states are as it left them, up to an epoch old; elsewhere they are
-    of the model itself.
-    """
-    case = config["texts"][unit["text"]]
-    settings, seed, steps, passes = (
-        _settings(case["settings"], unit["seed"]),
-        unit["seed"],
-        case["steps"],
-        case["passes"],
-    )
-    corpus = texts(case["corpus"], case["lines"], seed, case["held_out"]).to(device)
-    size = len(corpus.vocab)
-    bigram = KneserNeyBigram.fit(corpus.train, size)
-    stream = Stream(corpus.train, settings.batch, settings.unroll)
-    average = terms.MovingAverage(bigram, 1.0)
-    cached = {m: Histories(stream, size, m) for m in steps}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "run.pt"
-        before = train(corpus, average, settings, file).last
-        for histories in cached.values():
-            histories.refresh(before)
-        model = train(corpus, average, replace(settings, epochs=settings.epochs + 1), file).last
-    # the same columns, read further back
-    far = Stream(corpus.train, settings.batch, 10 * settings.unroll)
-    exact = fidelity.exact_gradient(model, far, bigram)
-    found = {}
-
-    def measure(name: str, term: terms.Term, passes: int = 1, dropout: bool = False) -> None:
-        model.train(dropout)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            gradient = fidelity.mean_gradient(model, stream, term.eval().to(device), passes)
-        found[name] = fidelity.compare(gradient, exact)
-
-    fresh = terms.MovingAverage(bigram, 1.0, max_ratio=1e6)
-    whole: dict[str, Any] = {"words": 0}
-    fresh.begin_epoch(model, stream, True)
-    measure("exact table", fresh)
-    measure("exact table, dropout", fresh, passes, dropout=True)
-    measure("moving average, as in training", average, passes, dropout=True)
-    measure("moving average, as in training, no dropout", average)
-    measure("reverse-KD", terms.Uncorrected(bigram, 1.0))
-    measure("reverse-KD, dropout", terms.Uncorrected(bigram, 1.0), passes, dropout=True)
-    for m, histories in cached.items():
-        measure(
-            f"cached, m = {m}, 70 words, as in training",
-            terms.Sampled(bigram, 1.0, histories),
-            passes,
-        )
-        histories.refresh(model)
-        measure(f"cached, m = {m}", terms.Sampled(bigram, 1.0, histories, **whole), passes)
-        measure(
-            f"cached, m = {m}, k = 1", terms.Sampled(bigram, 1.0, histories, k=1, **whole), passes
-        )
-    anew = Histories(stream, size, settings.unroll, cache=False)
-    measure(
-        f"from nothing, m = {settings.unroll}, 70 words", terms.Sampled(bigram, 1.0, anew), passes
-    )
-    if case["published"]:
-        published = terms.Published(bigram, 1.0, anew)
-        published.begin_epoch(model, stream, True)
-        measure("as published", published, passes)
-    return {
-        "estimators": found,
-        "exact_norm": exact.norm().item(),
-        "valid": _valid(model, corpus, settings),
-    }
-
-
-def _valid(model, corpus: data.Corpus, settings: Settings) -> float:
-    """Validation perplexity of a model."""
-    stream = Stream(corpus.valid, settings.batch, settings.unroll)
-    return measures.perplexity(measures.label_log_probs(model, stream))
+table = Table(
+    "",
+    {
+        "arm": "{arm}",
+        "lines": "{lines}",
+        "seed": "{seed}",
+        "valid": lambda row: "diverged" if "diverged" in row else f"{row['valid']:.2f}",
+        "test": _number(lambda row: row["test"]),
+        "induced test": _number(lambda row: row.get("induced/test/safe", math.nan)),
+        "mixture test": _number(lambda row: row["mixture/test"]),
+        "epochs": _number(lambda row: len(row["epochs"]), 0),
+        "CPU s": _number(lambda row: sum(epoch["cpu_s"] for epoch in row["epochs"]), 0),
+    },
+)
+"""A row for each training run."""

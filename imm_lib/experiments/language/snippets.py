@@ -9,7 +9,9 @@ That is π(e|s) with all of s but its first word forgotten.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,9 @@ from typing_extensions import override
 from imm_lib import checks, data
 from imm_lib.baselines import ReverseKD
 from imm_lib.contexts import GroupedContexts, Support
-from imm_lib.estimators import Query, SampledIMM
-from imm_lib.experiments import options, resume
-from imm_lib.experiments.language import measures, terms
+from imm_lib.estimators import Query
+from imm_lib.experiments import Experiment, options, reading, resume
+from imm_lib.experiments.language import measures, runs, terms
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream, part, respell
@@ -45,6 +47,15 @@ class Reader(nn.Module):
         """P̂(y | the c words)."""
         return self.model(short[:, -1:], short[:, :-1])[0][:, 0].exp()
 
+    def label_log_probs(self, stream: Stream) -> Tensor:
+        """(n,) log P̂ of a stream's labels."""
+        found = torch.empty(len(stream.words), device=stream.words.device)
+        for block in stream:
+            place = block.place.flatten()
+            rows = self(last_words(stream.words, place, self.size)).log()
+            found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
+        return found
+
 
 def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
     """(...,) places -> (..., c) the words that end there; before the first word the text's last
@@ -55,38 +66,53 @@ def last_words(words: Tensor, place: Tensor, size: int) -> Tensor:
     ]
 
 
-class FirstWord(nn.Module):
-    """Extended contexts of a snippet: the places of its first word. See the module.
+class FirstWord(GroupedContexts):
+    """Extended contexts of a snippet: the places of its first word. See the module."""
 
-    Args:
-        stream: the text.
-        vocab_size: number V of words.
-    """
-
-    def __init__(self, stream: Stream, vocab_size: int):
-        super().__init__()
-        self.grouped = GroupedContexts(stream.words, vocab_size)
-
+    @override
     def support(self, short: Tensor) -> Support:
-        """(N, c) snippets -> all places of each with their log-weights, as of GroupedContexts."""
-        return self.grouped.support(short[:, 0])
+        """(N, c) snippets -> all places of each with their log-weights."""
+        return super().support(short[:, 0])
 
+    @override
     def sample(self, short: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """(N, c) snippets -> (N, k) places."""
-        return self.grouped.sample(short[:, 0], k, generator)
+        return super().sample(short[:, 0], k, generator)
 
 
-class SampledSnippets(terms._Random):
-    """Sampled IMM for a target that reads snippets, without dropout.
+class Snippets(Histories):
+    """Histories whose short contexts are snippets: each is read after what stands before a place of
+    its first word.
 
-    Args:
-        target: a :class:`Reader`.
-        lam: λ.
-        stream: the text.
-        vocab_size: number V of words.
-        k: extended contexts of a snippet.
-        places: of a block, drawn for each step, whose snippets are used.
-        seed: of the draws.
+    Behind its window a transformer reads a snippet at one and the same place. With ``ahead`` up to
+    so many of the words before it are run again too, a new number at each call, so that it stands
+    at every place that it has in training.
+    """
+
+    def __init__(self, stream: Stream, vocab_size: int, ahead: int = 0):
+        super().__init__(stream, vocab_size)
+        self.contexts, self.ahead = FirstWord(stream.words, vocab_size), ahead
+        self.generator: torch.Generator | None = None
+
+    @override
+    def features(self, model: LanguageModel, state: Tensor | None = None) -> Query:
+        """(N, c) snippets, (N,) places -> (N, H)."""
+
+        def run(short: Tensor, place: Tensor) -> Tensor:
+            ahead = self.ahead and int(torch.randint(self.ahead + 1, (), generator=self.generator))
+            words = self.contexts.short
+            places = place.unsqueeze(1) + torch.arange(-ahead, 1, device=place.device)
+            places = places % len(words)
+            read = torch.cat([words[places[:, :-1]], short], 1)
+            return model.hidden(read, self.before(model, places[:, 0]))[0][:, -1]
+
+        return run
+
+
+class SampledSnippets(terms.Sampled):
+    """Sampled IMM for a target that reads snippets, without dropout; ``places`` of the block are
+    drawn for each step, whose snippets are used. With ``moved`` they stand at all places of a
+    block.
     """
 
     def __init__(
@@ -98,66 +124,35 @@ class SampledSnippets(terms._Random):
         k: int = 5,
         places: int = 70,
         seed: int = 0,
+        moved: bool = False,
     ):
-        super().__init__(lam, seed)
-        self.histories, self.places = Histories(stream, vocab_size), checks.count("places", places)
-        self.size = target.size
-        self.imm = SampledIMM(target, FirstWord(stream, vocab_size), k, generator=self.generator)
-
-    @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        self.histories.refresh(model)
-
-    def query(self, model: LanguageModel) -> Query:
-        """(N, c) snippets, (N,) places -> (N, V): the snippet read after what stands before the
-        place.
-        """
-
-        def run(short: Tensor, extended: Tensor) -> Tensor:
-            if self.histories.states is None:
-                raise RuntimeError("the cache is empty: call begin_epoch first")
-            before = self.histories.states[extended].to(model.begin(1).dtype)
-            return model.log_probs(model.hidden(short, before)[0][:, -1])
-
-        return run
+        histories = Snippets(stream, vocab_size, moved * (stream.unroll - target.size))
+        super().__init__(target, lam, histories, k, checks.count("places", places), seed=seed)
+        self.size, histories.generator = target.size, self.generator
 
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        place = block.place.flatten()
-        drawn = place[
-            torch.randint(len(place), (self.places,), generator=self.generator).to(place.device)
-        ]
+        short = last_words(block.text, self.drawn(block.place.flatten(), self.words), self.size)
         with without_dropout(model):
-            yield self.imm(
-                self.query(model),
-                last_words(self.histories.stream.words.to(place.device), drawn, self.size),
-            )
+            yield self.risk(model, short)
 
 
-class UncorrectedSnippets(terms._OnePass):
-    """Reverse distillation from a target that reads snippets, at every place of the block.
-
-    Args:
-        target: a :class:`Reader`.
-        lam: λ.
+class UncorrectedSnippets(terms._Random):
+    """Reverse distillation from a target that reads snippets, at every place of the block, or at so
+    many ``places`` that are drawn for each step.
     """
 
-    words: Tensor  # from the beginning of an epoch
-
-    def __init__(self, target: Reader, lam: float):
-        super().__init__(lam, own_pass=False)
-        self.imm, self.size = ReverseKD(target), target.size
+    def __init__(self, target: Reader, lam: float, places: int = 0, seed: int = 0):
+        super().__init__(lam, seed)
+        self.imm, self.size, self.places = ReverseKD(target), target.size, places
 
     @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        super().begin_epoch(model, stream, first)
-        self.words = stream.words
-
-    @override
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(
-            log_q.flatten(0, 1), last_words(self.words, block.place.flatten(), self.size)
-        )
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        log_q, place = log_q.flatten(0, 1), block.place.flatten()
+        if self.places:
+            drawn = self.drawn(torch.arange(len(place), device=place.device), self.places)
+            log_q, place = log_q[drawn], place[drawn]
+        return self.imm(log_q, last_words(block.text, place, self.size))
 
 
 def texts(config: dict, seed: int, snippet_lines: int) -> tuple[data.Corpus, data.Corpus]:
@@ -184,59 +179,32 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     reader = Reader(train(many, None, short, resume.checkpoint("target")).model)
     stream, size = Stream(long.train, settings.batch, settings.unroll), len(long.vocab)
     bigram = KneserNeyBigram.fit(many.train, size)
-
-    def term(arm: dict) -> terms.Term:
-        options = {key: value for key, value in arm.items() if key != "term"}
-        known: dict[str, Callable[..., terms.Term]] = {
-            "none": terms.Term,
-            "IMM": lambda lam: SampledSnippets(
-                reader, lam, stream, size, config["k"], config["places"], seed
-            ),
-            "reverse-KD": lambda lam: UncorrectedSnippets(reader, lam),
-            "bigram": lambda lam: terms.MovingAverage(bigram, lam),
-        }
-        return known[arm["term"]](**options)
-
-    found = {}
+    sampled = {"stream": stream, "vocab_size": size, "k": config["k"], "places": config["places"]}
+    known: dict[str, Callable[..., terms.Term]] = {
+        "none": terms.Term,
+        "IMM": partial(SampledSnippets, reader, **sampled, seed=seed),
+        "reverse-KD": partial(UncorrectedSnippets, reader, seed=seed),
+        "bigram": partial(terms.MovingAverage, bigram),
+    }
     held = {s: Stream(getattr(long, s), settings.batch, settings.unroll) for s in ("valid", "test")}
-    log_p = {split: _label_log_probs(reader, words) for split, words in held.items()}
+    log_p = {split: reader.label_log_probs(words) for split, words in held.items()}
+    found = {}
     for name, arm in config["arms"].items():
-        trained = train(long, term(arm), settings, resume.checkpoint(name))
-        log_q = {
-            split: measures.label_log_probs(trained.model, words) for split, words in held.items()
-        }
-        mixed = {
-            split: [
-                measures.perplexity(measures.mixture(log_q[split], log_p[split], w))
-                for w in measures.WEIGHTS
-            ]
-            for split in held
-        }
-        best = mixed["valid"].index(min(mixed["valid"]))
+        its = {key: value for key, value in arm.items() if key not in runs.KNOWN | {"term"}}
+        own = replace(settings, **{key: arm[key] for key in arm if key in runs.KNOWN})
+        trained = train(long, known[arm["term"]](**its), own, resume.checkpoint(name))
+        log_q = {s: measures.label_log_probs(trained.model, held[s]) for s in held}
         found[name] = {
-            "valid": mixed["valid"][0],
-            "test": mixed["test"][0],
-            "mixture": {"weight": measures.WEIGHTS[best], "test": mixed["test"][best]},
+            **measures.mixed(log_q, log_p),
             "epochs": len(trained.history),
             "cpu_s": round(sum(entry["cpu_s"] for entry in trained.history), 2),
         }
-    target = {split: measures.perplexity(values) for split, values in log_p.items()}
     return {
         "arms": found,
-        "target": target,
+        "target": {split: measures.perplexity(values) for split, values in log_p.items()},
         "vocabulary": size,
         "words": [len(long.train), len(many.train)],
     }
-
-
-def _label_log_probs(reader: Reader, stream: Stream) -> Tensor:
-    """(n,) log P̂ of a stream's labels."""
-    found = torch.empty(len(stream.words), device=stream.words.device)
-    for block in stream:
-        place = block.place.flatten()
-        rows = reader(last_words(stream.words, place, reader.size)).log()
-        found[place] = rows.gather(1, block.labels.flatten().unsqueeze(1)).squeeze(1)
-    return found
 
 
 def check(config: dict) -> None:
@@ -246,9 +214,9 @@ def check(config: dict) -> None:
         options.one_of(
             f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")
         )
-        options.each(f"arms/{name}", arm, ("term", "lam"))
+        options.each(f"arms/{name}", arm, ("term", "lam", "places", "moved", "clip_apart"))
     checks.count("parts", config["parts"])
-    options.each("settings", config["settings"], [f.name for f in fields(Settings)])
+    options.each("settings", config["settings"], runs.KNOWN)
     Settings(**config["settings"])
 
 
@@ -261,22 +229,45 @@ def units(config: dict, seed: int) -> list[dict]:
     ]
 
 
-def readings(result: dict) -> dict[int, dict[str, dict[str, Tensor]]]:
-    """By amount of side text and arm: (seeds,) float64 of "test", "mixed" and "cpu_s"; the arm
-    "target" has "test".
-    """
-    found: dict[int, dict[str, dict[str, list[float]]]] = {}
-    for entry in result["units"]:
-        runs, numbers = found.setdefault(entry["unit"]["snippet_lines"], {}), entry["numbers"]
-        runs.setdefault("target", {"test": []})["test"].append(numbers["target"]["test"])
-        for arm, run in numbers["arms"].items():
-            read = {"test": run["test"], "mixed": run["mixture"]["test"], "cpu_s": run["cpu_s"]}
-            for key, value in read.items():
-                runs.setdefault(arm, {}).setdefault(key, []).append(value)
-    return {
-        lines: {
-            arm: {key: torch.tensor(values, dtype=torch.float64) for key, values in run.items()}
-            for arm, run in runs.items()
-        }
-        for lines, runs in found.items()
-    }
+_FULL: dict[str, Any] = {
+    **{"lines": 421, "snippet_lines": [1262], "parts": 20, "held_out": 400, "seeds": 20},
+    **{"size": 3, "snippet_batch": 256, "k": 5, "places": 40},
+    "settings": {
+        **{"model": "transformer", "width": 64, "dropout": 0.2, "window": 20, "unroll": 20},
+        **{"epochs": 12, "optimiser": "adam", "lr": 2e-3},
+    },
+    "arms": {
+        "baseline": {"term": "none"},
+        "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+        "IMM": {"term": "IMM", "lam": 1.0},
+        "IMM, bigram": {"term": "bigram", "lam": 1.0},
+    },
+}
+_QUICK = {
+    **{"lines": 60, "snippet_lines": [120], "held_out": 60, "seeds": 1},
+    "settings": {**_FULL["settings"], "width": 8, "epochs": 1},
+}
+_WHY: dict[str, dict] = {
+    "reverse-KD": {"term": "reverse-KD", "lam": 1.0},
+    "reverse-KD, 40 places": {"term": "reverse-KD", "lam": 1.0, "places": 40},
+    "reverse-KD, clipped apart": {"term": "reverse-KD", "lam": 1.0, "clip_apart": True},
+    "IMM": {"term": "IMM", "lam": 1.0},
+    "IMM, all places of the window": {"term": "IMM", "lam": 1.0, "moved": True},
+}
+_COLUMNS = {
+    "test perplexity": "test",
+    "mixed with the target": "mixture/test",
+    "CPU s": "cpu_s",
+}
+
+
+def _experiment(name: str, full: dict, against: str) -> Experiment:
+    table = partial(reading.listed, columns=_COLUMNS, against=against, where="arms/{arm}")
+    scales = {"full": full, "ci": {**full, **_QUICK}}
+    return Experiment(name, scales, units, run, table, check=check)
+
+
+EXPERIMENTS = [
+    _experiment("language-snippets", _FULL, "baseline"),
+    _experiment("language-snippets-why", {**_FULL, "seeds": 2, "arms": _WHY}, "IMM"),
+]

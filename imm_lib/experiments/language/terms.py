@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from imm_lib import checks
-from imm_lib.baselines import ReverseKD, SampledNoising
-from imm_lib.estimators import SampledIMM
+from imm_lib.baselines import ReverseKD
+from imm_lib.estimators import SampledIMM, Target
 from imm_lib.experiments.language.histories import Histories
 from imm_lib.experiments.language.measures import induced
 from imm_lib.experiments.language.models import LanguageModel
@@ -74,6 +74,11 @@ class _Random(Term):
     def set_extra_state(self, state: Tensor) -> None:
         self.generator.set_state(state.cpu())
 
+    def drawn(self, values: Tensor, count: int) -> Tensor:
+        """(count,) of (n,) values, with replacement."""
+        places = torch.randint(len(values), (count,), generator=self.generator)
+        return values[places.to(values.device)]
+
 
 class Noising(_Random):
     """Kneser-Ney noising of the predicted words (Xie et al. 2017).
@@ -89,14 +94,13 @@ class Noising(_Random):
         super().__init__(0.0, seed)
         gamma = checks.number("gamma", gamma, 0, 1)
         pairs = torch.unique(tokens[:-1] * vocab_size + tokens[1:])
-        followers = torch.bincount(pairs // vocab_size, minlength=vocab_size)
-        count = torch.bincount(tokens[:-1], minlength=vocab_size).clamp(min=1)
-        self.register_buffer("rate", (gamma * followers / count).float(), persistent=False)
-        self.register_buffer(
-            "proposal",
-            torch.bincount(pairs % vocab_size, minlength=vocab_size).float(),
-            persistent=False,
+        before, after, count = (
+            torch.bincount(words, minlength=vocab_size)
+            for words in (pairs // vocab_size, pairs % vocab_size, tokens[:-1])
         )
+        rate = (gamma * before / count.clamp(min=1)).float()
+        self.register_buffer("rate", rate, persistent=False)
+        self.register_buffer("proposal", after.float(), persistent=False)
 
     @override
     def labels(self, block: Block) -> Tensor:
@@ -108,72 +112,47 @@ class Noising(_Random):
         return torch.where(noised, drawn.view(shape).to(device), block.labels)
 
 
-class _OnePass(Term):
-    """A term from one pass over the block: that of the cross-entropy, dropout and all, or one of
-    its own without.
-    """
-
-    state: Tensor  # of the pass without dropout, from the beginning of an epoch
-
-    def __init__(self, lam: float, own_pass: bool):
-        super().__init__(lam)
-        self.own_pass = own_pass
-
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        """The term from the block's (B, T, V) log-probabilities."""
-        raise NotImplementedError
-
-    @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        self.state = model.begin(stream.batch)
-
-    @override
-    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
-        return None if self.own_pass else self.loss(log_q, block)
-
-    @override
-    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        if self.own_pass:
-            with without_dropout(model):
-                log_q, state = model(block.words, self.state)
-            self.state = state.detach()
-            yield self.loss(log_q, block)
-
-
-class Uncorrected(_OnePass):
-    """Reverse distillation: the target against the full model itself.
+class Shared(Term):
+    """One of the library's estimators on the pass of the cross-entropy, dropout and all.
 
     Args:
-        bigram: the target.
+        imm: (N, V) log-probabilities, (N, ...) short contexts -> a scalar.
         lam: λ.
-        own_pass: make a second pass without dropout instead of using that of the cross-entropy.
     """
 
-    def __init__(self, bigram: KneserNeyBigram, lam: float, own_pass: bool = False):
-        super().__init__(lam, own_pass)
-        self.imm = ReverseKD(bigram)
+    def __init__(self, imm: nn.Module, lam: float):
+        super().__init__(lam)
+        self.imm = imm
+
+    def short(self, block: Block) -> Tensor:
+        """(B T, ...) the block's short contexts, the previous words."""
+        return block.words.flatten()
 
     @override
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(log_q.flatten(0, 1), block.words.flatten())
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        return self.imm(log_q.flatten(0, 1), self.short(block))
 
 
-class MovingAverage(_OnePass):
+class Uncorrected(Shared):
+    """Reverse distillation: the target against the full model itself."""
+
+    def __init__(self, target: Target, lam: float):
+        super().__init__(ReverseKD(target), lam)
+
+
+class MovingAverage(Shared):
     """Moving-average IMM. The table begins as the induced bigram of the model when the term first
     acts.
 
     Args:
         bigram: the target.
         lam: λ.
-        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is 1
-        / memory.
+        memory: blocks with a word after which its row has forgotten all but 1/e; the momentum is
+            1 / memory.
         max_ratio: largest correction Q / Q̂.
-        own_pass: as of :class:`Uncorrected`.
         lag: words between the short context and the predicted word; at 1 the target is a
             skip-bigram.
     """
-
-    text: Tensor  # from the beginning of an epoch
 
     def __init__(
         self,
@@ -181,26 +160,68 @@ class MovingAverage(_OnePass):
         lam: float,
         memory: float = 10,
         max_ratio: float = 10.0,
-        own_pass: bool = False,
         lag: int = 0,
     ):
-        super().__init__(lam, own_pass)
-        size = bigram.vocab_size
-        self.bigram, self.lag = bigram, 0 if lag == 0 else checks.count("lag", lag)
-        self.imm = MovingAverageIMM(
-            bigram, size, size, 1 / checks.number("memory", memory, 1), max_ratio
-        )
+        sizes, momentum = (bigram.vocab_size,) * 2, 1 / checks.number("memory", memory, 1)
+        super().__init__(MovingAverageIMM(bigram, *sizes, momentum, max_ratio), lam)
+        self.bigram, self.lag = bigram, lag and checks.count("lag", lag)
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        super().begin_epoch(model, stream, first)
-        self.text = stream.words
         if first:
             self.imm.load_state_dict(induced(model, stream, self.bigram, self.lag).state_dict())
 
     @override
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        return self.imm(log_q.flatten(0, 1), block.short(self.text, self.lag).flatten())
+    def short(self, block: Block) -> Tensor:
+        return block.short(self.lag).flatten()
+
+
+class Serialized(Shared):
+    """Serialized IMM; Q† is the model as it was before the pass over the text, without dropout, and
+    Q̂† its bigram.
+    """
+
+    frozen: tuple[LanguageModel]  # both from the beginning of an epoch
+    frozen_state: Tensor
+
+    def __init__(self, bigram: KneserNeyBigram, lam: float):
+        super().__init__(SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size), lam)
+        self.bigram = bigram
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
+        # in a tuple, since a submodule would belong to the term's own parameters and state
+        self.frozen = (copy.deepcopy(model).eval(),)
+        self.frozen_state = model.begin(stream.batch)
+
+    @override
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        with torch.no_grad():
+            frozen, self.frozen_state = self.frozen[0](block.words, self.frozen_state)
+        return self.imm(log_q.flatten(0, 1), self.short(block), frozen.flatten(0, 1))
+
+
+class OwnPass(Term):
+    """A term on a pass of its own, without dropout, instead of the cross-entropy's."""
+
+    state: Tensor  # from the beginning of an epoch
+
+    def __init__(self, term: Shared):
+        super().__init__(term.lam)
+        self.term = term
+
+    @override
+    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
+        self.term.begin_epoch(model, stream, first)
+        self.state = model.begin(stream.batch)
+
+    @override
+    def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
+        with without_dropout(model):
+            log_q, state = model(block.words, self.state)
+        self.state = state.detach()
+        yield self.term.shared(log_q, block)
 
 
 class Several(Term):
@@ -212,81 +233,44 @@ class Several(Term):
 
     def __init__(self, terms: Sequence[Term]):
         super().__init__(1.0)
-        own = [type(term).__name__ for term in terms if getattr(term, "own_pass", True)]
-        if own or not terms:
+        self.parts = [term for term in terms if isinstance(term, Shared)]
+        if len(self.parts) < max(1, len(terms)):
+            own = [type(term).__name__ for term in terms if not isinstance(term, Shared)]
             raise ValueError(
                 f"terms must share the pass of the cross-entropy, at least one, got {own or 'none'}"
             )
-        self.terms = nn.ModuleList(terms)
-
-    def _terms(self) -> list[Term]:
-        return [term for term in self.terms if isinstance(term, Term)]
+        self.terms = nn.ModuleList(self.parts)
 
     @override
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        for term in self._terms():
+        for term in self.parts:
             term.begin_epoch(model, stream, first)
 
     @override
-    def shared(self, log_q: Tensor, block: Block) -> Tensor | None:
-        parts = [(term.lam, term.shared(log_q, block)) for term in self._terms()]
-        return reduce(torch.add, [lam * part for lam, part in parts if part is not None])
-
-
-class Serialized(_OnePass):
-    """Serialized IMM; Q† is the model as it was before the pass over the text, without dropout, and
-    Q̂† its bigram.
-
-    Args:
-        bigram: the target.
-        lam: λ.
-        own_pass: as of :class:`Uncorrected`.
-    """
-
-    frozen: tuple[LanguageModel]  # both from the beginning of an epoch
-    frozen_state: Tensor
-
-    def __init__(self, bigram: KneserNeyBigram, lam: float, own_pass: bool = False):
-        super().__init__(lam, own_pass)
-        self.imm = SerializedIMM(bigram, bigram.vocab_size, bigram.vocab_size)
-        self.bigram = bigram
-
-    @override
-    def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
-        super().begin_epoch(model, stream, first)
-        self.imm.load_state_dict(induced(model, stream, self.bigram).state_dict())
-        # in a tuple, since a submodule would belong to the term's own parameters and state
-        self.frozen = (copy.deepcopy(model).eval(),)
-        self.frozen_state = model.begin(stream.batch)
-
-    @override
-    def loss(self, log_q: Tensor, block: Block) -> Tensor:
-        with torch.no_grad():
-            frozen, self.frozen_state = self.frozen[0](block.words, self.frozen_state)
-        return self.imm(log_q.flatten(0, 1), block.words.flatten(), frozen.flatten(0, 1))
+    def shared(self, log_q: Tensor, block: Block) -> Tensor:
+        return reduce(torch.add, [term.lam * term.shared(log_q, block) for term in self.parts])
 
 
 class Sampled(_Random):
     """Sampled IMM over histories that are run again, without dropout.
 
     Args:
-        bigram: the target.
+        target: of the histories' short contexts.
         lam: λ.
         histories: where extended contexts come from.
         k: extended contexts of a distinct word.
         words: words drawn from the block's for each step, with replacement; 0 takes all of the
-        block.
+            block.
         chunk: extended contexts in memory at a time, of whole words; what bounds the memory
-        whatever k is.
+            whatever k is.
         with_dropout: keep dropout in the term's passes; an ablation.
         seed: of the draws.
+        estimator: of the risk; :class:`imm_lib.SampledNoising` leaves the passes and drops IMM.
     """
-
-    _estimator: type[nn.Module] = SampledIMM
 
     def __init__(
         self,
-        bigram: KneserNeyBigram,
+        target: Target,
         lam: float,
         histories: Histories,
         k: int = 10,
@@ -294,10 +278,11 @@ class Sampled(_Random):
         chunk: int = 350,
         with_dropout: bool = False,
         seed: int = 0,
+        estimator: type[nn.Module] = SampledIMM,
     ):
         super().__init__(lam, seed)
         self.histories, self.with_dropout = histories, with_dropout
-        self.imm = self._estimator(bigram, histories.contexts, k, generator=self.generator)
+        self.imm = estimator(target, histories.contexts, k, generator=self.generator)
         self.words = words if words == 0 else checks.count("words", words)
         self.group = max(1, checks.count("chunk", chunk) // k)  # distinct words
 
@@ -305,25 +290,21 @@ class Sampled(_Random):
     def begin_epoch(self, model: LanguageModel, stream: Stream, first: bool) -> None:
         self.histories.refresh(model)
 
-    def _risk(self, model: LanguageModel, words: Tensor) -> Tensor:
+    def risk(self, model: LanguageModel, words: Tensor) -> Tensor:
+        """A scalar, the mean over (n,) words."""
         return self.imm(self.histories.query(model), words)
 
     @override
     def own(self, model: LanguageModel, block: Block) -> Iterator[Tensor]:
-        drawn = block.words.flatten()
-        if self.words:
-            # a word is drawn as often as it occurs, so that the mean over draws is the mean over
-            # the block
-            drawn = drawn[
-                torch.randint(len(drawn), (self.words,), generator=self.generator).to(drawn.device)
-            ]
-        drawn = drawn.sort().values
+        # a word is drawn as often as it occurs, so that the mean over draws is that over the block
+        words = block.words.flatten()
+        words = (self.drawn(words, self.words) if self.words else words).sort().values
         # crosstalk couples contexts of one word alone, so that parts of whole words add up exactly
-        for group in drawn.unique().split(self.group):
-            part = drawn[torch.isin(drawn, group)]
+        for group in words.unique().split(self.group):
+            part = words[torch.isin(words, group)]
             with contextlib.nullcontext() if self.with_dropout else without_dropout(model):
-                term = self._risk(model, part)
-            yield term * (len(part) / len(drawn))
+                term = self.risk(model, part)
+            yield term * (len(part) / len(words))
 
 
 class Published(_Random):
@@ -360,17 +341,8 @@ class Published(_Random):
             query = self.histories.query(model, self.state.repeat_interleave(self.k, 0))
             for words in block.words.unbind(1):
                 places = self.histories.contexts.sample(words, self.k, self.generator)
-                log_q = query(words.repeat_interleave(self.k), places.flatten()).unflatten(
-                    0, (-1, self.k)
-                )
-                yield imm_risk(self.bigram(words), log_q).sum() / block.words.numel()
+                log_q = query(words.repeat_interleave(self.k), places.flatten())
+                risk = imm_risk(self.bigram(words), log_q.unflatten(0, (-1, self.k)))
+                yield risk.sum() / block.words.numel()
             with torch.no_grad():
                 _, self.state = model.hidden(block.words, self.state)
-
-
-class SampledUncorrected(Sampled):
-    """The same passes with the target against the model itself in each history: :class:`Sampled`
-    without IMM.
-    """
-
-    _estimator = SampledNoising

@@ -112,13 +112,14 @@ class Block(NamedTuple):
 
     words: Tensor  # (B, T) the previous words, short contexts
     labels: Tensor  # (B, T) the next words
-    place: Tensor  # (B, T) positions in Stream.words
+    place: Tensor  # (B, T) positions in the text
+    text: Tensor  # (n,) Stream.words
 
-    def short(self, words: Tensor, lag: int) -> Tensor:
-        """(B, T) the words ``lag`` places before the previous ones, from Stream.words; its first
-        one where none is.
+    def short(self, lag: int = 0) -> Tensor:
+        """(B, T) the words ``lag`` places before the previous ones; the text's first where none
+        is.
         """
-        return words[(self.place - lag).clamp(min=0)] if lag else self.words
+        return self.text[(self.place - lag).clamp(min=0)] if lag else self.words
 
 
 class Stream:
@@ -166,4 +167,4 @@ class Stream:
         place = torch.arange(self.words.numel(), device=words.device).view(columns)
         for start in range(0, self.length, self.unroll):
             block = slice(start, start + self.unroll)
-            yield Block(words[:, block], labels[:, block], place[:, block])
+            yield Block(words[:, block], labels[:, block], place[:, block], self.words)

@@ -5,12 +5,13 @@ The loss of a block is summed over its words in time and averaged over its colum
 published programs, so that their learning rates and clips keep their meaning.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,10 @@ from torch.nn import functional as F
 from imm_lib import checks, data
 from imm_lib.clipping import add_clipped
 from imm_lib.experiments.language.measures import label_log_probs, perplexity
-from imm_lib.experiments.language.models import MODELS, LanguageModel
+from imm_lib.experiments.language.models import LSTM, MODELS, LanguageModel, Transformer
 from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
+from imm_lib.experiments.options import one_of
 from imm_lib.experiments.progress import bar
 from imm_lib.experiments.resume import load, save
 
@@ -35,22 +37,27 @@ class Diverged(RuntimeError):
     """
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """In what a run computes. It changes rounding and time, and nothing of what is computed.
+WAYS: dict[str, tuple[bool, str]] = {
+    "float32": (False, ""),
+    "bfloat16": (True, ""),
+    "bfloat16, compiled": (True, "default"),
+    "bfloat16, compiled with CUDA graphs": (True, "reduce-overhead"),
+}
+"""In what a run computes, from the plainest on: whether in bfloat16, on CUDA, and the mode of
+torch.compile for what a step calls of the model, "" for none. It changes rounding and time only.
+"""
+WAY: ContextVar[str] = ContextVar("way of the trainings that begin", default="bfloat16")
 
-    Attributes:
-        half: bfloat16 autocast, on CUDA.
-        compiled: a mode of torch.compile for what a step calls of the model; "" for none.
-    """
 
-    half: bool = True
-    compiled: str = ""
+@contextlib.contextmanager
+def way(name: str) -> Iterator[None]:
+    """Trainings that begin in this block compute in this one of WAYS."""
+    token = WAY.set(name)
+    try:
+        yield
+    finally:
+        WAY.reset(token)
 
-
-USUAL = How()
-HOW: ContextVar[How] = ContextVar("in what training computes", default=USUAL)
-"""Of the trainings that begin; set by what has measured it (:mod:`profile`)."""
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -64,7 +71,6 @@ class Settings:
         width: units or features.
         layers: of LSTM cells or attention blocks.
         dropout: share dropped between layers.
-        tied: use the embedding as the softmax's weight.
         scale: an LSTM's weights begin uniform in [-scale, scale].
         window: words of the past that a transformer carries over.
         batch: columns of text.
@@ -79,8 +85,7 @@ class Settings:
         start: epochs before the term acts.
         start_lr: share of the first learning rate that the rate must have reached before the term
         acts.
-        warmup: blocks over which λ then rises from 0.
-        every: the term acts on every so-manieth block, weighted by that number.
+        every: blocks of which the term acts on the first, with a weight that makes up for it.
         clip_apart: whether the term's gradient is clipped apart from the cross-entropy's, in a
             shared pass at the price of a second backward pass; by default where the term makes
             passes of its own.
@@ -91,7 +96,6 @@ class Settings:
     width: int = 200
     layers: int = 2
     dropout: float = 0.3
-    tied: bool = False
     scale: float = 0.1
     window: int = 35
     batch: int = 20
@@ -105,18 +109,13 @@ class Settings:
     epochs: int = 40
     start: int = 0
     start_lr: float = 1.0
-    warmup: int = 0
     every: int = 1
     clip_apart: bool | None = None
     seed: int = 0
 
     def __post_init__(self):
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(
-                f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
-            )
+        one_of("model", self.model, MODELS)
+        one_of("optimiser", self.optimiser, OPTIMISERS)
         for name in ("epochs", "every"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip", "scale"):
@@ -125,19 +124,14 @@ class Settings:
             checks.number(name, getattr(self, name), 0, 1, open_low=True)
         for epoch in self.falls or ():
             checks.count("falls", epoch)
-        for name in ("warmup", "start"):
-            checks.number(name, getattr(self, name), 0)
+        checks.number("start", self.start, 0)
 
     def build(self, vocab_size: int) -> LanguageModel:
         """A new model, its weights drawn from torch's default generator."""
-        options = (
-            {"scale": self.scale}
-            if self.model == "lstm"
-            else {"window": self.window, "longest": self.unroll}
-        )
-        return MODELS[self.model](
-            vocab_size, self.width, self.layers, self.dropout, self.tied, **options
-        )
+        shape = vocab_size, self.width, self.layers, self.dropout
+        if self.model == "lstm":
+            return LSTM(*shape, self.scale)
+        return Transformer(*shape, window=self.window, longest=self.unroll)
 
 
 @dataclasses.dataclass
@@ -177,29 +171,27 @@ def _add_gradients(
     add_clipped(term, parameters, settings.clip, lam)
 
 
-def _digest(tokens: Tensor) -> int:
-    return zlib.crc32(tokens.cpu().numpy().tobytes())
-
-
 def _description(term: Term) -> str:
     """The term and all that it is made of, with every plain setting."""
-    passing = "training", "checked"  # states, not settings
+    found = []
+    for module in term.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+        for state in ("training", "checked"):  # no settings
+            plain.pop(state, None)
+        found.append(f"{type(module).__name__} {plain}")
+    return "; ".join(found)
 
-    def settings(module: nn.Module) -> dict:
-        return {
-            k: v
-            for k, v in vars(module).items()
-            if isinstance(v, bool | int | float | str) and k not in passing
-        }
 
-    return "; ".join(f"{type(module).__name__} {settings(module)}" for module in term.modules())
+HELD = ("model", "best", "term", "optimiser")
+"""The parts of a run that have states of their own."""
 
 
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
     def __init__(self, texts: data.Corpus, term: Term, settings: Settings):
-        self.settings, self.device, self.how = settings, texts.train.device, HOW.get()
+        self.settings, self.device = settings, texts.train.device
+        self.half, compiled = WAYS[WAY.get()]
         for split in ("train", "valid"):
             checks.ids(f"texts.{split}", getattr(texts, split), len(texts.vocab))
         self.train = Stream(texts.train, settings.batch, settings.unroll)
@@ -207,29 +199,26 @@ class Run:
         self.model = settings.build(len(texts.vocab)).to(self.device)
         # not kept in the model, whose copies would call this one's
         self.hidden, self.log_probs = self.model.hidden, self.model.log_probs
-        if self.how.compiled:
-            self.hidden = torch.compile(self.hidden, mode=self.how.compiled)
-            self.log_probs = torch.compile(self.log_probs, mode=self.how.compiled)
-        self.best = copy.deepcopy(self.model.state_dict())
+        if compiled:
+            self.hidden = torch.compile(self.hidden, mode=compiled)
+            self.log_probs = torch.compile(self.log_probs, mode=compiled)
+        self.best, self.term = copy.deepcopy(self.model), term.to(self.device)
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
-        self.term = term.to(self.device)
         self.lr, self.acted = settings.lr, 0  # blocks in which the term has acted
         self.history: list[dict] = []
         self.key = {
             **dataclasses.asdict(settings),
             "vocabulary": len(texts.vocab),
-            "text": _digest(texts.train),
+            "text": zlib.crc32(texts.train.cpu().numpy().tobytes()),
+            "term": _description(term),
         }
-        self.key["term"] = _description(term)
         del self.key["epochs"]  # a run can be gone on with
 
     @property
     def over(self) -> bool:
         """Whether the last epoch, or the least learning rate, has been reached."""
-        return (
-            len(self.history) >= self.settings.epochs
-            or self.lr < self.settings.lr * self.settings.least_lr
-        )
+        settings = self.settings
+        return len(self.history) >= settings.epochs or self.lr < settings.lr * settings.least_lr
 
     def epoch(self) -> None:
         """One pass over the training text, and its validation."""
@@ -258,7 +247,7 @@ class Run:
         }
         better = valid < min((e["valid"] for e in self.history), default=math.inf)
         if better:
-            self.best = copy.deepcopy(self.model.state_dict())
+            self.best.load_state_dict(self.model.state_dict())
         if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
             self.lr *= settings.decay
         entry |= {
@@ -277,27 +266,23 @@ class Run:
         settings, length = self.settings, block.words.shape[1]
         labels = self.term.labels(block) if late else block.labels
         acts = late and number % settings.every == 0
-        half = self.how.half and self.device.type == "cuda"
-        lam = self.term.lam * settings.every
-        if settings.warmup:
-            lam *= min(1.0, self.acted / settings.warmup)
+        half, lam = self.half and self.device.type == "cuda", self.term.lam * settings.every
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             features, state = self.hidden(block.words, state)
             joint = self.term.joint(self.model, features, block, lam) if acts else None
+            log_q, shared = None, None
             if joint is not None:
                 loss, entropy = joint
-                value = entropy.item()
             else:
                 log_q = self.log_probs(features)
-                loss = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
-                value = loss.item()
+                loss = entropy = F.nll_loss(log_q.flatten(0, 1), labels.flatten())
+            value = entropy.item()
             if not math.isfinite(value):
                 return value, state
-            shared: Tensor | None = None
-            if joint is None:
-                shared = self.term.shared(log_q, block) if acts else None
-                shared = shared if shared is None else length * shared
-                del log_q  # or it would still be there during the term's own passes
+            if log_q is not None and acts:
+                shared = self.term.shared(log_q, block)
+                shared = None if shared is None else length * shared
+            del log_q  # or it would still be there during the term's own passes
             own = self.term.own(self.model, block) if acts else ()
             parts = (length * part for part in own)
             _add_gradients(self.model, length * loss, shared, parts, lam, settings)
@@ -313,16 +298,11 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds."""
-        cuda = (
-            torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
-        )
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
+            **{name: getattr(self, name).state_dict() for name in HELD},
             "key": self.key,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
-            "term": self.term.state_dict(),
-            "random": [torch.get_rng_state(), cuda],
+            "random": [torch.get_rng_state(), *cuda],
             "progress": {"lr": self.lr, "history": self.history, "acted": self.acted},
         }
 
@@ -333,20 +313,16 @@ class Run:
         if not isinstance(state, dict) or "key" not in state:
             raise ValueError(f"checkpoint must be one of a training run, got {name} without a key")
         for field, value in self.key.items():
-            if state["key"].get(field) != value:
+            if (other := state["key"].get(field)) != value:
                 raise ValueError(
-                    f"checkpoint must be of {field} = {value!r}, got {name} of "
-                    f"{state['key'].get(field)!r}"
+                    f"checkpoint must be of {field} = {value!r}, got {name} of {other!r}"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.term.load_state_dict(state["term"])
-        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
+        for part in HELD:
+            getattr(self, part).load_state_dict(state[part])
         torch.set_rng_state(state["random"][0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"][1], self.device)
-        self.lr, self.history = state["progress"]["lr"], state["progress"]["history"]
-        self.acted = state["progress"]["acted"]
+        for cuda in state["random"][1:]:
+            torch.cuda.set_rng_state(cuda, self.device)
+        vars(self).update(state["progress"])
 
 
 def train(
@@ -388,6 +364,4 @@ def train(
                     save(checkpoint, run.state())
                 progress.update()
                 progress.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
-    best = copy.deepcopy(run.model)
-    best.load_state_dict(run.best)
-    return Trained(best.eval(), run.history, run.model.eval())
+    return Trained(run.best.eval(), run.history, run.model.eval())

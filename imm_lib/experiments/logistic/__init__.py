@@ -3,7 +3,7 @@ training.
 """
 
 from imm_lib.experiments.logistic import gradients, runs, speed
-from imm_lib.experiments.logistic.problem import Data, Plane, data
+from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.training import (
     METHODS,
     descend,
@@ -15,17 +15,3 @@ from imm_lib.experiments.logistic.training import (
 from imm_lib.experiments.paper import schedule
 
 EXPERIMENTS = [*runs.EXPERIMENTS, *gradients.EXPERIMENTS, *speed.EXPERIMENTS]
-
-__all__ = [
-    "EXPERIMENTS",
-    "METHODS",
-    "Data",
-    "Plane",
-    "data",
-    "descend",
-    "gradient",
-    "objective",
-    "ratio",
-    "schedule",
-    "train",
-]

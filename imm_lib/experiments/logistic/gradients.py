@@ -8,103 +8,32 @@ from torch import Tensor
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data, Plane
-from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.logistic.training import gradient, logits, train
 from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.table import Table
 
 
-def _vectors(gradient: Tensor, place: Tensor, data: Data) -> Tensor:
-    """(n, k, R) derivatives by the logits of drawn contexts -> (4, n, R), each point's gradient by
+def _vectors(place: Tensor, slope: Tensor, data: Data) -> Tensor:
+    """(n, k, R) contexts and derivatives by the logits there -> (4, n, R), each point's gradient by
     the weights.
     """
-    n, k, runs = gradient.shape
-    flat = place.reshape(n * k, runs)
-    rest = [(gradient * x.gather(0, flat).view(n, k, runs)).sum(1) for x in data.extended]
-    total = gradient.sum(1)
+    flat = place.flatten(0, 1)
+    rest = [(slope * x.gather(0, flat).view(place.shape)).sum(1) for x in data.extended]
+    total = slope.sum(1)
     return torch.stack([total * data.short, *rest, total])
 
 
-class Point:
-    """Where gradients are compared: data sets of n points, and weights on the way of exact IMM's
-    training.
-    """
-
-    def __init__(self, data: Data, weights: Tensor):
-        self.data, self.weight = data, terms.kernel(data)
-        x2, x3 = data.extended
-        self.short, self.extended = (
-            weights[0] * data.short,
-            weights[1] * x2 + weights[2] * x3 + weights[3],
-        )
-        n, runs = data.short.shape
-        self.every = torch.arange(n, device=data.short.device)[None, :, None].expand(n, n, runs)
-        self.own = torch.arange(n, device=data.short.device)[:, None, None].expand(n, 1, runs)
-        self.q = self.at(self.every)
-        self.induced = (self.weight * self.q).sum(1)
-
-    def at(self, place: Tensor) -> Tensor:
-        """(n, k, R) the model's probability of label 1 in the contexts ``place``."""
-        n, k, runs = place.shape
-        return torch.sigmoid(
-            self.short.unsqueeze(1)
-            + self.extended.gather(0, place.reshape(n * k, runs)).view(n, k, runs)
-        )
-
-    def corrected(
-        self, table: Tensor, place: Tensor, q: Tensor, share: Tensor | float = 1.0
-    ) -> Tensor:
-        """(4, n, R) gradients of eq. 13's corrected cross-entropy in the contexts ``place`` against
-        a table of Q̂.
-        """
-        slope = terms._slope(self.data.target, table).unsqueeze(1)
-        return _vectors(slope * share * q * (1 - q), place, self.data)
-
-    def exact(self) -> Tensor:
-        """(4, R) the gradient of the exact IMM risk."""
-        return self.corrected(self.induced, self.every, self.q, self.weight).mean(1)
-
-    def serialized(self, draws: int, generator: torch.Generator) -> Tensor:
-        """(1, 4, n, R): the points' own contexts against the exact table; nothing is drawn."""
-        return self.corrected(self.induced, self.own, self.at(self.own))[None]
-
-    def sampled(self, k: int):
-        """(draws, 4, n, R): k drawn contexts a point, the table from those k."""
-
-        def draw_all(draws: int, generator: torch.Generator) -> Tensor:
-            draw = terms.drawer(self.weight, k, generator)
-            places = [draw() for _ in range(draws)]
-            answers = [(place, self.at(place)) for place in places]
-            return torch.stack([self.corrected(q.mean(1), place, q, 1 / k) for place, q in answers])
-
-        return draw_all
-
-    def moving_average(self, momentum: float):
-        """(draws, 4, n, R): one drawn context a point against the running table that such contexts
-        have filled.
-        """
-
-        def draw_all(draws: int, generator: torch.Generator) -> Tensor:
-            draw, table, answers = terms.drawer(self.weight, 1, generator), None, []
-            warm = int(3 / momentum)
-            for step in range(warm + draws):
-                place = draw()
-                q = self.at(place)
-                table = q[:, 0] if table is None else torch.lerp(table, q[:, 0], momentum)
-                if step >= warm:
-                    answers.append(self.corrected(table, place, q))
-            return torch.stack(answers)
-
-        return draw_all
-
-    def noising(self, draws: int, generator: torch.Generator) -> Tensor:
-        """(draws, 4, n, R): the target against the model in one drawn context."""
-        draw, answers = terms.drawer(self.weight, 1, generator), []
-        for _ in range(draws):
-            place = draw()
-            answers.append(
-                _vectors(self.at(place) - self.data.target.unsqueeze(1), place, self.data)
-            )
-        return torch.stack(answers)
+def _drawn(
+    data: Data, config: dict, generator: torch.Generator
+) -> dict[str, tuple[terms.Drawn, int]]:
+    """The estimators that draw contexts, and after how many draws their tables are full."""
+    found = {f"sampled, k = {k}": (terms.sampled(data, k, generator), 0) for k in config["k"]}
+    for m in config["momenta"]:
+        average = terms.moving_average(data, m, generator)
+        found[f"moving average, momentum {m:g}"] = average, int(3 / m)
+    one = terms.drawer(terms.kernel(data), 1, generator)
+    noising = terms.Drawn(one, lambda q: q - data.target.unsqueeze(1))
+    return {**found, "noising": (noising, 0)}
 
 
 def _numbers(vectors: Tensor, exact: Tensor) -> dict[str, float]:
@@ -127,18 +56,18 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
         config["runs"], unit["n"], torch.Generator().manual_seed(unit["seed"]), torch.float64
     )
     data = data.to(device)
-    point = Point(data, train(data, "IMM exact", schedule(unit["n"]), steps=unit["steps"]))
-    estimators = {
-        "serialized": point.serialized,
-        **{f"sampled, k = {k}": point.sampled(k) for k in config["k"]},
-        **{f"moving average, momentum {m:g}": point.moving_average(m) for m in config["momenta"]},
-        "noising": point.noising,
-    }
+    weights = train(data, "IMM exact", schedule(unit["n"]), steps=unit["steps"])
+    parts, exact = logits(data, weights), gradient(data, weights, terms.exact(data))
     generator = torch.Generator().manual_seed(unit["seed"])
-    exact = point.exact()
-    return {
-        name: _numbers(of(config["draws"], generator), exact) for name, of in estimators.items()
-    }
+    # each point's own context against the exact table; nothing is drawn
+    own, _ = terms.serialized(data)(*parts, 0)
+    place = torch.arange(unit["n"], device=device).view(-1, 1, 1).expand(-1, 1, config["runs"])
+    points = _vectors(place, unit["n"] * own.unsqueeze(1), data)
+    found = {"serialized": _numbers(points[None], exact)}
+    for name, (term, warm) in _drawn(data, config, generator).items():
+        draws = [_vectors(*term.pairs(*parts), data) for _ in range(warm + config["draws"])]
+        found[name] = _numbers(torch.stack(draws[warm:]), exact)
+    return found
 
 
 def _check(config: dict) -> None:

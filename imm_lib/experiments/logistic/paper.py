@@ -3,7 +3,7 @@ it.
 """
 
 import math
-from itertools import product
+from itertools import product, starmap
 from math import gcd
 from typing import NamedTuple
 
@@ -21,42 +21,18 @@ class Cell(NamedTuple):
     minus: float
 
 
+_PRINTED = {
+    5: ((73.14, 16.17, 14.53), (76.85, 18.58, 13.15), (79.96, 14.99, 12.38)),
+    10: ((84.17, 13.51, 10.86), (84.37, 7.40, 7.63), (88.65, 9.65, 7.68)),
+    15: ((89.86, 8.86, 6.80), (86.17, 6.17, 5.53), (92.52, 6.19, 4.81)),
+    20: ((92.35, 7.35, 5.32), (86.99, 5.69, 5.37), (94.30, 4.63, 3.70)),
+    30: ((94.94, 3.97, 3.43), (88.68, 4.35, 4.32), (95.69, 3.39, 2.64)),
+    40: ((96.33, 3.00, 2.33), (89.70, 3.73, 3.97), (96.59, 2.59, 2.08)),
+    50: ((97.14, 2.47, 2.20), (90.78, 3.78, 3.55), (97.34, 2.34, 1.99)),
+}
 TABLE_4 = {
-    5: {
-        "baseline": Cell(73.14, 16.17, 14.53),
-        "noising": Cell(76.85, 18.58, 13.15),
-        "IMM exact": Cell(79.96, 14.99, 12.38),
-    },
-    10: {
-        "baseline": Cell(84.17, 13.51, 10.86),
-        "noising": Cell(84.37, 7.40, 7.63),
-        "IMM exact": Cell(88.65, 9.65, 7.68),
-    },
-    15: {
-        "baseline": Cell(89.86, 8.86, 6.80),
-        "noising": Cell(86.17, 6.17, 5.53),
-        "IMM exact": Cell(92.52, 6.19, 4.81),
-    },
-    20: {
-        "baseline": Cell(92.35, 7.35, 5.32),
-        "noising": Cell(86.99, 5.69, 5.37),
-        "IMM exact": Cell(94.30, 4.63, 3.70),
-    },
-    30: {
-        "baseline": Cell(94.94, 3.97, 3.43),
-        "noising": Cell(88.68, 4.35, 4.32),
-        "IMM exact": Cell(95.69, 3.39, 2.64),
-    },
-    40: {
-        "baseline": Cell(96.33, 3.00, 2.33),
-        "noising": Cell(89.70, 3.73, 3.97),
-        "IMM exact": Cell(96.59, 2.59, 2.08),
-    },
-    50: {
-        "baseline": Cell(97.14, 2.47, 2.20),
-        "noising": Cell(90.78, 3.78, 3.55),
-        "IMM exact": Cell(97.34, 2.34, 1.99),
-    },
+    n: dict(zip(("baseline", "noising", "IMM exact"), starmap(Cell, row), strict=True))
+    for n, row in _PRINTED.items()
 }
 """Table 4 by data size."""
 
@@ -102,64 +78,68 @@ class Fit(NamedTuple):
     rise: float  # of noising from n = 20 to the largest size, in points
 
 
+def _apart(ours: dict[str, float], printed: Cell) -> tuple[float, float]:
+    """Our mean less a printed one, in points and in standard errors of both."""
+    difference = ours["mean"] - printed.mean
+    both = (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
+    return difference, difference / both
+
+
 def fits(result: dict) -> list[Fit]:
     """The settings of a result of ``logistic-columns``, the nearest to Table 4 first."""
-    found = []
-    sizes = result["config"]["sizes"]
-    for entry in result["units"]:
-        columns = entry["numbers"]["columns"]
-        for steps in result["config"]["steps"]:
-            for labels in ("soft", "hard"):
-                noising = columns[f"noising, {labels} labels, {steps} steps"]
-                trained = {
-                    "baseline": columns[f"baseline, {steps} steps"],
-                    "noising": noising,
-                    "IMM exact": columns[f"IMM exact, {steps} steps"],
-                }
-                errors, near = [], 0
-                for method, row in trained.items():
-                    for n, ours in zip(sizes, row, strict=True):
-                        printed = TABLE_4[n][method]
-                        apart = ours["mean"] - printed.mean
-                        both = (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
-                        errors.append(apart / both)
-                        near += abs(apart) <= max(2 * both, 0.7)
-                by_size = {n: row["mean"] for n, row in zip(sizes, noising, strict=True)}
-                rise = by_size[max(by_size)] - by_size[20] if 20 in by_size else math.nan
-                chi2 = sum(error**2 for error in errors)
-                normal = entry["unit"]["normal"]
-                found.append(Fit(normal, labels, steps, chi2, near, rise))
-    return sorted(found, key=lambda fit: fit.chi2)
+    sizes, lengths = result["config"]["sizes"], result["config"]["steps"]
+    return sorted(
+        (
+            _fit(entry, sizes, steps, labels)
+            for entry in result["units"]
+            for steps in lengths
+            for labels in ("soft", "hard")
+        ),
+        key=lambda fit: fit.chi2,
+    )
+
+
+def _fit(entry: dict, sizes: list[int], steps: int, labels: str) -> Fit:
+    columns = {
+        method: entry["numbers"]["columns"][f"{method}{which}, {steps} steps"]
+        for method, which in (
+            ("baseline", ""),
+            ("noising", f", {labels} labels"),
+            ("IMM exact", ""),
+        )
+    }
+    cells = [
+        _apart(ours, TABLE_4[n][method])
+        for method, row in columns.items()
+        for n, ours in zip(sizes, row, strict=True)
+    ]
+    noising = {n: row["mean"] for n, row in zip(sizes, columns["noising"], strict=True)}
+    return Fit(
+        normal=entry["unit"]["normal"],
+        labels=labels,
+        steps=steps,
+        chi2=sum(errors**2 for _, errors in cells),
+        near=sum(abs(errors) <= 2 or abs(difference) <= 0.7 for difference, errors in cells),
+        rise=noising[max(noising)] - noising.get(20, math.nan),
+    )
 
 
 def against(result: dict) -> list[dict]:
     """Table 4 beside a result of ``logistic-fixed``: one row per plane, data size and method.
 
-    ``errors`` is ours minus the paper's in standard errors of both; ``near`` says whether it is at
-    most 2 of them or 0.7 points; ``cell`` is our mean with its bars.
+    ``errors`` is ours minus the paper's in standard errors of both; ``cell`` is our mean with its
+    bars.
     """
     rows = []
     for entry in result["units"]:
-        for method, printed in TABLE_4[entry["unit"]["n"]].items():
+        unit = {name: entry["unit"][name] for name in ("normal", "n")}
+        for method, printed in TABLE_4[unit["n"]].items():
             ours = entry["numbers"]["accuracy"][method]
-            difference = ours["mean"] - printed.mean
-            errors = difference / (ours["se"] ** 2 + standard_error(printed) ** 2) ** 0.5
-            row = {
-                "normal": entry["unit"]["normal"],
-                "n": entry["unit"]["n"],
-                "method": method,
-                "paper": printed.mean,
-            }
-            near = abs(errors) <= 2 or abs(difference) <= 0.7
-            cell = Cell(ours["mean"], ours["p90"] - ours["mean"], ours["mean"] - ours["p10"])
-            row |= {
-                "ours": ours["mean"],
-                "cell": cell,
-                "difference": difference,
-                "errors": errors,
-                "near": near,
-            }
-            rows.append(row)
+            difference, errors = _apart(ours, printed)
+            mean = ours["mean"]
+            found = {"paper": printed.mean, "ours": mean, "difference": difference}
+            cell = Cell(mean, ours["p90"] - mean, mean - ours["p10"])
+            rows.append({**unit, "method": method, **found, "errors": errors, "cell": cell})
     return rows
 
 

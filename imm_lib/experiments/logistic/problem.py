@@ -47,11 +47,7 @@ class Data(NamedTuple):
 
     def repeat(self, times: int) -> "Data":
         """The same runs, ``times`` times one after another: (n, times x R)."""
-        return Data(
-            self.short.repeat(1, times),
-            self.extended.repeat(1, 1, times),
-            *(x.repeat(1, times) for x in self[2:]),
-        )
+        return Data(*(torch.cat([values] * times, -1) for values in self))
 
     def weaken(self, coin: float) -> "Data":
         """With a target of lower quality: a share ``coin`` of its labels is a fair coin's (Appendix
@@ -59,43 +55,6 @@ class Data(NamedTuple):
         """
         coin = checks.number("coin", coin, 0, 1)
         return self._replace(target=(1 - coin) * self.target + coin / 2)
-
-
-def data(x: Tensor, label: Tensor, target: Tensor) -> Data:
-    """Checked data of R runs.
-
-    Args:
-        x: (R, n, 3) features.
-        label: (R, n) labels, 0 or 1.
-        target: (R, n) probabilities of label 1 given x1.
-
-    Raises:
-        TypeError: ``x`` or ``target`` is not a floating-point tensor.
-        ValueError: a shape that does not fit, fewer than 2 points, features that are not finite,
-            labels other than 0 and 1, or targets outside [0, 1].
-    """
-    if checks.floating("x", x).dim() != 3 or x.shape[2] != 3 or x.shape[1] < 2 or len(x) == 0:
-        raise ValueError(f"x must be (R, n, 3) with n of at least 2, got {checks.describe(x)}")
-    if not torch.isfinite(x).all():
-        raise ValueError(f"x must be finite, got NaN or infinite entries in {checks.describe(x)}")
-    checks.floating("target", target)
-    for name, value in (("label", checks.tensor("label", label)), ("target", target)):
-        if value.shape != x.shape[:2]:
-            raise ValueError(
-                f"{name} must be {tuple(x.shape[:2])} as x {tuple(x.shape)} is, got "
-                f"{checks.describe(value)}"
-            )
-    if not ((label == 0) | (label == 1)).all():
-        raise ValueError("label must be 0 or 1, got another value")
-    if not ((target >= 0) & (target <= 1)).all():
-        raise ValueError("target must be in [0, 1], got another value or NaN")
-    features = x.permute(2, 1, 0).contiguous()
-    return Data(
-        features[0],
-        features[1:],
-        label.T.to(x.dtype).contiguous(),
-        target.T.to(x.dtype).contiguous(),
-    )
 
 
 @dataclass(frozen=True)
@@ -172,15 +131,11 @@ class Plane:
             raise ValueError(f"n must be at least 2, got {n}")
         checks.generator(generator)
         device = "cpu" if generator is None else generator.device
-        x = torch.rand(
-            checks.count("runs", runs),
-            n,
-            3,
-            generator=generator,
-            dtype=torch.float64,
-            device=device,
-        )
-        return data(x.to(dtype), self.label(x), self.restricted(x[..., 0]).to(dtype))
+        shape = (checks.count("runs", runs), n, 3)
+        x = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+        parts = x.permute(2, 1, 0), self.label(x).T, self.restricted(x[..., 0]).T
+        features, label, target = (part.to(dtype).contiguous() for part in parts)
+        return Data(features[0], features[1:], label, target)
 
     def accuracy(self, weights: Tensor, share: float | Tensor = 0.0) -> Tensor:
         """(4, R) weights (w1, w2, w3, bias) -> (R,) test accuracies in per cent.

@@ -1,5 +1,6 @@
 """What is read off the accuracies of many runs: the worth of a method in data."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +20,12 @@ def equal_accuracy(sizes: Tensor, baseline: Tensor, accuracy: Tensor) -> Tensor:
         (..., M) sizes; NaN above the last and below the first baseline.
     """
     rising = baseline.cummax(-1).values + torch.arange(baseline.shape[-1]) * 1e-9
-    place = torch.searchsorted(rising.contiguous(), accuracy.contiguous())
-    inside = (place > 0) & (place < len(sizes))
-    place = place.clamp(1, len(sizes) - 1)
-    left, right = rising.gather(-1, place - 1), rising.gather(-1, place)
-    share = (accuracy - left) / (right - left)
-    log_n = sizes.double().log()
-    found = (log_n[place - 1] + share * (log_n[place] - log_n[place - 1])).exp()
-    return torch.where(inside, found, torch.nan)
+    log_n, sought = sizes.double().log().numpy(), accuracy.view(-1, accuracy.shape[-1])
+    found = [
+        np.interp(ours, known, log_n, left=np.nan, right=np.nan)
+        for ours, known in zip(sought.numpy(), rising.view(-1, len(sizes)).numpy(), strict=True)
+    ]
+    return torch.tensor(np.array(found)).exp().view(accuracy.shape)
 
 
 def extra_data(

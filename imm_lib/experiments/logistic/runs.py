@@ -1,5 +1,10 @@
 """The logistic experiments by name: what ``python -m imm_lib run logistic-…`` runs and shows."""
 
+from collections.abc import Callable
+from itertools import product
+
+import torch
+
 from imm_lib.experiments import Experiment, options, reading
 from imm_lib.experiments.logistic import paper, units
 from imm_lib.experiments.logistic.training import METHODS
@@ -14,16 +19,11 @@ PERIODS = [1, 3, 10, 30, 100, 300, 1000]
 MOMENTA = [1.0, 0.9, 0.3, 0.1, 0.03, 0.01, 0.003]
 
 
-def _grid(config: dict, seed: int, *names: str) -> list[dict]:
+def _grid(config: dict, seed: int, axes: tuple[str, ...]) -> list[dict]:
     """Every combination of the named lists of the configuration, as units."""
-    units = [{"seed": seed}]
-    for name in names:
-        units = [
-            {**unit, name.removesuffix("s"): value} for unit in units for value in config[name]
-        ]
-    return [
-        {"n" if name == "size" else name: value for name, value in unit.items()} for unit in units
-    ]
+    names = ["n" if axis == "sizes" else axis.removesuffix("s") for axis in axes]
+    combinations = product(*(config[axis] for axis in axes))
+    return [{"seed": seed, **dict(zip(names, values, strict=True))} for values in combinations]
 
 
 def _check(config: dict) -> None:
@@ -66,9 +66,8 @@ _TABLE_EXTRA = Table(
 
 def _table_columns(result: dict) -> list[list[str]]:
     rows = [["plane", "labels", "steps", "chi2", "near", "rise of noising from 20"]]
-    for fit in paper.fits(result):
-        cells = [f"{fit.chi2:.1f}", str(fit.near), f"{fit.rise:+.2f}"]
-        rows.append([str(fit.normal), fit.labels, str(fit.steps), *cells])
+    for normal, labels, steps, chi2, near, rise in paper.fits(result):
+        rows.append([str(normal), labels, str(steps), f"{chi2:.1f}", str(near), f"{rise:+.2f}"])
     return rows
 
 
@@ -85,15 +84,25 @@ def _table_stability(result: dict) -> list[list[str]]:
 
 
 PLANES = [[1, 1, 1], [1, 2, 1]]
+_BASE = {"runs": 300, "normals": [[1, 1, 1]], "steps": 3000}
 _QUICK = {"runs": 20, "normals": [[1, 1, 1]], "steps": 200}
+_LONG = {"normals": PLANES, "steps": 10_000}
+_TABLE_4 = {"sizes": list(paper.TABLE_4), "lam": paper.LAM}
 
 
-def _experiment(name: str, full: dict, quick: dict, axes: tuple, run, table=_TABLE) -> Experiment:
-    full = {"runs": 300, "normals": PLANES, "steps": 10_000, **full}
+def _experiment(
+    name: str,
+    run: Callable[[dict, dict, torch.device], dict],
+    full: dict,
+    quick: dict,
+    axes: tuple[str, ...] = ("normals", "sizes"),
+    table: Callable[[dict], list[list[str]]] = _TABLE,
+) -> Experiment:
+    full = {**_BASE, **full}
     return Experiment(
         name=f"logistic-{name}",
         scales={"full": full, "ci": {**full, **_QUICK, **quick}},
-        units=lambda config, seed: _grid(config, seed, *axes),
+        units=lambda config, seed: _grid(config, seed, axes),
         run=run,
         table=table,
         check=_check,
@@ -101,22 +110,13 @@ def _experiment(name: str, full: dict, quick: dict, axes: tuple, run, table=_TAB
 
 
 EXPERIMENTS = [
+    _experiment("sizes", units.sizes, {**_LONG, "sizes": SIZES}, {"sizes": [2, 10]}),
     _experiment(
-        "sizes",
-        {"sizes": SIZES},
-        {"sizes": [2, 10]},
-        ("normals", "sizes"),
-        units.sizes,
-    ),
-    _experiment(
-        "fixed",
-        {"runs": 4 * paper.RUNS, "sizes": list(paper.TABLE_4), "lam": paper.LAM},
-        {"sizes": [5, 20]},
-        ("normals", "sizes"),
-        units.fixed,
+        "fixed", units.fixed, {**_LONG, **_TABLE_4, "runs": 4 * paper.RUNS}, {"sizes": [5, 20]}
     ),
     _experiment(
         "search",
+        units.search,
         {
             "runs": 100,
             "normals": paper.search_planes(),
@@ -128,24 +128,17 @@ EXPERIMENTS = [
         },
         {"sizes": [20, 50], "shifts": [0.0], "steps": [100]},
         ("normals", "shifts"),
-        units.search,
         _TABLE_SEARCH,
     ),
     _experiment(
         "plane",
-        {
-            "runs": 4 * paper.RUNS,
-            "normals": [[1, 3, 3]],
-            "sizes": list(paper.TABLE_4),
-            "lam": paper.LAM,
-            "steps": 6000,
-        },
-        {"normals": [[1, 3, 3]], "sizes": [5, 20]},
-        ("normals", "sizes"),
         units.fixed,
+        {**_TABLE_4, "runs": 4 * paper.RUNS, "normals": [[1, 3, 3]], "steps": 6000},
+        {"normals": [[1, 3, 3]], "sizes": [5, 20]},
     ),
     _experiment(
         "columns",
+        units.columns,
         {
             "runs": 60,
             "normals": paper.search_planes(),
@@ -155,83 +148,50 @@ EXPERIMENTS = [
         },
         {"steps": [50, 100]},
         ("normals",),
-        units.columns,
         _table_columns,
     ),
     _experiment(
         "confirmed",
-        {
-            "normals": [[1, 2, 3], [1, 3, 3]],
-            "sizes": list(paper.TABLE_4),
-            "lam": paper.LAM,
-            "steps": [3000],
-        },
+        units.columns,
+        {**_TABLE_4, "normals": [[1, 2, 3], [1, 3, 3]], "steps": [3000]},
         {"steps": [50], "sizes": [5, 20]},
         ("normals",),
-        units.columns,
         _table_columns,
     ),
     _experiment(
         "lambda",
-        {
-            "normals": [[1, 1, 1]],
-            "sizes": [2, 10, 20, 50],
-            "lrs": [0.1, 1.0],
-            "rhos": RHOS,
-            "steps": 3000,
-        },
+        units.by_lambda,
+        {"sizes": [2, 10, 20, 50], "lrs": [0.1, 1.0], "rhos": RHOS},
         {"sizes": [10], "lrs": [1.0], "rhos": [0.0, 0.5, 0.9]},
         ("normals", "lrs", "sizes"),
-        units.by_lambda,
         _TABLE_LAMBDA,
     ),
     _experiment(
         "quality",
-        {
-            "normals": [[1, 1, 1]],
-            "sizes": SIZES,
-            "coins": [0.0, 0.2, 0.5],
-            "parts": [1.0, 0.6, 0.3],
-            "steps": 3000,
-        },
-        {"sizes": [10], "coins": [0.0, 0.5], "parts": [1.0, 0.3]},
-        ("normals", "sizes"),
         units.quality,
+        {"sizes": SIZES, "coins": [0.0, 0.2, 0.5], "parts": [1.0, 0.6, 0.3]},
+        {"sizes": [10], "coins": [0.0, 0.5], "parts": [1.0, 0.3]},
     ),
-    _experiment(
-        "variants",
-        {"normals": [[1, 1, 1]], "sizes": SIZES, "steps": 3000},
-        {"sizes": [5, 10]},
-        ("normals", "sizes"),
-        units.variants,
-    ),
+    _experiment("variants", units.variants, {"sizes": SIZES}, {"sizes": [5, 10]}),
     _experiment(
         "stability",
+        units.stability,
         {
-            "normals": [[1, 1, 1]],
             "sizes": [10, 20],
-            "steps": 3000,
             "periods": PERIODS,
             "momenta": MOMENTA,
-            "methods": [
-                "baseline",
-                "IMM exact",
-                "IMM serialized",
-                "IMM moving average",
-                "stale table",
-            ],
+            "methods": ["baseline", *(m for m in VARIANTS if m not in ("IMM sampled", "noising"))],
         },
         {"sizes": [10], "periods": [1, 50], "momenta": [1.0, 0.1]},
         ("normals", "sizes", "methods"),
-        units.stability,
         _table_stability,
     ),
     _experiment(
         "extra-data",
-        {"sizes": SIZES, "longer": [60, 70, 80], "bootstrap": 2000},
+        units.extra,
+        {**_LONG, "sizes": SIZES, "longer": [60, 70, 80], "bootstrap": 2000},
         {"sizes": [5, 10, 20], "longer": [30], "bootstrap": 50},
         ("normals",),
-        units.extra,
         _TABLE_EXTRA,
     ),
 ]

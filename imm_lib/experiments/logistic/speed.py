@@ -4,6 +4,8 @@ autograd.
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,8 @@ from imm_lib.experiments import Experiment, options
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.runs import LARGEST, SIZES
 from imm_lib.experiments.logistic.training import train
+from imm_lib.experiments.logistic.units import TRAINED
 from imm_lib.experiments.paper import schedule
-
-TRAINED = ("baseline", "noising", "IMM exact")
-"""The methods of Figure 1 that are trained; interpolation is the baseline at prediction time."""
 
 
 def one_run(
@@ -45,20 +45,18 @@ def one_run(
         if method == "IMM exact":
             loss = (1 - rho) * loss + rho * estimator(model, x1)
         elif method == "noising":
-            log_q = model(x1.repeat_interleave(len(x1)), points.repeat(len(x1))).view(
-                len(x1), len(x1), 2
-            )
-            loss = (1 - rho) * loss + rho * imm.noising_risk(
-                target(x1), log_q, contexts.log_weights(x1)
-            ).mean()
+            log_q = model(x1.repeat_interleave(len(x1)), points.repeat(len(x1)))
+            pairs = log_q.view(len(x1), len(x1), 2)
+            risk = imm.noising_risk(target(x1), pairs, contexts.log_weights(x1))
+            loss = (1 - rho) * loss + rho * risk.mean()
         loss.backward()
         optimiser.step()
     return weights.detach()
 
 
-def _cpu_seconds(work) -> float:
+def _cpu_seconds(work: Callable[..., Tensor], *args: Any, **settings: Any) -> float:
     start = time.process_time()
-    work()
+    work(*args, **settings)
     return time.process_time() - start
 
 
@@ -66,30 +64,25 @@ def _run(unit: dict, config: dict, device: torch.device) -> dict:
     """CPU seconds of all runs and steps: measured for the batched program, measured per step for
     the loop.
     """
-    plane, n = Plane(), unit["n"]
-    data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(0)).first(n)
+    plane, rho, steps = Plane(), schedule(unit["n"]), config["loop_steps"]
+    data = plane.draw(config["runs"], LARGEST, torch.Generator().manual_seed(0)).first(unit["n"])
     batched, loop = {}, {}
     for method in TRAINED:
-        train(data, method, schedule(n), steps=20)
-        batched[method] = _cpu_seconds(
-            lambda m=method: train(data, m, schedule(n), steps=config["steps"])
-        )
+        train(data, method, rho, steps=20)
+        batched[method] = _cpu_seconds(train, data, method, rho, steps=config["steps"])
         times = [
-            _cpu_seconds(
-                lambda m=method: one_run(plane, data, 0, m, schedule(n), config["loop_steps"])
-            )
+            _cpu_seconds(one_run, plane, data, 0, method, rho, steps)
             for _ in range(config["repeats"])
         ]
-        loop[method] = (
-            statistics.median(times) / config["loop_steps"] * config["steps"] * config["runs"]
-        )
+        loop[method] = statistics.median(times) / steps * config["steps"] * config["runs"]
     return {"batched_cpu_s": batched, "loop_cpu_s": loop}
 
 
 def totals(result: dict) -> tuple[float, float]:
     """CPU seconds of the whole sweep: the batched program, and the loop over runs."""
+    every = [entry["numbers"] for entry in result["units"]]
     batched, loop = (
-        sum(sum(entry["numbers"][part].values()) for entry in result["units"])
+        sum(sum(numbers[part].values()) for numbers in every)
         for part in ("batched_cpu_s", "loop_cpu_s")
     )
     return batched, loop

@@ -60,9 +60,9 @@ class _Grid:
         return self.shares(short, extended)[0].sum(1)
 
 
-def noising(data: Data, bandwidth: float = 1.0) -> Term:
+def noising(data: Data) -> Term:
     """Noising: every extended context against the target by itself (eq. 14)."""
-    weight, n = kernel(data, bandwidth), len(data.short)
+    weight, n = kernel(data), len(data.short)
     grid = _Grid(weight)
     expected = (weight * data.target.unsqueeze(1)).sum(0)
 
@@ -73,13 +73,11 @@ def noising(data: Data, bandwidth: float = 1.0) -> Term:
     return term
 
 
-def noising_redrawn(
-    data: Data, generator: torch.Generator | None = None, bandwidth: float = 1.0
-) -> Term:
+def noising_redrawn(data: Data, generator: torch.Generator | None = None) -> Term:
     """Noising with hard labels: each step draws one label per short context from the target, for
     every extended context alike. :func:`noising` is its mean over the draws.
     """
-    weight, n = kernel(data, bandwidth), len(data.short)
+    weight, n = kernel(data), len(data.short)
     generator = checks.generator(generator)
     grid = _Grid(weight)
 
@@ -117,6 +115,33 @@ def exact(data: Data, bandwidth: float = 1.0) -> Term:
     return term
 
 
+class Drawn:
+    """A term in k drawn contexts a point.
+
+    Args:
+        draw: () -> (n, k, R) extended contexts.
+        by_logit: (n, k, R) probabilities of label 1 there -> the derivatives of each point's own
+            risk by the logits.
+    """
+
+    def __init__(self, draw: Callable[[], Tensor], by_logit: Callable[[Tensor], Tensor]):
+        self.draw, self.by_logit = draw, by_logit
+
+    def pairs(self, short: Tensor, extended: Tensor) -> tuple[Tensor, Tensor]:
+        """The contexts of a new draw and the derivatives there, (n, k, R) each."""
+        place = self.draw()
+        rest = extended.gather(0, place.flatten(0, 1)).view(place.shape)
+        return place, self.by_logit(torch.sigmoid(short.unsqueeze(1) + rest))
+
+    def __call__(self, short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The derivatives of the mean risk by both parts of the logits."""
+        place, gradient = self.pairs(short, extended)
+        gradient = gradient / len(short)
+        column = torch.zeros_like(extended)
+        column.scatter_add_(0, place.flatten(0, 1), gradient.flatten(0, 1))
+        return gradient.sum(1), column
+
+
 def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callable[[], Tensor]:
     """Draws (n, k, R) extended contexts from the kernel, with replacement, by numbers of the
     CPU.
@@ -132,57 +157,43 @@ def drawer(weight: Tensor, k: int, generator: torch.Generator | None) -> Callabl
     return draw
 
 
-def sampled(
-    data: Data,
-    k: int = 10,
-    replacement: bool = True,
-    generator: torch.Generator | None = None,
-    bandwidth: float = 1.0,
-) -> Term:
-    """The IMM risk with k sampled extended contexts, drawn anew in every step (Algorithm 1).
-
-    With replacement they follow the kernel's weights; without, they are any k points, weighted by
-    the kernel, and k = n is the exact risk.
-
-    Raises:
-        TypeError, ValueError: k is not an int of at least 1, or exceeds n without replacement.
+def sampled(data: Data, k: int = 10, generator: torch.Generator | None = None) -> Drawn:
+    """The IMM risk with k extended contexts that follow the kernel, drawn anew in every step
+    (Algorithm 1); raises TypeError or ValueError unless k is an int of at least 1.
     """
-    n, runs = data.short.shape
-    if checks.count("k", k) > n and not replacement:
-        raise ValueError(f"k must be at most n = {n} with replacement=False, got {k}")
-    weight = kernel(data, bandwidth)
-    draw = drawer(weight, k, checks.generator(generator))
+    share = 1 / checks.count("k", k)
 
-    def contexts() -> tuple[Tensor, Tensor | float]:
-        if replacement:
-            return draw(), 1 / k
-        draws = torch.rand(n, n, runs, generator=generator).to(weight.device)
-        place = draws.topk(k, dim=1).indices
-        share = weight.gather(1, place)
-        return place, share / share.sum(1, keepdim=True)
+    def by_logit(q: Tensor) -> Tensor:
+        return _slope(data.target, (share * q).sum(1)).unsqueeze(1) * share * q * (1 - q)
 
-    def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        place, share = contexts()
-        flat = place.reshape(n * k, runs)
-        q = torch.sigmoid(short.unsqueeze(1) + extended.gather(0, flat).view(n, k, runs))
-        slope = _slope(data.target, (share * q).sum(1)) / n
-        gradient = slope.unsqueeze(1) * share * q * (1 - q)
-        return gradient.sum(1), torch.zeros_like(extended).scatter_add_(
-            0, flat, gradient.view(n * k, runs)
-        )
-
-    return term
+    return Drawn(drawer(kernel(data), k, checks.generator(generator)), by_logit)
 
 
-def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
+def moving_average(
+    data: Data, momentum: float = 0.1, generator: torch.Generator | None = None
+) -> Drawn:
+    """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a
+    running table of Q̂.
+
+    The correction is the current Q over that table, at the drawn context.
+    """
+    momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
+    table: Tensor | None = None
+
+    def by_logit(q: Tensor) -> Tensor:
+        nonlocal table
+        table = q if table is None else torch.lerp(table, q, momentum)
+        return _slope(data.target.unsqueeze(1), table) * q * (1 - q)
+
+    return Drawn(drawer(kernel(data), 1, checks.generator(generator)), by_logit)
+
+
+def serialized(data: Data, period: int = 10) -> Term:
     """Serialized IMM: data points' own contexts, with the ratio Q†/Q̂† of the last refresh (eq. 13,
     Algorithm 2).
     """
-    grid, n, period = (
-        _Grid(kernel(data, bandwidth)),
-        len(data.short),
-        checks.count("period", period),
-    )
+    grid, n = _Grid(kernel(data)), len(data.short)
+    checks.count("period", period)
     one = zero = data.target
 
     def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -199,19 +210,14 @@ def serialized(data: Data, period: int = 10, bandwidth: float = 1.0) -> Term:
     return term
 
 
-def stale_table(
-    data: Data, period: int = 10, momentum: float = 1.0, bandwidth: float = 1.0
-) -> Term:
+def stale_table(data: Data, period: int = 10, momentum: float = 1.0) -> Term:
     """The current Q over a table of Q̂ that every ``period`` steps moves by ``momentum`` towards
     the exact one.
 
     With momentum 1 the cautionary tale: between two refreshes it follows a minoriser of the risk.
     """
-    grid, n, period = (
-        _Grid(kernel(data, bandwidth)),
-        len(data.short),
-        checks.count("period", period),
-    )
+    grid, n = _Grid(kernel(data)), len(data.short)
+    checks.count("period", period)
     momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
     table: Tensor | None = None
 
@@ -224,32 +230,5 @@ def stale_table(
         q = torch.sigmoid(short + extended)
         slope = _slope(data.target, table) * q * (1 - q) / n
         return slope, slope
-
-    return term
-
-
-def moving_average(
-    data: Data,
-    momentum: float = 0.1,
-    generator: torch.Generator | None = None,
-    bandwidth: float = 1.0,
-) -> Term:
-    """Moving-average IMM: one extended context per point and step, drawn from the kernel, feeds a
-    running table of Q̂.
-
-    The correction is the current Q over that table, at the drawn context.
-    """
-    n = len(data.short)
-    momentum = checks.number("momentum", momentum, 0, 1, open_low=True)
-    draw = drawer(kernel(data, bandwidth), 1, checks.generator(generator))
-    table = None
-
-    def term(short: Tensor, extended: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        nonlocal table
-        place = draw().squeeze(1)
-        q = torch.sigmoid(short + extended.gather(0, place))
-        table = q if table is None else torch.lerp(table, q, momentum)
-        slope = _slope(data.target, table) * q * (1 - q) / n
-        return slope, torch.zeros_like(extended).scatter_add_(0, place, slope)
 
     return term

@@ -2,7 +2,7 @@
 tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from itertools import count, islice
 from typing import Any
@@ -89,8 +89,8 @@ def train(
         rho: ρ = λ / (1 + λ) in [0, 1], one number or (R,); the baseline has no use for it.
         steps: of gradient descent.
         settings: ``lr``, the learning rate, 1 by default, and the options of the method's term:
-            ``bandwidth`` of the Laplace kernel, 1 / α, 1 by default; ``k``, ``replacement``,
-            ``period``, ``momentum``, ``generator``.
+            ``bandwidth`` of exact IMM's Laplace kernel, 1 / α, 1 by default; ``k``, ``period``,
+            ``momentum``, ``generator``.
 
     Returns:
         (4, R) weights w1, w2, w3 and bias.
@@ -99,21 +99,31 @@ def train(
         TypeError, ValueError: an unknown method or option, or a number out of range.
         FloatingPointError: the weights are not finite at the end.
     """
-    path = descend(data, method, rho, **settings)
-    weights = next(islice(path, checks.count("steps", steps) - 1, None))
-    if not torch.isfinite(weights).all():
-        raise FloatingPointError(
-            f"{method} left {(~torch.isfinite(weights)).sum()} weights not finite: lower lr"
-        )
-    return weights
+    checks.count("steps", steps)
+    return next(weights for _, weights in along(data, method, rho, [steps], **settings))
 
 
-def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float = 1.0) -> Tensor:
+def along(
+    data: Data, method: str, rho: float | Tensor, steps: Sequence[int], **settings: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """What :func:`train` returns after each of increasing numbers of steps, with that number; every
+    step overwrites the weights.
+    """
+    for step, weights in enumerate(islice(descend(data, method, rho, **settings), max(steps)), 1):
+        if step in steps:
+            if not torch.isfinite(weights).all():
+                raise FloatingPointError(
+                    f"{method} left {(~torch.isfinite(weights)).sum()} weights not finite: lower lr"
+                )
+            yield step, weights
+
+
+def objective(data: Data, weights: Tensor, rho: float | Tensor) -> Tensor:
     """(R,) the objective of exact IMM at (4, R) weights, (1 - ρ) · cross-entropy + ρ · IMM risk, in
     nats.
     """
     rho = _ratios(rho, data)
-    short, extended = _logits(data, weights)
+    short, extended = logits(data, weights)
     signs = torch.stack([-torch.ones_like(short), torch.ones_like(short)], -1)  # labels 0 and 1
     log_q = logsigmoid(signs * (short + extended).unsqueeze(-1))
     primary = -torch.where(data.label == 1, log_q[..., 1], log_q[..., 0]).mean(0)
@@ -121,18 +131,17 @@ def objective(data: Data, weights: Tensor, rho: float | Tensor, bandwidth: float
         signs.unsqueeze(1) * (short.unsqueeze(1) + extended.unsqueeze(0)).unsqueeze(-1)
     )  # (n, n, R, 2)
     target = torch.stack([1 - data.target, data.target], -1)
-    weight = terms.kernel(data, bandwidth)
-    return (1 - rho) * primary + rho * imm_risk(
-        target, pairs.transpose(1, 2), weight.transpose(1, 2).log()
-    ).mean(0)
+    log_w = terms.kernel(data).transpose(1, 2).log()
+    return (1 - rho) * primary + rho * imm_risk(target, pairs.transpose(1, 2), log_w).mean(0)
 
 
 def gradient(data: Data, weights: Tensor, term: terms.Term, step: int = 0) -> Tensor:
     """(4, R) the derivative of a term's risk by the weights, as ``train`` takes it."""
-    return _by_weights(data, *term(*_logits(data, weights), step))
+    return _by_weights(data, *term(*logits(data, weights), step))
 
 
-def _logits(data: Data, weights: Tensor) -> tuple[Tensor, Tensor]:
+def logits(data: Data, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of the data's logits at (4, R) weights, (n, R) each."""
     x2, x3 = data.extended
     return weights[0] * data.short, weights[1] * x2 + weights[2] * x3 + weights[3]
 

@@ -1,7 +1,8 @@
 """What one unit of each logistic experiment computes: spreads over its Monte-Carlo runs."""
 
 import time
-from itertools import islice
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 
 from imm_lib.experiments.logistic.problem import Data, Plane
 from imm_lib.experiments.logistic.readings import extra_data
-from imm_lib.experiments.logistic.training import descend, ratio, train
+from imm_lib.experiments.logistic.training import along, ratio, train
 from imm_lib.experiments.paper import schedule
 from imm_lib.experiments.spread import spread
 
 LARGEST = 80
 """Points drawn for every run; smaller data sets are their beginnings, so that sizes are nested."""
+
+TRAINED = ("baseline", "noising", "IMM exact")
+"""The methods of Figure 1 and Table 4; interpolation is the baseline at prediction time."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "IMM exact": {},
@@ -37,53 +41,52 @@ def _drawn(unit: dict, config: dict, device: torch.device) -> tuple[Plane, Data]
     return plane, data.to(device).first(unit["n"])
 
 
+def _fitted(unit: dict, config: dict, device: torch.device) -> tuple[Data, Callable[..., Tensor]]:
+    """A unit's data, and (method, data, ρ, options of the method) -> (R,) test accuracies; by
+    default on these data and with the scheduled λ.
+    """
+    plane, own = _drawn(unit, config, device)
+    scheduled = schedule(unit["n"])
+
+    def accuracy(
+        method: str, data: Data = own, rho: float = scheduled, **options: object
+    ) -> Tensor:
+        return plane.accuracy(train(data, method, rho, steps=config["steps"], **options))
+
+    return own, accuracy
+
+
 def _paired(accuracy: dict[str, Tensor]) -> dict:
     """Each method's spread over runs, and its difference from the baseline's run by run, in
     points.
     """
-    base = accuracy["baseline"]
-    return {
-        name: {
-            **spread(value),
-            **({} if name == "baseline" else {"above_baseline": spread(value - base)}),
-        }
-        for name, value in accuracy.items()
-    }
+    found: dict[str, dict] = {name: spread(value) for name, value in accuracy.items()}
+    for name in accuracy.keys() - {"baseline"}:
+        found[name] |= {"above_baseline": spread(accuracy[name] - accuracy["baseline"])}
+    return found
 
 
 def sizes(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy at one data size with the scheduled λ, and what each method takes."""
     plane, data = _drawn(unit, config, device)
     rho, seconds = schedule(unit["n"]), time.process_time()
-    weights = {
-        name: train(data, name, rho, steps=config["steps"])
-        for name in ("baseline", "noising", "IMM exact")
-    }
+    weights = {name: train(data, name, rho, steps=config["steps"]) for name in TRAINED}
     seconds = time.process_time() - seconds
     accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
     accuracy["interpolation"] = plane.accuracy(weights["baseline"], share=rho)
-    above = spread(accuracy["IMM exact"] - accuracy["noising"])
     return {
         "rho": rho,
         "accuracy": _paired(accuracy),
-        "imm_above_noising": above,
+        "imm_above_noising": spread(accuracy["IMM exact"] - accuracy["noising"]),
         "cpu_s": round(seconds, 3),
     }
 
 
 def fixed(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy at one data size with λ held at one value, and with the scheduled one."""
-    plane, data = _drawn(unit, config, device)
-    rho = ratio(config["lam"])
-    weights = {
-        name: train(data, name, rho, steps=config["steps"])
-        for name in ("baseline", "noising", "IMM exact")
-    }
-    accuracy = {name: plane.accuracy(w) for name, w in weights.items()}
-    accuracy["IMM exact, scheduled"] = plane.accuracy(
-        train(data, "IMM exact", schedule(unit["n"]), steps=config["steps"])
-    )
-    return {"accuracy": _paired(accuracy)}
+    _, accuracy = _fitted(unit, config, device)
+    found = {name: accuracy(name, rho=ratio(config["lam"])) for name in TRAINED}
+    return {"accuracy": _paired({**found, "IMM exact, scheduled": accuracy("IMM exact")})}
 
 
 COLUMNS = {
@@ -95,40 +98,41 @@ COLUMNS = {
 """What the search for Table 4 trains: its three columns, the second in two ways."""
 
 
+def _along(
+    unit: dict, config: dict, device: torch.device, columns: dict[str, str]
+) -> dict[str, list[Tensor]]:
+    """The accuracies of a plane's columns at all sizes, by the steps of training."""
+    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
+    found: dict[str, list[Tensor]] = {}
+    for column, method in columns.items():
+        options: dict[str, Any] = {}
+        if method == "noising, hard labels":
+            options["generator"] = torch.Generator().manual_seed(unit["seed"])
+        for n in config["sizes"]:
+            path = along(data.first(n), method, ratio(config["lam"]), config["steps"], **options)
+            for steps, weights in path:
+                own = found.setdefault(f"{column}, {steps} steps", [])
+                own.append(plane.accuracy(weights))
+    return found
+
+
 def search(unit: dict, config: dict, device: torch.device) -> dict:
     """Mean accuracies of noising for one plane, by labels and steps, at all sizes."""
-    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
-    rho = ratio(config["lam"])
-    table: dict[str, list[float]] = {}
-    for method in ("noising", "reverse-KD"):
-        for steps in config["steps"]:
-            means = [
-                plane.accuracy(train(data.first(n), method, rho, steps=steps)).mean().item()
-                for n in config["sizes"]
-            ]
-            table[f"{method}, {steps} steps"] = [round(mean, 2) for mean in means]
-    return {"accuracy": table}
+    found = _along(unit, config, device, {name: name for name in ("noising", "reverse-KD")})
+    return {
+        "accuracy": {
+            name: [round(accuracy.mean().item(), 2) for accuracy in own]
+            for name, own in found.items()
+        }
+    }
 
 
 def columns(unit: dict, config: dict, device: torch.device) -> dict:
     """Table 4's three columns for one plane, by labels and steps."""
-    plane, data = _drawn({**unit, "n": max(config["sizes"])}, config, device)
-    rho = ratio(config["lam"])
-    table: dict[str, list[dict[str, float]]] = {}
-    for column, method in COLUMNS.items():
-        hard = method == "noising, hard labels"
-        options: dict[str, Any] = {}
-        if hard:
-            options["generator"] = torch.Generator().manual_seed(unit["seed"])
-        for n in config["sizes"]:
-            path, done = descend(data.first(n), method, rho, **options), 0
-            for steps in config["steps"]:
-                weights = next(islice(path, steps - done - 1, None))
-                done = steps
-                found = spread(plane.accuracy(weights))
-                table.setdefault(f"{column}, {steps} steps", []).append(
-                    {"mean": found["mean"], "se": found["se"]}
-                )
+    table = {}
+    for name, own in _along(unit, config, device, COLUMNS).items():
+        spreads = [spread(accuracy) for accuracy in own]
+        table[name] = [{"mean": found["mean"], "se": found["se"]} for found in spreads]
     return {"columns": table}
 
 
@@ -151,68 +155,50 @@ def by_lambda(unit: dict, config: dict, device: torch.device) -> dict:
 
 def quality(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy with targets mixed with a coin, and with parts of the scheduled λ."""
-    plane, data = _drawn(unit, config, device)
-    base = plane.accuracy(train(data, "baseline", steps=config["steps"]))
-    answer: dict[str, dict[str, Any]] = {"baseline": spread(base)}
-    for coin in config["coins"]:
-        weak = data.weaken(coin)
-        for part in config["parts"]:
-            accuracy = plane.accuracy(
-                train(weak, "IMM exact", part * schedule(unit["n"]), steps=config["steps"])
-            )
-            above = {"above_baseline": spread(accuracy - base)}
-            answer[f"coin {coin:g}, part {part:g}"] = spread(accuracy) | above
-    return {"accuracy": answer}
+    data, accuracy = _fitted(unit, config, device)
+    found = {"baseline": accuracy("baseline")}
+    for coin, part in product(config["coins"], config["parts"]):
+        found[f"coin {coin:g}, part {part:g}"] = accuracy(
+            "IMM exact", data.weaken(coin), part * schedule(unit["n"])
+        )
+    return {"accuracy": _paired(found)}
 
 
 def variants(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy of every IMM estimator beside the exact one and noising."""
-    plane, data = _drawn(unit, config, device)
-    accuracy = {"baseline": plane.accuracy(train(data, "baseline", steps=config["steps"]))}
+    _, accuracy = _fitted(unit, config, device)
+    found = {"baseline": accuracy("baseline")}
     for method, settings in VARIANTS.items():
         if method in ("IMM sampled", "IMM moving average"):
             settings = {**settings, "generator": torch.Generator().manual_seed(unit["seed"])}
-        accuracy[method] = plane.accuracy(
-            train(data, method, schedule(unit["n"]), steps=config["steps"], **settings)
-        )
-    return {"accuracy": _paired(accuracy)}
+        found[method] = accuracy(method, **settings)
+    return {"accuracy": _paired(found)}
 
 
 def stability(unit: dict, config: dict, device: torch.device) -> dict:
     """Accuracy of one method over refresh periods and momenta."""
-    plane, data = _drawn(unit, config, device)
-    rho, steps, method = schedule(unit["n"]), config["steps"], unit["method"]
+    _, accuracy = _fitted(unit, config, device)
+    method, periods, momenta = unit["method"], config["periods"], config["momenta"]
 
-    def of(method: str, **options: object) -> dict:
-        return spread(plane.accuracy(train(data, method, rho, steps=steps, **options)))
+    def of(**options: object) -> dict:
+        return spread(accuracy(method, **options))
 
     if method == "IMM serialized":
-        return {"by_period": [of(method, period=period) for period in config["periods"]]}
+        return {"by_period": [of(period=period) for period in periods]}
     if method == "stale table":
-        grid = [
-            [of(method, period=p, momentum=m) for p in config["periods"]] for m in config["momenta"]
-        ]
+        grid = [[of(period=p, momentum=m) for p in periods] for m in momenta]
         return {"by_momentum_and_period": grid}
     if method == "IMM moving average":
         generator = torch.Generator().manual_seed(unit["seed"])
-        return {
-            "by_momentum": [of(method, momentum=m, generator=generator) for m in config["momenta"]]
-        }
-    return {"accuracy": of(method)}
+        return {"by_momentum": [of(momentum=m, generator=generator) for m in momenta]}
+    return {"accuracy": of()}
 
 
 def extra(unit: dict, config: dict, device: torch.device) -> dict:
     """The further data that are worth as much as IMM, per cent, for one plane."""
-    plane, data = _drawn({**unit, "n": LARGEST}, config, device)
-    steps, longer = config["steps"], config["sizes"] + config["longer"]
-    base = torch.stack(
-        [plane.accuracy(train(data.first(n), "baseline", steps=steps)) for n in longer]
-    )
-    ours = [
-        plane.accuracy(train(data.first(n), "IMM exact", schedule(n), steps=steps))
-        for n in config["sizes"]
-    ]
+    data, accuracy = _fitted({**unit, "n": LARGEST}, config, device)
+    sizes, longer = config["sizes"], config["sizes"] + config["longer"]
+    base = torch.stack([accuracy("baseline", data.first(n)) for n in longer])
+    ours = torch.stack([accuracy("IMM exact", data.first(n), schedule(n)) for n in sizes])
     generator = torch.Generator().manual_seed(unit["seed"])
-    return extra_data(
-        longer, base.cpu(), config["sizes"], torch.stack(ours).cpu(), config["bootstrap"], generator
-    )
+    return extra_data(longer, base.cpu(), sizes, ours.cpu(), config["bootstrap"], generator)

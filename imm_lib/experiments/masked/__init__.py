@@ -2,35 +2,12 @@
 training.
 """
 
-from imm_lib.experiments.masked import measures, readings, runs, target, tasks, toy
+from imm_lib.experiments.masked import readings, runs, scores, target, tasks, toy
 from imm_lib.experiments.masked.encoder import MaskedLM, load, tiny
-from imm_lib.experiments.masked.measures import premise
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.scores import premise
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
 from imm_lib.experiments.masked.training import Settings, fine_tune, predict, pretrain
 
 EXPERIMENTS = runs.EXPERIMENTS
-
-__all__ = [
-    "ARMS",
-    "EXPERIMENTS",
-    "Causal",
-    "Example",
-    "MaskedLM",
-    "Prefixes",
-    "Settings",
-    "fine_tune",
-    "load",
-    "masked_words",
-    "measures",
-    "predict",
-    "premise",
-    "pretrain",
-    "readings",
-    "runs",
-    "target",
-    "tasks",
-    "tiny",
-    "toy",
-]

@@ -9,6 +9,7 @@ with one that begins as the identity.
 import copy
 import importlib.util
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,23 +32,30 @@ class Head(nn.Module):
 
     Args:
         embedding: (V, H) of the encoder's words; shared.
-        log_unigram: (V,) where the bias begins; zero by default.
     """
 
-    def __init__(self, embedding: nn.Embedding, log_unigram: Tensor | None = None):
+    def __init__(self, embedding: nn.Embedding):
         super().__init__()
         vocab_size, width = embedding.weight.shape
         self.map = nn.Linear(width, width)
         nn.init.eye_(self.map.weight)
         nn.init.zeros_(self.map.bias)
-        self.bias = nn.Parameter(
-            torch.zeros(vocab_size) if log_unigram is None else log_unigram.float().clone()
-        )
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.embedding = (embedding,)  # in a tuple, since it belongs to the encoder
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, H) -> (N, V) logits."""
         return F.linear(self.map(features), self.embedding[0].weight, self.bias)
+
+
+Sequences = list[tuple[Tensor, Tensor]]
+"""The word pieces and segments of each, (T,) and (T,)."""
+
+
+def by_length(sequences: Sequences, size: int) -> list[Tensor]:
+    """Their numbers, in parts of ``size`` of similar lengths, so that little is padded."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    return list(torch.tensor(order).split(size))
 
 
 class Batch(NamedTuple):
@@ -123,7 +131,7 @@ class MaskedLM(nn.Module):
         whole = (weight * features).sum(1) / weight.sum(1) if self.mean else features[:, 0]
         return self.classifier(self.dropout(whole)).float().log_softmax(-1)
 
-    def encode(self, examples: list[Example]) -> list[tuple[Tensor, Tensor]]:
+    def encode(self, examples: list[Example]) -> Sequences:
         """The pieces and segments of each example, with the first and the separating tokens.
 
         Raises:
@@ -137,42 +145,40 @@ class MaskedLM(nn.Module):
         firsts, seconds = [e.first for e in examples], [e.second for e in examples]
         pairs = (firsts,) if None in seconds else (firsts, seconds)
         encoded = self.tokenizer(*pairs, return_token_type_ids=True)
-        found = []
-        for example, ids, segment in zip(
-            examples, encoded["input_ids"], encoded["token_type_ids"], strict=True
-        ):
+        for example, ids in zip(examples, encoded["input_ids"], strict=True):
             if len(ids) > self.limit:
                 raise ValueError(
                     f"an example must have at most {self.limit} word pieces, got {len(ids)}: "
                     f"{example.first[:60]!r}"
                 )
-            found.append((torch.tensor(ids), torch.tensor(segment)))
-        return found
+        parts = (map(torch.tensor, encoded[f"{name}_ids"]) for name in ("input", "token_type"))
+        return list(zip(*parts, strict=True))
 
-    def batch(self, sequences: list[tuple[Tensor, Tensor]]) -> Batch:
+    def batch(self, sequences: Sequences) -> Batch:
         """Sequences of :meth:`encode`, padded."""
-        device, pad = next(self.parameters()).device, nn.utils.rnn.pad_sequence
-        ids = pad(
-            [s for s, _ in sequences], batch_first=True, padding_value=self.tokenizer.pad_token_id
-        )
-        mask = pad([torch.ones_like(s, dtype=torch.bool) for s, _ in sequences], batch_first=True)
-        segment = pad([s for _, s in sequences], batch_first=True)
-        return Batch(ids.to(device), segment.to(device), mask.to(device))
+        device = next(self.parameters()).device
+
+        def padded(values: Iterable[Tensor], filler: int = 0) -> Tensor:
+            found = nn.utils.rnn.pad_sequence(list(values), True, filler)
+            return found.to(device)
+
+        ids = padded((ids for ids, _ in sequences), self.tokenizer.pad_token_id)
+        segment = padded(segment for _, segment in sequences)
+        return Batch(ids, segment, padded(torch.ones_like(ids) for ids, _ in sequences).bool())
 
 
-def _libraries() -> tuple:
-    """transformers and tokenizers, without tqdm's advice to install widgets; raises ImportError
-    with the pip line.
+def _transformers() -> Any:
+    """The library, without tqdm's advice to install widgets; raises ImportError with the pip
+    line.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import tqdm.auto  # noqa: F401
-        import tokenizers
         import transformers
     except ImportError as error:
         raise ImportError(f"masked language models need {error.name}: {EXTRA}") from error
-    return transformers, tokenizers
+    return transformers
 
 
 def load(name: str = DEFAULT) -> MaskedLM:
@@ -183,7 +189,7 @@ def load(name: str = DEFAULT) -> MaskedLM:
         ImportError: the extra is not installed; the message has the pip line.
         ValueError: a model without a mask token, or whose head is none of the known ones.
     """
-    transformers, _ = _libraries()
+    transformers = _transformers()
     transformers.utils.logging.disable_progress_bar()
     if name == DEFAULT:
         package = importlib.util.find_spec(DEFAULT.replace("-", "_"))
@@ -216,12 +222,10 @@ def load(name: str = DEFAULT) -> MaskedLM:
     return MaskedLM(whole.base_model, head, tokenizer, positions.num_embeddings - padding - 1)
 
 
-def build(body: Any, tokenizer: Any, log_unigram: Tensor | None = None) -> MaskedLM:
+def build(body: Any, tokenizer: Any) -> MaskedLM:
     """An encoder with a new :class:`Head`."""
-    limit = body.config.max_position_embeddings
-    return MaskedLM(
-        body, Head(body.get_input_embeddings(), log_unigram), tokenizer, limit, mean=True
-    )
+    head = Head(body.get_input_embeddings())
+    return MaskedLM(body, head, tokenizer, body.config.max_position_embeddings, mean=True)
 
 
 def tiny(
@@ -235,7 +239,9 @@ def tiny(
     Raises:
         ImportError: the extra is not installed.
     """
-    transformers, tokenizers = _libraries()
+    transformers = _transformers()
+    import tokenizers
+
     special = {
         f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
     }

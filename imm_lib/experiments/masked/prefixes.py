@@ -8,11 +8,13 @@ is named by its number in the text, all sequences one after another.
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
 from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import Query
-from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.encoder import MaskedLM, Sequences, by_length
 from imm_lib.experiments.masked.target import pairs
+
+PASS = 32
+"""Sequences that are run at a time."""
 
 
 class Prefixes(nn.Module):
@@ -21,7 +23,6 @@ class Prefixes(nn.Module):
     Args:
         sequences: (ids, segments) of each sequence, as of :meth:`MaskedLM.encode`.
         model: of which the mask and the vocabulary are taken; it is not kept.
-        chunk: sequences in one pass; they are sorted by length, so that little is padded.
 
     Attributes:
         contexts: extended contexts by the word before; a GroupedContexts.
@@ -37,9 +38,9 @@ class Prefixes(nn.Module):
     short: Tensor
     label: Tensor
 
-    def __init__(self, sequences: list[tuple[Tensor, Tensor]], model: MaskedLM, chunk: int = 32):
+    def __init__(self, sequences: Sequences, model: MaskedLM):
         super().__init__()
-        self.chunk, self.mask_id = checks.count("chunk", chunk), model.tokenizer.mask_token_id
+        self.mask_id = model.tokenizer.mask_token_id
         if not sequences or min(len(ids) for ids, _ in sequences) < 3:
             raise ValueError(
                 "sequences must hold at least one word each between the first and the last token"
@@ -47,12 +48,10 @@ class Prefixes(nn.Module):
         self.sequences = sequences
         # the places of a sequence: every piece but the first and the last
         sizes = torch.tensor([len(ids) - 2 for ids, _ in sequences])
-        self.register_buffer(
-            "first", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), persistent=False
-        )
+        first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         short, label = pairs([ids for ids, _ in sequences])
-        self.register_buffer("short", short, persistent=False)
-        self.register_buffer("label", label, persistent=False)
+        for name, value in (("first", first), ("short", short), ("label", label)):
+            self.register_buffer(name, value, persistent=False)
         self.contexts = GroupedContexts(self.short, model.vocab_size)
 
     def of(self, sequences: Tensor) -> Tensor:
@@ -80,17 +79,15 @@ class Prefixes(nn.Module):
     def log_q(self, model: MaskedLM, places: Tensor) -> Tensor:
         """(N,) places -> (N, V) log Q(word | prefix)."""
         found = [self.masked(place) for place in places.tolist()]
-        order = sorted(range(len(found)), key=lambda i: len(found[i][0]))
-        answers = []
-        for start in range(0, len(order), self.chunk):
-            part = [found[i] for i in order[start : start + self.chunk]]
-            features = model.features(model.batch([(ids, segment) for ids, segment, _ in part]))
-            at = torch.tensor([position for *_, position in part], device=features.device)
-            answers.append(
-                model.log_probs(features[torch.arange(len(part), device=features.device), at])
-            )
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
+        sequences = [(ids, segment) for ids, segment, _ in found]
+        positions = torch.tensor([position for *_, position in found])
+        answers, parts = [], by_length(sequences, PASS)
+        for part in parts:
+            features = model.features(model.batch([sequences[i] for i in part.tolist()]))
+            at = positions[part].to(features.device)
+            row = torch.arange(len(part), device=features.device)
+            answers.append(model.log_probs(features[row, at]))
+        back = torch.cat(parts).argsort()
         return torch.cat(answers)[back.to(answers[0].device)]
 
     def query(self, model: MaskedLM) -> Query:

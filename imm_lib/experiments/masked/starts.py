@@ -13,27 +13,19 @@ from torch import Tensor
 
 from imm_lib import data, results
 from imm_lib.experiments.masked import tasks, training
-from imm_lib.experiments.masked.encoder import Head, MaskedLM, load, tiny
+from imm_lib.experiments.masked.encoder import Head, MaskedLM, Sequences, load, tiny
 from imm_lib.experiments.masked.target import Mixture, fit
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.targets import KneserNeyBigram
-
-Sequences = list[tuple[Tensor, Tensor]]
 
 
 def stream(model: MaskedLM, pieces: int) -> Tensor:
     """The first ``pieces`` of WikiText-2's training text, as the model's tokenizer cuts it."""
     corpus = data.load("wikitext2")
-    unknown = model.tokenizer.unk_token
-    lines: list[str] = []
-    words: list[str] = []
-    for word in (corpus.vocab[i] for i in corpus.train[:pieces].tolist()):
-        if word == "<eos>":
-            lines.append(" ".join(words))
-            words = []
-        else:
-            words.append(unknown if word == "<unk>" else word)
-    lines = [line for line in lines if line]
+    spelt = {"<unk>": model.tokenizer.unk_token, "<eos>": "\n"}
+    words = [corpus.vocab[i] for i in corpus.train[:pieces].tolist()]
+    *lines, _ = " ".join(spelt.get(word, word) for word in words).split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
     encoded = model.tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([piece for line in encoded for piece in line])[:pieces]
 

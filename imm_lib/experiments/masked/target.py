@@ -2,8 +2,6 @@
 one.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,9 @@ from imm_lib.targets import KneserNeyBigram
 
 WEIGHTS = [i / 10 for i in range(1, 10)]
 """Shares of the task's bigram from which :func:`fit` chooses."""
+
+HELD_OUT = 10
+"""One sequence of so many is held out for that choice."""
 
 
 class Mixture(nn.Module):
@@ -34,40 +35,31 @@ class Mixture(nn.Module):
 
     def log_prob(self, short: Tensor, label: Tensor) -> Tensor:
         """(N,), (N,) -> (N,) log P̂(label | short)."""
-        return _mixed(self.task, self.large, short, label, self.weight)
+        return _mixed(_logs(self.task, self.large, short, label), self.weight)
+
+
+def _logs(task: KneserNeyBigram, large: KneserNeyBigram, short: Tensor, label: Tensor) -> Tensor:
+    """(2, N) log-probabilities."""
+    return torch.stack([model.log_prob(short, label).double() for model in (task, large)])
+
+
+def _mixed(logs: Tensor, weight: float) -> Tensor:
+    """(2, N) log-probabilities -> (N,) the logarithm of their mixture."""
+    return (logs + logs.new_tensor([[weight], [1 - weight]]).log()).logsumexp(0)
 
 
 Restricted = KneserNeyBigram | Mixture
 
 
-class Unigram(nn.Module):
-    """A control that ignores its context: every row is the mean of the mixture's rows over a text.
-
-    Args:
-        target: what is averaged.
-        short: (N,) words of the text.
+def unigram(target: Restricted, short: Tensor) -> Tensor:
+    """(V,) the mean of a target's rows over (N,) words of a text: a control that ignores its
+    context.
     """
-
-    row: Tensor
-
-    def __init__(self, target: Restricted, short: Tensor, chunk: int = 256):
-        super().__init__()
-        words, count = torch.unique(short, return_counts=True)
-        row = torch.zeros(target.vocab_size, dtype=torch.float64, device=short.device)
-        for part, weight in zip(words.split(chunk), count.split(chunk), strict=True):
-            row += weight.double() @ target(part).double()
-        self.vocab_size = target.vocab_size
-        self.register_buffer("row", (row / row.sum()).float())
-
-    def forward(self, short: Tensor) -> Tensor:
-        """The one row, as often as asked."""
-        return self.row.expand(len(short), -1)
-
-
-def _mixed(task, large, short: Tensor, label: Tensor, weight: float) -> Tensor:
-    parts = [(model, w) for model, w in ((task, weight), (large, 1 - weight)) if w > 0]
-    logs = [model.log_prob(short, label).double() + math.log(w) for model, w in parts]
-    return torch.stack(logs).logsumexp(0)
+    words, count = torch.unique(short, return_counts=True)
+    row = torch.zeros(target.vocab_size, dtype=torch.float64, device=short.device)
+    for part, weight in zip(words.split(256), count.split(256), strict=True):
+        row += weight.double() @ target(part).double()
+    return (row / row.sum()).float()
 
 
 def pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,24 +75,21 @@ def pairs(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([ids[:-2] for ids in sequences]), torch.cat([ids[1:-1] for ids in sequences])
 
 
-def fit(sequences: list[Tensor], large: KneserNeyBigram, held_out: int = 10) -> Mixture:
+def fit(sequences: list[Tensor], large: KneserNeyBigram) -> Mixture:
     """The mixture whose weight is best on held-out text, fitted again on all of it.
 
     Args:
         sequences: ids of the task's training text, each with its first and last token.
         large: the bigram of the larger text.
-        held_out: one sequence of so many is held out for the choice; at least 2.
 
     Raises:
-        ValueError: fewer than two sequences, or ``held_out`` below 2.
+        ValueError: fewer than two sequences.
     """
     if len(sequences) < 2:
         raise ValueError(f"sequences must be at least 2, got {len(sequences)}")
-    if checks.count("held_out", held_out) == 1:
-        raise ValueError("held_out must be at least 2, else nothing is left to fit, got 1")
-    held_out = min(held_out, len(sequences))
+    held_out = min(HELD_OUT, len(sequences))
     kept = [s for i, s in enumerate(sequences) if i % held_out]
     part = KneserNeyBigram.fit_pairs(*pairs(kept), large.vocab_size)
-    apart = pairs(sequences[::held_out])
-    weight = max(WEIGHTS, key=lambda w: _mixed(part, large, *apart, w).mean().item())
+    logs = _logs(part, large, *pairs(sequences[::held_out]))
+    weight = max(WEIGHTS, key=lambda w: _mixed(logs, w).mean().item())
     return Mixture(KneserNeyBigram.fit_pairs(*pairs(sequences), large.vocab_size), large, weight)

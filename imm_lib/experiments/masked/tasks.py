@@ -1,13 +1,11 @@
-"""Four GLUE tasks: their tab-separated files, and the scores that GLUE reports of them."""
+"""Four GLUE tasks and their tab-separated files."""
 
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from imm_lib import checks, files, folders, results
+from imm_lib import files, folders, results
 
 SPLITS = ("train", "dev")
 
@@ -106,7 +104,8 @@ TASKS = {
 }
 
 
-def _task(name: str) -> Task:
+def named(name: str) -> Task:
+    """The task of that name; raises ValueError for an unknown one."""
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
     return TASKS[name]
@@ -114,7 +113,7 @@ def _task(name: str) -> Task:
 
 def available(name: str, split: str = "train") -> bool:
     """Whether a split's file lies on this machine."""
-    return files.present(_file(_task(name), split))
+    return files.present(_file(named(name), split))
 
 
 def _file(task: Task, split: str) -> str:
@@ -162,7 +161,7 @@ def load(name: str, split: str) -> list[Example]:
             columns, an empty sentence, a label that the task does not have, or a cell that does not
             belong into its column.
     """
-    task = _task(name)
+    task = named(name)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     path = files.find(_file(task, split)) or _download(name, split)
@@ -233,46 +232,3 @@ def _unquoted(rows: list[list[str]], what: str) -> None:
 def _shown(cells: list[str]) -> str:
     text = ", ".join(map(repr, cells))
     return text if len(text) < 100 else f"{text[:100]}..."
-
-
-def score(name: str, log_probs: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
-    """Measures of predictions.
-
-    Args:
-        name: of TASKS.
-        log_probs: (N, C) of the labels.
-        label: (N,).
-
-    Returns:
-        "accuracy" and, where GLUE reports it, "mcc" or "f1", of which "score" is the task's own;
-        "auc", the area under the ROC curve, and "nats", the mean log-loss, which move before a
-        prediction turns over.
-
-    Raises:
-        TypeError, ValueError: an unknown task, or predictions that are not as many as labels.
-
-    >>> p = torch.tensor([[0.4, 0.6], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
-    >>> score("CoLA", p.log(), torch.tensor([1, 0, 0, 0]))["mcc"].__round__(3)
-    0.577
-    """
-    from sklearn import metrics
-
-    task, label = _task(name), checks.ids("label", label)
-    if log_probs.shape != (len(label), len(task.labels)):
-        raise ValueError(
-            f"log_probs must be {(len(label), len(task.labels))}, got {tuple(log_probs.shape)}"
-        )
-    # the log-odds, since the probabilities of a sure model are all 1
-    predicted, odds = log_probs.argmax(1), (log_probs[:, 1] - log_probs[:, 0]).clamp(-1e9, 1e9)
-    known = {
-        "accuracy": metrics.accuracy_score,
-        "mcc": metrics.matthews_corrcoef,
-        "f1": metrics.f1_score,
-    }
-    scores = {
-        name: float(known[name](label, predicted))
-        for name in dict.fromkeys(("accuracy", task.score))
-    }
-    auc = float(metrics.roc_auc_score(label, odds)) if len(label.unique()) == 2 else 0.5
-    nats = torch.nn.functional.nll_loss(log_probs, label).item()
-    return {**scores, "score": scores[task.score], "auc": auc, "nats": nats}

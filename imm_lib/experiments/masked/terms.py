@@ -2,6 +2,8 @@
 to them.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from imm_lib.baselines import SampledNoising
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments.masked.encoder import Batch, MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
-from imm_lib.experiments.masked.target import Restricted, Unigram
+from imm_lib.experiments.masked.target import Restricted, unigram
 from imm_lib.experiments.training import without_dropout
 
 ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
@@ -73,7 +75,10 @@ class Causal(nn.Module):
         if arm not in ARMS[2:]:
             raise ValueError(f"arm must be one of {', '.join(ARMS[2:])}, got {arm!r}")
         kind = SampledNoising if arm == "MLM + noising" else SampledIMM
-        goal = Unigram(target, prefixes.short) if arm == "MLM + unigram" else target
+        goal: Callable[[Tensor], Tensor] = target
+        if arm == "MLM + unigram":
+            row = unigram(target, prefixes.short)
+            goal = lambda short: row.expand(len(short), -1)  # noqa: E731
         self.estimator = kind(goal, prefixes.contexts, k, generator=generator)
         self.prefixes, self.generator = prefixes, generator
         self.places = places if places == 0 else checks.count("places", places)

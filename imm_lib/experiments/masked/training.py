@@ -5,6 +5,7 @@ head.
 import dataclasses
 import hashlib
 import math
+import statistics
 import time
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 from imm_lib import checks
 from imm_lib.clipping import add_clipped
 from imm_lib.experiments.masked import tasks
-from imm_lib.experiments.masked.encoder import MaskedLM
+from imm_lib.experiments.masked.encoder import MaskedLM, Sequences, by_length
 from imm_lib.experiments.masked.prefixes import Prefixes
+from imm_lib.experiments.masked.scores import score
 from imm_lib.experiments.masked.target import Restricted
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
@@ -64,9 +66,9 @@ class Settings:
             checks.number(name, getattr(self, name), 0)
 
 
-def digest(examples: list[Example]) -> str:
-    """Of the examples, so that no checkpoint goes on with others."""
-    return hashlib.sha256(repr([tuple(example) for example in examples]).encode()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    """Of what is learned from, so that no checkpoint goes on with something else."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Run:
@@ -91,7 +93,7 @@ class Run:
         self.name, self.settings = name, settings
         shapes = [list(parameter.shape) for parameter in model.parameters()]
         self.identity = {"task": name, "settings": dataclasses.asdict(settings), "shapes": shapes}
-        self.identity["train"] = digest(train)
+        self.identity["train"] = _digest(repr([tuple(example) for example in train]).encode())
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
@@ -123,19 +125,11 @@ class Run:
     def epoch(self) -> None:
         """One pass over the training examples."""
         self.model.train()
-        start, cpu, count = time.perf_counter(), time.process_time(), 0
-        sums: dict[str, float] = {}
-        for batch in self._batches():
-            for key, value in self.step(batch).items():
-                sums[key] = sums.get(key, 0.0) + value
-            count += 1
-        entry = {key: value / count for key, value in sums.items()}
-        seconds = {
-            "wall_s": time.perf_counter() - start,
-            "cpu_s": time.process_time() - cpu,
-            "steps": count,
-        }
-        self.history.append(entry | seconds)
+        start, cpu = time.perf_counter(), time.process_time()
+        steps = [self.step(batch) for batch in self._batches()]
+        entry = {key: statistics.fmean(step[key] for step in steps) for key in steps[0]}
+        entry |= {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
+        self.history.append(entry | {"steps": len(steps)})
 
     def _batches(self) -> list[Tensor]:
         """The examples in random batches of similar lengths, so that half as much is padded; in
@@ -155,27 +149,22 @@ class Run:
         settings = self.settings
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         batch = self.model.batch([self.sequences[i] for i in numbers.tolist()])
-        losses = {
-            "task": lambda: F.nll_loss(
-                self.model.classify(batch), self.label[numbers].to(batch.ids.device)
-            )
-        }
-        if settings.arm != "base":
-            losses["MLM"] = lambda: masked_words(self.model, batch, self.masks)
-        weights, found = {"task": 1.0, "MLM": settings.mlm}, {}
+        found: dict[str, float] = {}
 
-        def supervised():
-            for key, loss in losses.items():
-                value = loss()
-                size = add_clipped(value.backward, parameters, weight=weights[key])
-                found[f"norm {key}"], found[key] = size.item(), value.item()
+        def add(name: str, loss: Tensor, clip: float = math.inf, weight: float = 1.0) -> None:
+            size = add_clipped(loss.backward, parameters, clip, weight)
+            found[f"norm {name}"], found[name] = size.item(), loss.item()
+
+        def supervised() -> None:
+            label = self.label[numbers].to(batch.ids.device)
+            add("task", F.nll_loss(self.model.classify(batch), label))
+            if settings.arm != "base":
+                add("MLM", masked_words(self.model, batch, self.masks), weight=settings.mlm)
 
         self.optimiser.zero_grad()
         add_clipped(supervised, parameters, settings.clip)
         if self.causal is not None:
-            value = self.causal(self.model, numbers)
-            size = add_clipped(value.backward, parameters, settings.clip, settings.lam)
-            found |= {"norm causal": size.item(), "causal": value.item()}
+            add("causal", self.causal(self.model, numbers), settings.clip, settings.lam)
         if not all(math.isfinite(value) for value in found.values()):
             raise FloatingPointError(
                 f"a loss is not finite in epoch {len(self.history) + 1}: {found}; lower lr or lam"
@@ -184,58 +173,59 @@ class Run:
         self.schedule.step()
         return found
 
-    def write(self, file: Path) -> None:
-        """Write a checkpoint."""
-        parts = self.model, self.optimiser, self.schedule
-        _write(file, self.identity, parts, self.sources, self.history)
 
-    def restore(self, file: Path) -> None:
-        """Go on from a checkpoint; raises ValueError for one of another task, settings, examples or
-        size of model.
-        """
-        parts = self.model, self.optimiser, self.schedule
-        self.history = _read(file, self.identity, parts, self.sources)
+class Checkpoint:
+    """What a training needs to go on bit by bit where it was killed.
 
-
-def _write(
-    file: Path, identity: dict, parts: tuple, sources: list[torch.Generator], history: list
-) -> None:
-    """A checkpoint: states of a model, its optimiser and schedule, of the generators and torch's
-    own, and what has been noted.
+    Args:
+        file: where it is written; None for nowhere.
+        identity: what a run that goes on must have in common with the one that wrote.
+        parts: the model, its optimiser and its schedule.
+        sources: the generators; torch's own are kept with them.
     """
-    state = {"identity": identity, "parts": [part.state_dict() for part in parts]}
-    state["random"] = [source.get_state() for source in sources]
-    state["dropout"] = [torch.get_rng_state(), torch.cuda.get_rng_state_all()]
-    save(file, state | {"history": history})
 
+    def __init__(
+        self, file: Path | None, identity: dict, parts: tuple, sources: list[torch.Generator]
+    ):
+        self.file, self.identity, self.parts, self.sources = file, identity, parts, sources
 
-def _read(file: Path, identity: dict, parts: tuple, sources: list[torch.Generator]) -> list:
-    """Put back what :func:`_write` wrote; the history."""
-    state = load(file)
-    other = state.get("identity") or {}
-    if differing := [key for key, value in identity.items() if other.get(key) != value]:
-        raise ValueError(
-            f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
-        )
-    for part, value in zip(parts, state["parts"], strict=True):
-        part.load_state_dict(value)
-    for source, value in zip(sources, state["random"], strict=True):
-        source.set_state(value)
-    torch.set_rng_state(state["dropout"][0])
-    torch.cuda.set_rng_state_all(state["dropout"][1])
-    return state["history"]
+    def write(self, history: list) -> None:
+        """Keep the states, and what has been noted."""
+        if self.file is not None:
+            state = {"identity": self.identity, "history": history}
+            state["parts"] = [part.state_dict() for part in self.parts]
+            state["random"] = [source.get_state() for source in self.sources]
+            state["dropout"] = [torch.get_rng_state(), torch.cuda.get_rng_state_all()]
+            save(self.file, state)
+
+    def read(self) -> list:
+        """Put the states back, if there is a file; what had been noted. Raises ValueError for a
+        file of another identity.
+        """
+        if self.file is None or not self.file.is_file():
+            return []
+        state = load(self.file)
+        other = state.get("identity") or {}
+        if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
+            raise ValueError(
+                f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
+            )
+        for part, value in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(value)
+        for source, value in zip(self.sources, state["random"], strict=True):
+            source.set_state(value)
+        torch.set_rng_state(state["dropout"][0])
+        torch.cuda.set_rng_state_all(state["dropout"][1])
+        return state["history"]
 
 
 @torch.no_grad()
 def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
-    """(N, C) log-probabilities of the labels of each example; sorted by length, so that little is
-    padded.
-    """
+    """(N, C) log-probabilities of the labels of each example."""
     model.eval()
     sequences = model.encode(examples)
-    order = torch.tensor(sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])))
     found = torch.empty(len(sequences), model.classifier.out_features)
-    for part in order.split(batch):
+    for part in by_length(sequences, batch):
         found[part] = model.classify(model.batch([sequences[i] for i in part.tolist()])).cpu()
     return found
 
@@ -269,15 +259,15 @@ def fine_tune(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         run = Run(model, name, train, target, settings)
-        if checkpoint is not None and checkpoint.is_file():
-            run.restore(checkpoint)
+        parts = run.model, run.optimiser, run.schedule
+        kept = Checkpoint(checkpoint, run.identity, parts, run.sources)
+        run.history = kept.read()
         while len(run.history) < settings.epochs:
             run.epoch()
-            if checkpoint is not None:
-                run.write(checkpoint)
+            kept.write(run.history)
     label = torch.tensor([example.label for example in dev])
     return {
-        "scores": tasks.score(name, predict(run.model, dev), label),
+        "scores": score(name, predict(run.model, dev), label),
         "history": run.history,
         "model": run.model,
     }
@@ -285,7 +275,7 @@ def fine_tune(
 
 def pretrain(
     model: MaskedLM,
-    sequences: list[tuple[Tensor, Tensor]],
+    sequences: Sequences,
     settings: Settings,
     checkpoint: Path | None = None,
     every: int = 25,
@@ -303,20 +293,19 @@ def pretrain(
         ValueError: a checkpoint of other settings or another text.
     """
     checks.count("every", every)
-    generator, losses = torch.Generator().manual_seed(settings.seed), list[float]()
+    generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.01)
     order = [torch.randperm(len(sequences), generator=generator) for _ in range(settings.epochs)]
     parts = [part for epoch in order for part in epoch.split(settings.batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, len(parts), pct_start=0.1
     )
-    text = hashlib.sha256(torch.cat([ids for ids, _ in sequences]).numpy().tobytes())
-    identity = {**dataclasses.asdict(settings), "text": text.hexdigest()[:16]}
-    kept = model, optimiser, schedule
+    text = _digest(torch.cat([ids for ids, _ in sequences]).numpy().tobytes())
+    identity = {**dataclasses.asdict(settings), "text": text}
+    kept = Checkpoint(checkpoint, identity, (model, optimiser, schedule), [generator])
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
-        if checkpoint is not None and checkpoint.is_file():
-            losses = _read(checkpoint, identity, kept, [generator])
+        losses = kept.read()
         model.train()
         for part in parts[len(losses) :]:
             loss = masked_words(
@@ -328,6 +317,6 @@ def pretrain(
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
-            if checkpoint is not None and len(losses) % every == 0:
-                _write(checkpoint, identity, kept, [generator], losses)
+            if len(losses) % every == 0:
+                kept.write(losses)
     return losses
