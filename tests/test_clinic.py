@@ -6,16 +6,19 @@ import torch
 import imm_lib as imm
 from imm_lib import experiments
 from imm_lib.experiments.clinic import (
+    beside,
     kinds,
     methods,
     protocol,
     runs,
     sources,
+    splits,
     suggested,
     training,
     walks,
 )
 from imm_lib.experiments.clinic.training import Cases, Model, Settings
+from imm_lib.experiments.finite import tuning
 from imm_lib.experiments.grid.torus import Torus
 
 
@@ -181,7 +184,7 @@ def test_the_restricted_regression_is_the_least_squares_line():
 def test_a_task_that_is_none_is_refused(change, message):
     config = experiments.find("map-tables").scales["ci"]
     with pytest.raises(ValueError, match=message):
-        runs._tables({"task": "wine, linear, n = 20", "seed": 0, **change}, config, "cpu")
+        runs.problem({"task": "wine, linear, n = 20", "seed": 0, **change}, config)
     with pytest.raises(ValueError, match="task must name a target"):
         walks.restricted(Torus(), "best")
 
@@ -294,17 +297,15 @@ def test_a_term_on_every_other_step_is_as_strong_in_the_mean():
     torch.testing.assert_close(total, 6 * exact(short, extended, 0)[0])
 
 
-def test_every_setting_of_weight_and_decay_is_a_training():
-    from imm_lib.experiments.clinic.beside import every_setting
-
+def test_every_setting_that_is_tested_is_a_training():
     cases = problem()
     model = Model.of("linear", 2, 1.0, 15)
-    loss = every_setting(model, cases, cases, [0, 1])
-    assert loss.shape == (2, 6, 6)
     one = settings(2, decay=protocol.DECAYS[2], lam=protocol.WEIGHTS[3])
+    both = Settings(*(torch.cat([torch.ones(2, 1), value], 1) for value in one))
+    loss = beside.tested(model, cases, cases, [0, 1], both, "IMM")
     alone = methods.fitter(model, cases, cases, [0, 1])("IMM", one)
     expected = model.kind.loss(alone.test[:, 0], cases.label).double().mean(-1)
-    torch.testing.assert_close(loss[:, 2, 3], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss[:, 1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
@@ -378,3 +379,83 @@ def test_holms_correction_keeps_what_is_far_beyond_chance():
     assert reading.surviving(chances) == set()
     assert reading.surviving({**chances, "far": 1e-4}) == {"far"}
     assert reading.surviving({"a": 0.02, "b": 0.04}) == {"a", "b"}
+
+
+def few_side_cases(seed):
+    try:
+        return sources.draw("wine", 30, 2, seed)
+    except ValueError as error:
+        assert "m must be enough for two classes, got 2 side cases of one" in str(error)
+
+
+def test_a_class_that_the_side_cases_lack_is_not_impossible_and_one_class_is_too_few():
+    drawn = [few_side_cases(seed) for seed in range(20)]
+    assert None in drawn and next(filter(None, drawn)).test.target.min() > 0
+
+
+def shifted(shift, name="breast cancer"):
+    return splits.Split(name, 60, 300, 0, shift)
+
+
+def test_a_shifted_population_surprises_its_target_and_leaves_it_behind():
+    good, bad = shifted(0.0), shifted(1.0)
+    assert torch.equal(good.train.short, bad.train.short)
+    z = [imm.premise.surprise(s.target(s.train.short), s.train.label).z for s in (good, bad)]
+    assert abs(z[0]) < 4 < z[1]
+    folds = [good.fit(0.0, fold) for fold in range(5)]
+    assert good.lead(folds) > bad.lead(folds) and bad.lead(folds) < -2
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "message"),
+    [
+        ("breast cancer", 2.0, "shift"),
+        ("diabetes", 0.5, "shift must be 0 for diabetes"),
+        ("iris", 0.0, "must name a table"),
+    ],
+)
+def test_no_table_is_shifted_by_what_cannot_be(name, shift, message):
+    with pytest.raises(ValueError, match=message):
+        sources.draw(name, 20, 60, 0, shift)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return splits.Split("wine", 25, 60, seed=0)
+
+
+def test_a_splits_fit_has_no_gradient_left(split):
+    for lam in (0.0, 3.0):
+        theta, part = split.fit(lam).requires_grad_(), split.others()
+        (gradient,) = torch.autograd.grad(split.objective(theta, part, lam), theta)
+        assert gradient.abs().max() < 1e-4
+    assert sum(len(split.part(i).label) for i in range(5)) == 25 == len(part.label)
+    assert len(split.others(1).label) == 20
+
+
+def test_a_narrow_kernel_is_reverse_distillation(split):
+    theta, part = split.fit(0.0), split.others()
+    contexts = imm.KernelContexts(part.short, 1e-4)
+    risk = imm.ExactIMM(split.target, contexts)(split.query(theta, part), part.short)
+    log_q = split.log_q(theta, part.short, part.rest)
+    reverse = imm.ReverseKD(split.target)(log_q, part.short)
+    torch.testing.assert_close(risk, reverse, atol=1e-4, rtol=1e-4)
+
+
+def test_the_slope_is_a_difference_quotient(split):
+    step = 0.05
+    high, low = (split.held_out(split.fit(2.0 * 2.718281828**x, 0), 0) for x in (step, -step))
+    slope = split.slope(torch.tensor([2.0]))
+    torch.testing.assert_close(slope, (high - low) / (2 * step), rtol=0.02, atol=0.0)
+
+
+def test_every_rule_chooses_a_weight(split):
+    chosen = {name: lam.item() for name, lam in tuning.chosen(split).items()}
+    assert all(0 <= lam <= tuning.LARGEST for lam in chosen.values())
+    assert chosen["paper's schedule"] == pytest.approx(0.5405 / 0.4595, rel=1e-3)
+    assert 0.3 < chosen["plug-in"] < 10
+
+
+def test_a_split_needs_classes():
+    with pytest.raises(ValueError, match="name must be of a table of classes, got 'diabetes'"):
+        splits.Split("diabetes", 20, 60, 0)

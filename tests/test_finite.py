@@ -16,6 +16,7 @@ from imm_lib.experiments.finite import (
     penalties,
     several,
     simulations,
+    tuning,
     worlds,
 )
 from imm_lib.experiments.finite.descent import minimise
@@ -341,3 +342,30 @@ def test_second_derivatives_are_those_of_autograd(world):
             )[run]
 
         torch.testing.assert_close(found[run], torch.autograd.functional.hessian(total, theta[run]))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tuning.Data(LogitWorld.draw(), 100, "inf", 6, torch.Generator().manual_seed(0))
+
+
+def test_every_rule_gives_a_weight_per_data_set(data):
+    for name, lam in tuning.chosen(data).items():
+        assert lam.shape == (6,), name
+        assert (lam >= 0).all() and (lam <= tuning.LARGEST + 1e-4).all(), name
+
+
+def test_the_slope_by_lambda_is_a_difference_quotient(data):
+    """And one step of Adam moves log λ against its sign."""
+    high, low = (data.held_out(data.fit(torch.tensor(x).exp(), 0), 0) for x in (1e-3, -1e-3))
+    slope = data.slope(torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(slope, (high - low) / 2e-3, rtol=1e-3, atol=1e-6)
+    moved = tuning.validation_gradient(data, steps=1, rate=0.1).log()
+    assert (moved.sign() == -slope.sign()).all()
+
+
+def test_a_weight_per_data_set_is_that_weight(data):
+    lam = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    together = data.fit(lam)
+    for i, value in enumerate(lam.tolist()):
+        torch.testing.assert_close(together[i], data.fit(value)[i], atol=1e-7, rtol=1e-7)

@@ -169,7 +169,7 @@ def test_show_prints_what_it_returns(capsys):
 
 WIDE = [
     ("sensors", ["loss", "accuracy"], "test/{method}", "baseline"),
-    ("side-tables", ["loss"], "methods/{method}", "target"),
+    ("side-shift", ["change", "lead"], "shifts/{shift}", "0.0"),
     ("side-tuning", ["loss", "lam"], "rules/{rule}", "plug-in"),
 ]
 

@@ -156,7 +156,7 @@ def test_the_digest_is_of_the_core_what_is_shared_and_the_experiments_own_room(t
         "experiments/language/terms.py": True,
         "experiments/sensors/runs.py": True,
         "experiments/grid/torus.py": False,
-        "experiments/measure.py": False,
+        "experiments/timing.py": False,
         "targets/kneser_ney.py": False,
         "induced.py": False,
     }.items():
@@ -165,10 +165,10 @@ def test_the_digest_is_of_the_core_what_is_shared_and_the_experiments_own_room(t
         assert (resume.code("grid", root) == before) == same, changed
         (root / changed).write_text(text, encoding="utf-8")
     assert resume.code("grid", root) == before == resume.code("grid")
-    apart = resume.code("real", root)
+    apart = resume.code("clinic", root)
     with (root / "experiments/finite/worlds.py").open("a", encoding="utf-8") as file:
-        file.write("# a change\n")  # of a room that the room of real tables imports
-    assert resume.code("real", root) != apart
+        file.write("# a change\n")  # of a room that the map imports
+    assert resume.code("clinic", root) != apart
     assert resume.code("grid", root) == before
 
 

@@ -20,7 +20,7 @@ from imm_lib.contexts import GroupedContexts
 from imm_lib.estimators import SampledIMM
 from imm_lib.experiments import Experiment
 from imm_lib.experiments.language.models import LSTM
-from imm_lib.experiments.measure import compare, peak_bytes, tokens
+from imm_lib.experiments.timing import compare, peak_bytes, tokens
 from imm_lib.induced import imm_risk
 from imm_lib.surrogates import MovingAverageIMM
 from imm_lib.targets import KneserNeyBigram

@@ -42,6 +42,9 @@ POSITIVE = (
 SHARES = ("coins", "dropout", "momenta", "rhos", "weights")
 """Names that are real numbers in [0, 1]."""
 
+EMPTY = ("bandwidth", "cross_validated", "other_bandwidths", "tasks")
+"""Names of lists and objects that may have no entry. An inner object may, as it has defaults."""
+
 
 def check_scale(experiment: Experiment, scale: str) -> None:
     """Raise ValueError, listing the known ones, unless the experiment has that scale."""
@@ -112,9 +115,9 @@ def sound(name: str, value: Any) -> None:
     if isinstance(value, float | int) and not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must hold finite numbers, none below 0, got {value}")
     last = name.rpartition("/")[2]
+    if last not in EMPTY and (isinstance(value, list | tuple) or (value == {} and last == name)):
+        filled(name, value)
     if last in COUNTS or last in POSITIVE or last in SHARES:
-        if isinstance(value, list | tuple) and not value and last != "cross_validated":
-            raise ValueError(f"{name} must have at least one entry, got []")
         for item in _flat(value):
             _number(name, last, item)
     inner: Iterable[tuple[str, Any]] = ()

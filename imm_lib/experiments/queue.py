@@ -60,17 +60,14 @@ class Queue:
         self.done.add(item.kind)
 
 
-def compute(item: Item) -> dict:
-    """An item's entry, computed in its way, in a process of its own."""
+def attempt(item: Item) -> dict | str:
+    """The item's entry, computed in its way in a process of its own, or in words why there is none:
+    the others go on.
+    """
     from imm_lib.experiments.language.training import way
 
-    with way(item.how):
-        return work(find(item.task.experiment), item.task)
-
-
-def attempt(item: Item) -> dict | str:
-    """The item's entry, or in words why there is none: the others go on."""
     try:
-        return compute(item)
+        with way(item.how):
+            return work(find(item.task.experiment), item.task)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imm_lib import data
-from imm_lib.experiments import bench, measure
+from imm_lib.experiments import bench, timing
 from imm_lib.experiments.language import runs, speed
 from imm_lib.experiments.masked import starts, tasks, toy
 
@@ -29,7 +29,7 @@ def stand_ins(monkeypatch, tmp_path):
     monkeypatch.setenv("IMM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "load", corpus)
     monkeypatch.setattr(runs, "LINES", 10_000)
-    for module in (bench, speed, measure):
+    for module in (bench, speed, timing):
         monkeypatch.setattr(module, "tokens", lambda: (tokens(), WORDS))
     monkeypatch.setattr(tasks, "load", lambda name, split: toy.agreement(120, len(split)))
     for cached in (runs.texts, starts._large):

@@ -119,8 +119,8 @@ SMALL = {
     "06": [
         ("torch.logspace(-1, 1.5, 16)", "torch.logspace(-1, 1.5, 2)"),
         (
-            "for name, rule in tuning.RULES.items()}",
-            'for name, rule in tuning.RULES.items() if name in ("none", "plug-in")}',
+            "tuning.chosen(clinic).items()",
+            '{"none": torch.zeros(1), "plug-in": clinic.plug_in()}.items()',
         ),
         ("firsts = (0.0, 0.3, 1.0, 3.0, 10.0)", "firsts = (0.0, 1.0)"),
         ("for seed in range(5)]", "for seed in range(1)]"),
@@ -145,6 +145,7 @@ SMALL = {
         ("for _ in range(300):", "for _ in range(2):"),
         ("for seed in range(20):", "for seed in range(2):"),
         ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
+        ("{**clinic.settings.TABLES,", '{**clinic.settings.TABLES, "steps": 2, "block": 2,'),
     ],
     "10": [
         ("epochs=40", "epochs=1"),

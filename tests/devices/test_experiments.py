@@ -9,8 +9,8 @@ import torch
 from second import KIND, SECOND, second_device
 
 from imm_lib import experiments
-from imm_lib.experiments.finite import tuning as rules
-from imm_lib.experiments.real import tuning
+from imm_lib.experiments.clinic import splits
+from imm_lib.experiments.finite import tuning
 
 # dropout is drawn where the model is
 _LSTM = {"width": 8, "dropout": 0.0, "batch": 4, "unroll": 5, "epochs": 2}
@@ -147,9 +147,9 @@ def run(experiment, unit, config):
 
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch):
-    for module in (tuning, rules):
-        one = functools.partial(module.validation_gradient, steps=1)
-        monkeypatch.setitem(module.RULES, "validation gradient", one)
+    one = functools.partial(tuning.validation_gradient, steps=1)
+    monkeypatch.setitem(tuning.RULES, "validation gradient", one)
+    for module in (tuning, splits):
         monkeypatch.setattr(module, "GRID", [0.0, 1.0])
 
 
@@ -167,7 +167,7 @@ def test_an_experiment_computes_on_the_device_that_it_is_given(name):
 # Makers that ignore the device they are told.
 IGNORED = [
     ("worth-noising", "imm_lib.experiments.finite.worlds.LogitWorld.to"),
-    ("side-tables", "imm_lib.experiments.real.sources.Problem.to"),
+    ("side-shift", "imm_lib.experiments.clinic.splits.Split.to"),
     ("grid-beyond", "imm_lib.experiments.grid.torus.Torus.to"),
     ("logistic-sizes", "imm_lib.experiments.logistic.problem.Data.to"),
     ("sensors", "imm_lib.experiments.sensors.Task.to"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import imm_lib as imm
-from imm_lib.experiments.measure import peak_bytes
+from imm_lib.experiments.timing import peak_bytes
 from imm_lib.induced import log_sum_exp, log_sum_exp_
 
 SHORT, K, LABELS = 64, 4, 2000

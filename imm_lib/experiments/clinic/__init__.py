@@ -1,35 +1,11 @@
 """The map: every use of a restricted model on many tasks, by one protocol."""
 
-from imm_lib.experiments.clinic import (
-    beside,
-    judged,
-    knowledge,
-    methods,
-    protocol,
-    reading,
-    runs,
-    settings,
-    training,
-)
-from imm_lib.experiments.clinic.protocol import METHODS
+from imm_lib.experiments.clinic import beside, judged, knowledge, runs, splits
 
 EXPERIMENTS = [
     *runs.EXPERIMENTS,
     *judged.EXPERIMENTS,
     *beside.EXPERIMENTS,
     *knowledge.EXPERIMENTS,
-]
-
-__all__ = [
-    "EXPERIMENTS",
-    "METHODS",
-    "beside",
-    "judged",
-    "knowledge",
-    "methods",
-    "protocol",
-    "reading",
-    "runs",
-    "settings",
-    "training",
+    *splits.EXPERIMENTS,
 ]

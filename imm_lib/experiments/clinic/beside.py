@@ -16,28 +16,24 @@ from imm_lib.experiments.logistic.training import gradient, ratio
 from imm_lib.experiments.spread import spread
 
 
-def every_setting(model: Model, train: Cases, test: Cases, seeds: list[int]) -> Tensor:
-    """(R, decays, weights) test losses of IMM on all training cases."""
-    count, place = len(seeds), train.label.device
-    pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)), device=place)
-    decay, lam = (column.expand(count, -1) for column in pairs.T)
-    asked = Settings(decay, lam, torch.zeros_like(lam))
-    keep = torch.ones(count, 1, train.label.shape[1], dtype=torch.bool, device=place)
-    weights = training.train(model, train, keep, asked, "IMM", seeds)
+def tested(
+    model: Model, train: Cases, test: Cases, seeds: list[int], asked: Settings, term: str
+) -> Tensor:
+    """(R, S) test losses of trainings on all training cases, at each of the settings."""
+    keep = torch.ones_like(train.label, dtype=torch.bool).unsqueeze(1)
+    weights = training.train(model, train, keep, asked, term, seeds)
     raw = training.outputs([w[:, :, 0] for w in weights], test.inputs())
-    loss = model.kind.loss(model.kind.answer(raw), test.label.unsqueeze(1))
-    return loss.double().mean(-1).view(count, len(DECAYS), len(WEIGHTS))
+    return model.kind.loss(model.kind.answer(raw), test.label.unsqueeze(1)).double().mean(-1)
 
 
 def _decay(unit: dict, config: dict, device: torch.device) -> dict:
-    problem = runs.cube_problem if unit["task"].startswith("cube") else runs.table_problem
-    model, train, test, seeds = problem(unit, config)
-    loss = every_setting(model, train.to(device), test.to(device), seeds)
-    return {
-        "decay": list(DECAYS),
-        "lam": list(WEIGHTS),
-        "loss": loss.mul(1e5).round().div(1e5).tolist(),
-    }
+    model, train, test, seeds = runs.problem(unit, config)
+    pairs = torch.tensor(list(itertools.product(DECAYS, WEIGHTS)), device=device)
+    decay, lam = (column.expand(len(seeds), -1) for column in pairs.T)
+    asked = Settings(decay, lam, torch.zeros_like(lam))
+    loss = tested(model, train.to(device), test.to(device), seeds, asked, "IMM")
+    loss = loss.view(-1, len(DECAYS), len(WEIGHTS)).mul(1e5).round().div(1e5)
+    return {"decay": list(DECAYS), "lam": list(WEIGHTS), "loss": loss.tolist()}
 
 
 def _every(term: terms.Term, every: int) -> terms.Term:

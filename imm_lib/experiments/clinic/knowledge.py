@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 from imm_lib.coarse import coarsen
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment
 from imm_lib.experiments.finite.descent import minimise
 from imm_lib.experiments.finite.worlds import LogitWorld, Restriction, by_view, fit, share
+from imm_lib.experiments.spread import mean_error
 from imm_lib.experiments.table import Table
 from imm_lib.means import linear_worth
 from imm_lib.worth import Worth
-
-
-def summary(excess: Tensor) -> dict[str, float]:
-    """Mean and standard error of (R,) excess risks."""
-    return {"mean": excess.mean().item(), "se": (excess.std() / len(excess) ** 0.5).item()}
-
 
 THETA = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
 """Of the twin: a bias, the restricted feature, and a hidden one that depends on it."""
@@ -60,7 +55,7 @@ def _means(unit: dict, config: dict, device: torch.device) -> dict:
             left = x.mT @ x + lam * rows.mT @ rows
             right = x.mT @ y.unsqueeze(2) + lam * rows.mT @ m.unsqueeze(2)
             error = torch.linalg.solve(left, right).squeeze(2) - THETA
-            row[name] = summary(torch.einsum("ri,ij,rj->r", error, gram, error) / (2 * NOISE**2))
+            row[name] = mean_error(torch.einsum("ri,ij,rj->r", error, gram, error) / (2 * NOISE**2))
         found[str(lam)] = row
     return {"by_lam": found}
 
@@ -81,7 +76,7 @@ def _unlabelled(unit: dict, config: dict, device: torch.device) -> dict:
         term = Restriction(view, pairs, share(cells / cells.sum(1, keepdim=True), view), lam)
         theta, done = fit(world.features, counts, [term])
         theory = worth.excess_risk(lam, n, unlabelled=more)
-        found[str(lam)] = {"theory": theory, **summary(world.excess(theta[done]))}
+        found[str(lam)] = {"theory": theory, **mean_error(world.excess(theta[done]))}
     return {"by_lam": found}
 
 
@@ -119,17 +114,12 @@ def _coarse(unit: dict, config: dict, device: torch.device) -> dict:
         theta = minimise(loss, torch.zeros(runs, features.shape[1] * CLASSES).double(), steps=150)
         log_q = (features @ theta.view(runs, -1, CLASSES)).log_softmax(-1)
         kl = (pi.unsqueeze(1) * log_p.exp() * (log_p - log_q)).sum((1, 2))
-        return summary(kl)
+        return mean_error(kl)
 
     found = {"plain": trained(0.0, labels)}
     for lam, (name, mapping) in itertools.product(config["lam"], kinds.items()):
         found[f"{name}, λ = {lam:g}"] = trained(lam, mapping)
     return {"methods": found}
-
-
-def _check(config: dict) -> None:
-    options.filled("lam", config["lam"])
-    options.filled("ratio", config.get("ratio", [0.0]))
 
 
 _LAM = [0.0, 0.3, 1.0, 3.0, 10.0]
@@ -155,7 +145,6 @@ EXPERIMENTS = [
                 },
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
     Experiment(
@@ -180,7 +169,6 @@ EXPERIMENTS = [
                 "simulated": "{mean:.5f} ± {se:.5f}",
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
     Experiment(
@@ -204,7 +192,6 @@ EXPERIMENTS = [
                 "excess risk, nats": "{mean:.4f} ± {se:.4f}",
             },
         ),
-        check=_check,
         devices=("cpu",),
     ),
 ]

@@ -217,22 +217,15 @@ def _whole(by_method: dict[str, Tensor]) -> bool:
     return all(name in by_method for name in RANKED)
 
 
-class Change(NamedTuple):
-    """A method's loss less plain's on one task, in per cent of the size of plain's."""
-
-    mean: float
-    half: float  # of the 95 % interval
-    verdict: int  # as of Against
-
-
-def changes(cells: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Change]]:
-    """By method and task: the change against plain, where the method has at least two runs."""
-    found: dict[str, dict[str, Change]] = {}
+def changes(cells: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Against]]:
+    """By method and task: the method beside plain, where it has at least two runs, in per cent of
+    the size of plain's loss.
+    """
+    found: dict[str, dict[str, Against]] = {}
     for task, by_method in cells.items():
-        scale = by_method["plain"].mean().abs().item() / 100
+        scale = by_method["plain"].mean().abs() / 100
+        relative = {method: values / scale for method, values in by_method.items()}
         for method in METHODS[1:]:
-            if method in by_method and len(by_method[method]) > 1:
-                apart = against(by_method, method)
-                change = Change(apart.mean / scale, apart.half / scale, apart.verdict)
-                found.setdefault(method, {})[task] = change
+            if method in relative and len(relative[method]) > 1:
+                found.setdefault(method, {})[task] = against(relative, method)
     return found

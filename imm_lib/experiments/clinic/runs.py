@@ -51,14 +51,6 @@ def table_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[i
     return model, train, stacked([problem.test for problem in problems]), seeds
 
 
-def _tables(unit: dict, config: dict, device: torch.device) -> dict:
-    model, train, test, seeds = table_problem(unit, config)
-    train, test = train.to(device), test.to(device)
-    m = config["m"][unit["task"].rsplit(", ", 2)[0]]
-    suggest = suggester(model, train, m) if model.outputs > 1 else None
-    return {"methods": methods.compare(model, train, test, seeds, suggest)}
-
-
 def cube_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[int]]:
     """The model, training and test cases and seeds of a unit of map-cube."""
     normal, n = unit["task"].removeprefix("cube ").rsplit(", n = ", 1)
@@ -80,10 +72,17 @@ def cube_problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[in
     return model, cases(torch.stack(drawn)), cases(test), seeds
 
 
-def _cube(unit: dict, config: dict, device: torch.device) -> dict:
-    model, train, test, seeds = cube_problem(unit, config)
+def problem(unit: dict, config: dict) -> tuple[Model, Cases, Cases, list[int]]:
+    """The model, training and test cases and seeds of a unit of map-cube or map-tables."""
+    return (cube_problem if unit["task"].startswith("cube ") else table_problem)(unit, config)
+
+
+def _compare(unit: dict, config: dict, device: torch.device) -> dict:
+    model, train, test, seeds = problem(unit, config)
     train, test = train.to(device), test.to(device)
-    suggest = suggester(model, train, math.inf)
+    # of pairs of the restricted model; the cube's is the true one
+    m = config.get("m", {}).get(unit["task"].rsplit(", ", 2)[0], math.inf)
+    suggest = suggester(model, train, m) if model.outputs > 1 else None
     return {"methods": methods.compare(model, train, test, seeds, suggest)}
 
 
@@ -166,7 +165,7 @@ EXPERIMENTS = [
             },
         },
         units=_cube_units,
-        run=_cube,
+        run=_compare,
         table=_table,
         check=settings.check_cube,
     ),
@@ -193,7 +192,7 @@ EXPERIMENTS = [
             "ci": {**settings.TABLES, **QUICK},
         },
         units=table_units,
-        run=_tables,
+        run=_compare,
         table=_table,
         check=settings.check_tables,
     ),
@@ -201,7 +200,7 @@ EXPERIMENTS = [
         name="map-large",
         scales={"full": settings.LARGE, "ci": {**settings.LARGE, **QUICK}},
         units=table_units,
-        run=_tables,
+        run=_compare,
         table=_table,
         check=settings.check_tables,
     ),

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.experiments.real import sources
+
+CLIP = 5.0
+"""Standardised features are clipped there: few cases estimate the scale of a heavy tail badly."""
 
 
 class Table(NamedTuple):
@@ -84,13 +86,25 @@ def _diabetes() -> Table:
     return Table(torch.tensor(data.data).float(), label, [2, 3], 0)
 
 
+SEEN = {
+    "breast cancer": [0, 1],  # mean radius and mean texture: what a first look gives
+    "wine": [0, 9],  # alcohol and the intensity of the colour
+    # every second pixel of every second row
+    "digits": [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)],
+}
+"""What the restricted model sees of the tables of classes that scikit-learn has."""
+
+
 def _bundled(name: str) -> Table:
-    features, label, seen = sources.source(name)
-    return Table(features, label.long(), seen, int(label.max()) + 1)
+    from sklearn import datasets
+
+    data = getattr(datasets, f"load_{name.replace(' ', '_')}")()
+    label = torch.tensor(data.target).long()
+    return Table(torch.tensor(data.data).float(), label, SEEN[name], int(label.max()) + 1)
 
 
 SOURCES: dict[str, Callable[[], Table]] = {
-    **{name: functools.partial(_bundled, name) for name in ("breast cancer", "wine", "digits")},
+    **{name: functools.partial(_bundled, name) for name in SEEN},
     "fair": _fair,
     "anes96": _anes96,
     "diabetes": _diabetes,
@@ -106,6 +120,12 @@ def load(name: str) -> Table:
     return SOURCES[name]()
 
 
+def _scaler(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """Standardises features by the mean and deviation of ``values``, and clips them at CLIP."""
+    mean, deviation = values.mean(0), values.std(0).clamp(min=1e-3)
+    return lambda x: ((x - mean) / deviation).clamp(-CLIP, CLIP)
+
+
 def _restricted(short: Tensor, label: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
     """A model of the short contexts alone, (N, c) -> (N, Y) probabilities or (N, 1) means."""
     if classes == 0:
@@ -114,26 +134,28 @@ def _restricted(short: Tensor, label: Tensor, classes: int) -> Callable[[Tensor]
         solution = torch.linalg.solve(design.T @ design + ridge, design.T @ label.double())
 
         def means(asked: Tensor) -> Tensor:
-            inputs = torch.cat([asked, torch.ones(len(asked), 1)], 1).double()
-            return (inputs @ solution).float().unsqueeze(1)
+            inputs = torch.cat([asked, asked.new_ones(len(asked), 1)], 1).double()
+            return (inputs @ solution.to(asked.device)).float().unsqueeze(1)
 
         return means
     from sklearn.linear_model import LogisticRegression
 
+    if len(label.unique()) < 2:
+        raise ValueError(f"m must be enough for two classes, got {len(label)} side cases of one")
     fitted = LogisticRegression(max_iter=1000).fit(short.numpy(), label.numpy())
     count = len(short)
 
     def probabilities(asked: Tensor) -> Tensor:
         # a class that the side cases lack gets the weight of one case, shared by all classes
         rows = torch.full((len(asked), classes), 1 / classes)
-        found = torch.as_tensor(fitted.predict_proba(asked.numpy())).float()
+        found = torch.as_tensor(fitted.predict_proba(asked.cpu().numpy())).float()
         rows[:, torch.as_tensor(fitted.classes_)] += count * found
-        return rows / rows.sum(1, keepdim=True)
+        return (rows / rows.sum(1, keepdim=True)).to(asked.device)
 
     return probabilities
 
 
-def draw(name: str, n: int, m: int, seed: int) -> Problem:
+def draw(name: str, n: int, m: int, seed: int, shift: float = 0.0) -> Problem:
     """Disjoint training, side and test cases of one split; at least a tenth is left for testing.
 
     Args:
@@ -141,29 +163,40 @@ def draw(name: str, n: int, m: int, seed: int) -> Problem:
         n: training cases.
         m: side cases, on which the restricted model is fitted.
         seed: of the split.
+        shift: share of the side labels that are moved on to the next class: a population of another
+            kind.
 
     Raises:
-        TypeError, ValueError: an unknown table, numbers out of range, or more cases than there are.
+        TypeError, ValueError: an unknown table, numbers out of range, more cases than there are, or
+            side cases of one class only.
     """
     table, total = load(name), len(load(name).label)
     if checks.count("n", n) < 10:
         raise ValueError(f"n must be at least 10, two cases in each of five folds, got {n}")
     if n + checks.count("m", m) > 0.9 * total:
         raise ValueError(f"n + m must be at most {int(0.9 * total)} for {name}, got {n} + {m}")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    shift, generator = checks.number("shift", shift, 0, 1), torch.Generator().manual_seed(seed)
+    if shift and not table.classes:
+        raise ValueError(f"shift must be 0 for {name}, whose labels are no classes, got {shift}")
+    order = torch.randperm(total, generator=generator)
     train, side, test = order[:n], order[n : n + m], order[n + m :]
     rest = [i for i in range(table.features.shape[1]) if i not in set(table.seen)]
     # both samples know the short contexts, only the n training cases the rest
-    short_of = sources.scaler(table.features[order[: n + m]][:, table.seen])
-    rest_of = sources.scaler(table.features[train][:, rest])
+    short_of = _scaler(table.features[order[: n + m]][:, table.seen])
+    rest_of = _scaler(table.features[train][:, rest])
 
     def short(index: Tensor) -> Tensor:
         return short_of(table.features[index][:, table.seen])
 
-    target = _restricted(short(side), table.label[side], table.classes)
+    shown = table.label[side].clone()
+    if shift:
+        moved = torch.rand(m, generator=generator) < shift
+        shown[moved] = (shown[moved] + 1) % table.classes
+    target = _restricted(short(side), shown, table.classes)
 
     def part(index: Tensor) -> Part:
         seen = short(index)
         return Part(seen, rest_of(table.features[index][:, rest]), table.label[index], target(seen))
 
-    return Problem(part(train), part(test), table.classes, part(side), target)
+    known = part(side)._replace(label=shown)
+    return Problem(part(train), part(test), table.classes, known, target)

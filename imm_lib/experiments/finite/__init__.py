@@ -17,16 +17,4 @@ EXPERIMENTS = [
     *tuning.EXPERIMENTS,
 ]
 
-__all__ = [
-    "EXPERIMENTS",
-    "LogitWorld",
-    "Restriction",
-    "by_view",
-    "complete",
-    "fit",
-    "penalties",
-    "several",
-    "share",
-    "simulations",
-    "tuning",
-]
+__all__ = ["EXPERIMENTS", "LogitWorld", "Restriction", "by_view", "complete", "fit", "share"]

@@ -144,8 +144,6 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 def _check(config: dict) -> None:
     options.each("divergences", config["divergences"], divergences.NAMED)
-    options.filled("lam", config["lam"])
-    options.filled("m", config["m"])
     for m in config["m"]:
         if m != "inf" and (not isinstance(m, int) or m < 1):
             raise ValueError(f'm must be whole numbers of at least 1 or "inf", got {m!r}')

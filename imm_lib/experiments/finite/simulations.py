@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imm_lib.experiments import Experiment, options
+from imm_lib.experiments import Experiment
 from imm_lib.experiments.finite.worlds import (
     INFINITE,
     LogitWorld,
@@ -18,6 +18,7 @@ from imm_lib.experiments.finite.worlds import (
     fit,
     share,
 )
+from imm_lib.experiments.spread import mean_error
 from imm_lib.experiments.table import Row, Table
 from imm_lib.worth import Worth
 
@@ -51,16 +52,11 @@ def data(
     return counts, Restriction(view, pairs * seen.unsqueeze(-1), belief, lam)
 
 
-def summary(excess: Tensor, found: Tensor) -> dict:
+def summary(excess: Tensor, found: Tensor) -> dict[str, float]:
     """Mean and standard error of the (R,) excess risks whose minimum was found, and how many were
     not.
     """
-    excess = excess[found]
-    return {
-        "mean": excess.mean().item(),
-        "se": (excess.std() / len(excess) ** 0.5).item(),
-        "without_minimum": int((~found).sum()),
-    }
+    return {**mean_error(excess[found]), "without_minimum": int((~found).sum())}
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:
@@ -119,8 +115,6 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def _check(config: dict) -> None:
-    options.filled("lam", config["lam"])
-    options.filled("ratio", config.get("ratio", [1]))
     for ratio in config.get("ratio", ()):
         if (not isinstance(ratio, int | float) and ratio != INFINITE) or ratio == 0:
             raise ValueError(f"ratio must be numbers above 0 or {INFINITE!r}, got {ratio!r}")

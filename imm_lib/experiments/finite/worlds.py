@@ -240,20 +240,15 @@ def hessian(
     features: Tensor, counts: Tensor, restrictions: Sequence[Restriction], theta: Tensor
 ) -> Tensor:
     """(R, d, d) second derivatives of :func:`value`, which away from the truth are not the
-    information.
+    information; by automatic differentiation of :func:`derivatives`.
     """
-    q = torch.sigmoid(theta @ features.T)
-    found = torch.einsum("rz,zd,zf->rdf", counts.sum(-1) * q * (1 - q), features, features)
-    for view, pairs, belief, lam in restrictions:
-        one = by_view(belief * q, view).clamp(1e-200, 1 - 1e-15)
-        slope = by_view((belief * q * (1 - q)).unsqueeze(1) * features.T, view)
-        by_one = pairs[..., 0] / (1 - one) - pairs[..., 1] / one
-        # divided twice, as a square of 1e-200 would be 0
-        again = pairs[..., 0] / (1 - one) / (1 - one) + pairs[..., 1] / one / one
-        bend = belief * q * (1 - q) * (1 - 2 * q) * by_one[..., view]
-        found = found + lam * torch.einsum("rs,rds,rfs->rdf", again, slope, slope)
-        found = found + lam * torch.einsum("rz,zd,zf->rdf", bend, features, features)
-    return found
+    theta = theta.detach().requires_grad_()
+    gradient, _ = derivatives(features, counts, restrictions, theta)
+    rows = [
+        torch.autograd.grad(slope.sum(), theta, retain_graph=True)[0]
+        for slope in gradient.unbind(1)
+    ]
+    return torch.stack(rows, 1)
 
 
 def fit(

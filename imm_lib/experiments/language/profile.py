@@ -16,8 +16,8 @@ from imm_lib.experiments.language import arms, runs
 from imm_lib.experiments.language.measures import label_log_probs
 from imm_lib.experiments.language.speed import steps
 from imm_lib.experiments.language.training import WAYS, Run, way
-from imm_lib.experiments.measure import compare
 from imm_lib.experiments.table import Table
+from imm_lib.experiments.timing import compare
 
 TOLERANCE = 0.01
 """Relative, of the loss of the first steps without dropout, against the CPU's in float32."""

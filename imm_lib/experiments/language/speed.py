@@ -21,7 +21,7 @@ from imm_lib.experiments.language.histories import Histories, read
 from imm_lib.experiments.language.models import LanguageModel
 from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.language.training import Run, Settings
-from imm_lib.experiments.measure import compare, peak_bytes, tokens, with_memory_kept
+from imm_lib.experiments.timing import compare, peak_bytes, tokens, with_memory_kept
 from imm_lib.fused import FusedIMM
 from imm_lib.head import Scratch
 from imm_lib.targets import KneserNeyBigram

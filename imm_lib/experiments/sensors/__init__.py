@@ -15,17 +15,13 @@ from imm_lib.experiments.sensors.problem import (
     scores,
     task,
 )
-from imm_lib.experiments.sensors.readings import METHODS, cells, gain
 from imm_lib.experiments.sensors.runs import EXPERIMENTS
 
 __all__ = [
     "EXPERIMENTS",
-    "METHODS",
     "Task",
     "candidates",
-    "cells",
     "fit",
-    "gain",
     "imm_penalties",
     "scores",
     "task",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 import imm_lib as imm
+from imm_lib import checks
+from imm_lib.experiments import options
 from imm_lib.experiments.training import minimise
 
 CLIP = 3.0
@@ -61,8 +62,9 @@ def task(sensor: str, n: int, seed: int, old: int, valid: int, test: int) -> Tas
 
     bunch = load_breast_cancer()
     names = [str(name) for name in bunch.feature_names]
-    if sensor not in names:
-        raise ValueError(f"sensor must be one of {', '.join(names)}, got {sensor!r}")
+    options.one_of("sensor", sensor, names)
+    if checks.count("n", n) < 2:
+        raise ValueError(f"n must be at least 2, by which sensors are standardised, got {n}")
     x, y = torch.tensor(bunch.data), torch.tensor(bunch.target)
     if old + n + valid + test > len(y):
         raise ValueError(
@@ -178,37 +180,33 @@ def candidates(
     """
     x, y, s = t.x[rows], t.y[rows], t.s[rows]
     baseline, _ = fit(x, y, decay)
-
-    def alone(model: Model, cases: Tensor) -> Tensor:
-        return model(t.x[cases])
-
-    def interpolated(mix: imm.Interpolation, cases: Tensor) -> Tensor:
-        return mix(baseline(t.x[cases]), t.s[cases])
-
-    def shifted(logits: Model, cases: Tensor) -> Tensor:
-        return (logits(t.x[cases]) + t.target(t.s[cases]).log()).log_softmax(-1)
-
-    def weighted(lam: float, extra: Callable[[Model], Tensor], model: Model) -> Tensor:
-        return lam * extra(model)
-
-    plain: dict[str, Model] = {"0": partial(alone, baseline)}
     kd, penalties = imm.ReverseKD(t.target), imm_penalties(t, rows, config)
     extras = {"reverse-KD": lambda model: kd(model(x), s), **penalties}
-    found: dict[str, dict[str, Model]] = {"baseline": plain}
+
+    def plain(cases: Tensor) -> Tensor:
+        return baseline(t.x[cases])
+
+    def mixture(weight: float) -> Model:
+        mix = imm.Interpolation(t.target, weight)
+        return lambda cases: mix(plain(cases), t.s[cases])
+
+    def shifted(own_decay: float) -> Model:
+        _, logits = fit(x, y, own_decay, offset=t.target(s).log())
+        return lambda cases: (logits(t.x[cases]) + t.target(t.s[cases]).log()).log_softmax(-1)
+
+    def weighted(name: str, lam: float) -> Model:
+        model, _ = fit(x, y, decay, lambda model: lam * extras[name](model))
+        return lambda cases: model(t.x[cases])
+
+    found: dict[str, dict[str, Model]] = {"baseline": {"0": plain}}
     for name in methods:
         if name == "interpolation":
-            mixes = {f"{w:g}": imm.Interpolation(t.target, w) for w in config["weights"]}
-            found[name] = plain | {key: partial(interpolated, mix) for key, mix in mixes.items()}
+            found[name] = {"0": plain} | {f"{w:g}": mixture(w) for w in config["weights"]}
         elif name == "offset":
-            found[name] = {}
-            for other in config["decays"]:
-                _, logits = fit(x, y, other, offset=t.target(s).log())
-                found[name][f"{other:g}"] = partial(shifted, logits)
+            found[name] = {f"{own:g}": shifted(own) for own in config["decays"]}
         else:
-            found[name] = dict(plain)
-            for lam in config["lambdas"]:
-                model, _ = fit(x, y, decay, partial(weighted, lam, extras[name]))
-                found[name][f"{lam:g}"] = partial(alone, model)
+            weights = config["lambdas"]
+            found[name] = {"0": plain} | {f"{lam:g}": weighted(name, lam) for lam in weights}
     return found
 
 

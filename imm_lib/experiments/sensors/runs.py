@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import imm_lib as imm
-from imm_lib.experiments import Experiment, options, reading
+from imm_lib.experiments import Experiment, reading
 from imm_lib.experiments.sensors.problem import Model, Task, candidates, fit, mixed, scores, task
 
 
@@ -74,21 +74,11 @@ def _units(config: dict, seed: int) -> list[dict]:
 
 
 def _check(config: dict) -> None:
-    from sklearn.datasets import load_breast_cancer
-
-    bunch = load_breast_cancer()
-    names, cases = [str(name) for name in bunch.feature_names], sum(config["cases"].values())
-    options.each("sensors", config["sensors"], names)
     for sensor, sizes in config["sensors"].items():
         for n in sizes:
-            if not 2 <= n <= len(bunch.target) - cases:
-                raise ValueError(
-                    f"sensors/{sensor} must be sizes of 2 to {len(bunch.target) - cases}, got {n}"
-                )
+            task(sensor, n, 0, **config["cases"])
     if config["seeds"] < 2:
         raise ValueError(f"seeds must be at least 2, as intervals need, got {config['seeds']}")
-    for name in ("lambdas", "decays", "weights"):
-        options.filled(name, config[name])
 
 
 def _run(unit: dict, config: dict, device: torch.device) -> dict:

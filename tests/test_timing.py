@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from imm_lib.experiments.measure import compare, peak_bytes, with_memory_kept
+from imm_lib.experiments.timing import compare, peak_bytes, with_memory_kept
 
 MILLION = 4 * 1000 * 1000  # bytes of a float32 square of side 1000
 
