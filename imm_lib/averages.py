@@ -9,8 +9,8 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.head import Head
-from imm_lib.induced import add_rows
 from imm_lib.segments import Part
+from imm_lib.sums import add_rows
 
 if TYPE_CHECKING:
     from imm_lib.fused import FusedIMM

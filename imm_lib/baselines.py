@@ -5,13 +5,14 @@ signatures.
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks, distributed
+from imm_lib import checks, distributed, distributions
 from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence
 from imm_lib.estimators import Drawing, Query, Target, answers
-from imm_lib.induced import cross_entropy, log_sum_exp, weighted
+from imm_lib.induced import cross_entropy
+from imm_lib.sums import log_sum_exp, weighted
 from imm_lib.targets.table import as_target
 
 
@@ -54,7 +55,7 @@ def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tens
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
     rows = target(checks.tensor("short", short))
     hint = checks.coarser(log_q, rows.shape[1])
-    log_q = accumulator(checks.log_distributions("log_q", log_q, *rows.shape, why=hint))
+    log_q = accumulator(distributions.log_distributions("log_q", log_q, *rows.shape, why=hint))
     checks.same_device("log_q", log_q, "target", rows)
     return rows.to(log_q.dtype), log_q
 
@@ -93,7 +94,7 @@ class ReverseKD(nn.Module):
         if weight is None:
             share = distributed.share(len(log_q), log_q, self.group)
         else:
-            weight = checks.point_weights(weight, short).to(rows.dtype)
+            weight = distributions.point_weights(weight, short).to(rows.dtype)
             rows = rows * weight.unsqueeze(1)
             total = distributed.summed(weight.sum(), self.group)
             share = len(log_q) * distributed.ranks(self.group) / total

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from imm_lib import checks
-from imm_lib.induced import segment_logsumexp
+from imm_lib import checks, distributions
+from imm_lib.sums import segment_logsumexp
 
 
 def coarsen(log_q: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def coarsen(log_q: Tensor, labels: Tensor) -> Tensor:
     >>> coarsen(log_q, torch.tensor([0, 1, 1])).exp()
     tensor([0.5000, 0.5000])
     """
-    checks.log_probabilities("log_q", log_q, ..., "Y")
+    distributions.log_probabilities("log_q", log_q, ..., "Y")
     labels = checks.held("labels", checks.ids("labels", labels, beside=("log_q", log_q)))
     checks.shaped("labels", labels, log_q.shape[-1], why=", to map each label, leaving none out")
     size = int(labels.max()) + 1

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.checks import accumulator
 from imm_lib.precision import KeepsPrecision
 
@@ -303,7 +303,7 @@ class BeliefContexts(_DenseContexts):
 
     def __init__(self, belief: Tensor):
         super().__init__()
-        belief = checks.probabilities("belief", belief, "S", "E").detach()
+        belief = distributions.probabilities("belief", belief, "S", "E").detach()
         self.hold(belief=belief.clone())
 
     @property

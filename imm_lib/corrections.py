@@ -15,8 +15,8 @@ from torch import Tensor
 from imm_lib import checks, distributed
 from imm_lib.averages import Pairs, Step, at_average, each, members, move, row_sums
 from imm_lib.head import Head
-from imm_lib.induced import dot, inner
 from imm_lib.segments import groups
+from imm_lib.sums import dot, inner
 
 if TYPE_CHECKING:
     from imm_lib.fused import FusedIMM

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from imm_lib import checks
-from imm_lib.induced import cross_entropy, log_of_sum
+from imm_lib.induced import cross_entropy
+from imm_lib.sums import log_of_sum
 from imm_lib.transport import sinkhorn as sinkhorn
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

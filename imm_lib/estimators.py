@@ -19,14 +19,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks, distributed
+from imm_lib import checks, distributed, distributions
 from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence, as_divergence
-from imm_lib.induced import add_rows, cross_entropy, log_sum_exp, segment_logsumexp
+from imm_lib.induced import cross_entropy
 from imm_lib.segments import groups, unique
 from imm_lib.sequential import sequential_risk
+from imm_lib.sums import add_rows, log_sum_exp, segment_logsumexp
 from imm_lib.targets.table import Target, as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +68,7 @@ def distinct(
     values, inverse, counts = unique(joint)
     total: Tensor | float = float(len(joint))
     if weight is not None:
-        weights, _ = distributed.gathered(checks.point_weights(weight, short), group)
+        weights, _ = distributed.gathered(distributions.point_weights(weight, short), group)
         counts = add_rows(weights.new_zeros(len(values)), inverse, weights)
         total = weights.sum()
         # what counts for nothing is not run: its risk may be infinite
@@ -80,7 +81,7 @@ def answer(query: Query, short: Tensor, extended: Tensor, labels: int | str = "Y
     """The answer of ``query``, checked to be (N, labels) log-probabilities."""
     name, found = "query(short, extended)", checks.answer(query, short, extended)
     why = checks.coarser(found, labels)
-    log_q = checks.log_distributions(name, found, len(short), labels, why=why)
+    log_q = distributions.log_distributions(name, found, len(short), labels, why=why)
     checks.same_device(name, log_q, "short", short)
     return log_q
 
@@ -209,7 +210,7 @@ class Drawing(Estimator):
         extended = drawn[: len(asked)]
         if weight is None:
             return asked, rows, extended, count, total
-        weight = checks.point_weights(weight, short)
+        weight = distributions.point_weights(weight, short)
         count = add_rows(torch.zeros_like(count, dtype=weight.dtype), inverse, weight)
         if checks.visible(count):  # what counts for nothing is not run: its risk may be infinite
             some = count > 0

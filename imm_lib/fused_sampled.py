@@ -10,8 +10,9 @@ from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group
 from imm_lib.estimators import Drawing, Query, Target
 from imm_lib.head import Head, Scratch, scratch_of
-from imm_lib.induced import add_rows, cross_entropy, inner
+from imm_lib.induced import cross_entropy
 from imm_lib.segments import cuts
+from imm_lib.sums import add_rows, inner
 
 
 class FusedSampledIMM(Drawing):

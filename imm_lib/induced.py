@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.checks import accumulator
+from imm_lib.sums import log_sum_exp_
 
 
 def fits(name: str, value: Tensor, leading: torch.Size, other_name: str, other: Tensor) -> None:
@@ -36,7 +37,7 @@ def _operands(
     k = log_q.shape[-2]
     if log_w is None:
         return log_q, log_q.new_full((k, 1), -math.log(k))
-    log_w = checks.log_weights("log_w", log_w, k)
+    log_w = distributions.log_weights("log_w", log_w, k)
     checks.same_device("log_w", log_w, "log_q", log_q)
     fits("log_w", log_w, log_w.shape[:-1], "log_q", log_q)
     return log_q, log_w.to(log_q.dtype).unsqueeze(-1)
@@ -51,12 +52,12 @@ def _target_rows(target: Tensor, log_q: Tensor) -> Tensor:
     if checks.visible(target):
         low = target.detach().amin().item()
         error = (target.detach().sum(-1, dtype=torch.float64) - 1).abs().max().item()
-        if not (low >= 0 and error <= checks.tolerance(target.dtype)):
+        if not (low >= 0 and error <= distributions.tolerance(target.dtype)):
             raise ValueError(
                 f"target must hold probabilities that sum to 1, got a minimum of {low:g}, error "
                 f"{error:g}"
             )
-    return checks.normalised(target).to(log_q.dtype)
+    return distributions.normalised(target).to(log_q.dtype)
 
 
 def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
@@ -65,128 +66,6 @@ def cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
     A label of target probability 0 contributes exactly 0, also where ``log_p`` is -inf.
     """
     return -(target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
-
-
-LONG = 2**15
-"""Entries that are added up one after another in single precision; of ten million of one sign the
-sum would be half a per cent off.
-"""
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of a x b over all entries, with no product in memory."""
-    a, b = a.reshape(-1), b.reshape(-1)
-    if a.device.type != "cpu" or len(a) <= LONG:
-        return torch.dot(a, b)
-    if not checks.visible(a):  # in compiled code the product is no tensor of its own
-        return (a * b).sum()
-    pieces = [torch.dot(*pair) for pair in zip(a.split(LONG), b.split(LONG), strict=True)]
-    return torch.stack(pieces).sum(dtype=torch.float64).to(a.dtype)
-
-
-def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """``total`` (G, ...), to which the rows of ``values`` (N, ...) with an ``index`` (N,) are added
-    in place; many of them in float64, on a CPU.
-    """
-    few = len(values) <= LONG // 8 or values.dtype == torch.float64
-    if few or not checks.visible(values):
-        return total.index_add_(0, index, values)
-    wide, rows = total.double(), max(1, 8 * LONG * len(values) // values.numel())
-    for own, some in zip(index.split(rows), values.split(rows), strict=True):
-        wide.index_add_(0, own, some.double())
-    return total.copy_(wide)
-
-
-def dot(weight: Tensor, log_p: Tensor) -> Tensor:
-    """The sum of weight x log_p over all entries, where 0 times -inf is 0; where nothing is
-    infinite one pass, and no product in memory.
-    """
-    if checks.visible(log_p):
-        total = inner(weight, log_p)
-        if not total.isnan():
-            return total
-    # not a clamp: what has a weight and no probability is infinite
-    return inner(weight, log_p.masked_fill(weight == 0, 0.0))
-
-
-class _Weighted(torch.autograd.Function):
-    """-mean_t sum_y weight_t(y) log_q_t(y) of (B, Y) each, with a constant weight; 0 times -inf is
-    0.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(log_q, weight):
-        return -dot(weight, log_q) / len(log_q)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, weight = inputs
-        ctx.save_for_backward(weight)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        (weight,) = ctx.saved_tensors
-        return weight * (-upstream / len(weight)), None
-
-
-class _Once(torch.autograd.Function):
-    """A surrogate, refused by a backward pass that builds a graph."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value):
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, upstream):
-        # with create_graph=True; torch.func's transforms have it always
-        if torch.is_grad_enabled() and not torch._C._functorch.is_functorch_wrapped_tensor(
-            upstream
-        ):
-            raise RuntimeError(
-                "a surrogate has the risk's gradient but not its second derivatives: "
-                "with create_graph=True take ExactIMM or SampledIMM"
-            )
-        return upstream
-
-
-weighted, once = _Weighted.apply, _Once.apply
-
-
-def log_of_sum(total: Tensor) -> Tensor:
-    """log of sums of probabilities; a sum of 0 gives -inf and the gradient 0, as no context can
-    move it.
-    """
-    dead = total == 0
-    return total.masked_fill(dead, 1.0).log().masked_fill(dead, -math.inf)
-
-
-def log_sum_exp(x: Tensor) -> Tensor:
-    """(..., k, Y) -> (..., Y) log sum exp, unchecked; torch.logsumexp has NaN gradients where all k
-    entries are -inf.
-
-    It allocates one tensor of the size of ``x``: the exponentials overwrite the differences.
-    """
-    top = _top(x)
-    return log_of_sum((x - top).exp_().sum(-2)) + top.squeeze(-2)
-
-
-def log_sum_exp_(x: Tensor) -> Tensor:
-    """:func:`log_sum_exp` that overwrites ``x``, which nothing else may need."""
-    top = _top(x)
-    return log_of_sum(x.sub_(top).exp_().sum(-2)) + top.squeeze(-2)
-
-
-def _top(x: Tensor) -> Tensor:
-    """(..., 1, Y) the largest entries, finite, without a gradient."""
-    return x.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
 
 def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
@@ -211,7 +90,7 @@ def induce(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     >>> induce(log_q).exp()
     tensor([0.7000, 0.3000])
     """
-    log_q, log_w = _operands(log_q, log_w, checks.log_probabilities)
+    log_q, log_w = _operands(log_q, log_w, distributions.log_probabilities)
     return log_sum_exp_(log_q + log_w)
 
 
@@ -234,7 +113,7 @@ def imm_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> Tens
     >>> imm_risk(torch.tensor([0.7, 0.3]), log_q)  # the target's own entropy: a perfect match
     tensor(0.6109)
     """
-    log_q, log_w = _operands(log_q, log_w, checks.log_distributions)
+    log_q, log_w = _operands(log_q, log_w, distributions.log_distributions)
     target = _target_rows(target, log_q)
     return cross_entropy(target, log_sum_exp_(log_q + log_w))
 
@@ -251,7 +130,7 @@ def noising_risk(target: Tensor, log_q: Tensor, log_w: Tensor | None = None) -> 
     >>> noising_risk(torch.tensor([0.7, 0.3]), log_q)
     tensor(0.7288)
     """
-    log_q, log_w = _operands(log_q, log_w, checks.log_distributions)
+    log_q, log_w = _operands(log_q, log_w, distributions.log_distributions)
     target = _target_rows(target, log_q)
     weight = log_w.exp().squeeze(-1)
     # a context of weight 0 counts for nothing, even where it gives a label probability 0
@@ -284,7 +163,7 @@ def crosstalk(log_q: Tensor, log_w: Tensor | None = None) -> Tensor:
     tensor([[0.6429, 0.1667],
             [0.3571, 0.8333]])
     """
-    log_q, log_w = _operands(log_q, log_w, checks.log_probabilities)
+    log_q, log_w = _operands(log_q, log_w, distributions.log_probabilities)
     x = (log_q + log_w).detach()
     dead = (x == -math.inf).all(-2, keepdim=True)
     return torch.softmax(x.masked_fill(dead, 0.0), dim=-2).masked_fill(dead, 0.0)
@@ -326,25 +205,3 @@ def undo_class_weights(logits: Tensor, weight: Tensor) -> Tensor:
     # the logarithm first: a weight of float64 may be too small for float32
     log_weight = accumulator(checks.usable(weight)).log()
     return (logits - log_weight.to(logits.dtype)).log_softmax(-1)
-
-
-def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """The largest of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) ->
-    (size, Y), detached.
-
-    At least the dtype's lowest finite number, so that ``values - segment_max`` is never inf - inf.
-    """
-    top = values.detach().new_full((size, values.shape[-1]), torch.finfo(values.dtype).min)
-    return top.scatter_reduce_(0, index.unsqueeze(1).expand_as(values), values.detach(), "amax")
-
-
-def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """log sum exp of the rows of ``values`` (N, Y) that share an ``index`` (N,) in [0, size) ->
-    (size, Y).
-
-    The induced model when the extended contexts of each short context lie in a flat list (eq. 6).
-    Differentiable; an empty segment gives -inf.
-    """
-    top = segment_max(values, index, size)
-    share = (-top).index_select(0, index).add_(values).exp_()
-    return log_of_sum(add_rows(torch.zeros_like(top), index, share)) + top

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Query, answer, checked_batch, checked_contexts
-from imm_lib.induced import segment_logsumexp
 from imm_lib.segments import unique
+from imm_lib.sums import segment_logsumexp
 
 
 def jacobian(outputs: Tensor, parameters: list[Tensor], rows: int = 256) -> Tensor:
@@ -112,7 +112,9 @@ def informations(
     checks.double("short", short)  # before anything is computed
     if weight is None:
         weight = torch.full((len(short),), 1 / len(short), dtype=torch.float64, device=short.device)
-    weight = checks.normalised(checks.probabilities("weight", weight, len(short)).double())
+    weight = distributions.normalised(
+        distributions.probabilities("weight", weight, len(short)).double()
+    )
 
     log_q = scored(query, short, extended)
     q = log_q.detach().double().exp()

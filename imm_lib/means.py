@@ -11,11 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.contexts import Contexts
 from imm_lib.estimators import Drawing, Estimator, distinct
-from imm_lib.induced import add_rows, fits, once
+from imm_lib.induced import fits
 from imm_lib.segments import groups
+from imm_lib.sums import add_rows, once
 from imm_lib.tables import RunningTable, check_visited
 from imm_lib.targets.table import MeanTarget
 from imm_lib.worth import Worth
@@ -44,7 +45,9 @@ def induced_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     values = checks.values("values", values, ..., "k", "D")
     if weight is None:
         return values.mean(-2)
-    checks.probabilities("weight", weight, ..., values.shape[-2], why=" for (..., k, D) values")
+    distributions.probabilities(
+        "weight", weight, ..., values.shape[-2], why=" for (..., k, D) values"
+    )
     checks.same_device("weight", weight, "values", values)
     fits("weight", weight, weight.shape[:-1], "values", values)
     return (weight.to(values.dtype).unsqueeze(-1) * values).sum(-2)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.checks import accumulator
 from imm_lib.contexts import KernelWeights
 
@@ -69,7 +69,7 @@ class MixedContexts(KernelWeights):
         checks.same_device("short", checks.floating("short", short), "values", self.values)
         width = 1 + self.values.shape[1]
         checks.shaped("short", short, "B", width, why=": a group, then the values")
-        checks.resolves("short", short, self.largest)
+        distributions.resolves("short", short, self.largest)
         if checks.visible(short) and not torch.isfinite(short).all():
             raise ValueError("short must be finite, got NaN or infinite entries")
         query = short[:, 1:].to(self.values.dtype) / self.bandwidth

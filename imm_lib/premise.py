@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.contexts import Contexts, GroupedContexts
 from imm_lib.estimators import Query, Target, checked_batch, checked_contexts, induced_rows
 from imm_lib.segments import unique
@@ -206,7 +206,7 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
     >>> surprise(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([1, 1])).z > 3
     True
     """
-    checks.probabilities("rows", rows, "N", "Y")
+    distributions.probabilities("rows", rows, "N", "Y")
     label = checks.ids("label", label, rows.shape[1])
     checks.shaped("label", label, len(rows), why=", as long as rows")
     p = checks.double("rows", rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imm_lib import checks
 from imm_lib.distributed import Group, highest, summed
-from imm_lib.induced import add_rows, segment_max
+from imm_lib.sums import add_rows, segment_max
 
 
 class Groups(NamedTuple):

@@ -14,21 +14,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from imm_lib import checks, distributed
+from imm_lib import checks, distributed, distributions
 from imm_lib.checks import accumulator
 from imm_lib.distributed import Group
 from imm_lib.divergences import Divergence, as_divergence, pull
 from imm_lib.estimators import Target
-from imm_lib.induced import (
-    add_rows,
-    cross_entropy,
-    dot,
-    inner,
-    once,
-    segment_max,
-    weighted,
-)
+from imm_lib.induced import cross_entropy
 from imm_lib.segments import Part, groups, mix, over, parts
+from imm_lib.sums import add_rows, dot, inner, once, segment_max, weighted
 from imm_lib.tables import RunningTable, check_visited, pairs_of
 
 CACHE = 2**20
@@ -62,7 +55,7 @@ class _TableIMM(RunningTable):
         short = checks.ids("short", short, len(self.table))
         labels = self.table.shape[1]
         hint = checks.coarser(log_q, labels)
-        checks.log_distributions(name, log_q, len(short), labels, why=hint)
+        distributions.log_distributions(name, log_q, len(short), labels, why=hint)
         checks.same_device(name, log_q, "the table", self.table)
         checks.same_device("short", short, "the table", self.table)
         return log_q, short
@@ -102,7 +95,7 @@ class _TableIMM(RunningTable):
         some, size = self._parts(short)
         total: Tensor | float = size
         if weight is not None:
-            weight = checks.point_weights(weight, short).to(dtype)
+            weight = distributions.point_weights(weight, short).to(dtype)
             total = distributed.summed(weight.sum(), self.group)
         # all before the first step, so that a bad answer changes nothing
         targets = [self.target_rows(p.groups.short) for p in some]

@@ -5,7 +5,7 @@ minimisers.
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.contexts import BeliefContexts
 from imm_lib.induced import cross_entropy, imm_risk, induce, noising_risk
 
@@ -42,7 +42,7 @@ class TabularWorld:
 
     def __init__(self, joint: Tensor):
         checks.floating("joint", joint, "S", "E", "Y")
-        checks.probabilities("joint", joint.flatten())
+        distributions.probabilities("joint", joint.flatten())
         joint = joint.double()
         self.joint = joint / joint.sum()
         self.pi = self.joint.sum(2)
@@ -62,7 +62,7 @@ class TabularWorld:
         self.induced = (self.belief.unsqueeze(2) * self.conditional).sum(1)
 
     def _model(self, log_q: Tensor) -> Tensor:
-        return checks.log_distributions("log_q", log_q, *self.joint.shape).double()
+        return distributions.log_distributions("log_q", log_q, *self.joint.shape).double()
 
     def induce(self, log_q: Tensor) -> Tensor:
         """(S, E, Y) -> (S, Y) log-probabilities of the induced model under the true π (eq. 4)."""

@@ -9,7 +9,7 @@ import torch
 from worlds import PairModel, gradients, random_log_q, random_probabilities
 
 import imm_lib as imm
-from imm_lib import checks
+from imm_lib import distributions
 from imm_lib.divergences import forward_kl
 from imm_lib.targets.table import TableTarget, as_target
 from imm_lib.worth import informations
@@ -164,15 +164,15 @@ def test_one_bad_row_of_a_small_tensor_is_found():
     log_q = random_log_q(1000, 3)
     log_q[717] -= 0.5
     with pytest.raises(ValueError, match="sum to 1 over labels"):
-        checks.log_distributions("log_q", log_q, "N", "Y")
+        distributions.log_distributions("log_q", log_q, "N", "Y")
 
 
 def test_a_large_tensor_is_looked_at_in_places():
-    rows = 2 * checks.LOOK // 1000
+    rows = 2 * distributions.LOOK // 1000
     log_q = torch.full((rows, 1000), -math.log(1000))
-    assert checks.log_distributions("log_q", log_q, "N", "Y") is log_q
+    assert distributions.log_distributions("log_q", log_q, "N", "Y") is log_q
     with pytest.raises(ValueError, match="sum to 1 over labels"):
-        checks.log_distributions("log_q", log_q - 1, "N", "Y")
+        distributions.log_distributions("log_q", log_q - 1, "N", "Y")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -181,7 +181,7 @@ def test_rounded_log_probabilities_pass(dtype, labels):
     for log_q in (torch.zeros(3, labels), torch.randn(3, labels)):
         half = log_q.log_softmax(-1).to(dtype)
         for value in (half, half.float(), half.double()):
-            assert checks.log_distributions("log_q", value, "N", "Y") is value
+            assert distributions.log_distributions("log_q", value, "N", "Y") is value
 
 
 # inference mode

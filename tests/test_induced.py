@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worlds import brute_induce, brute_risk, random_log_q, random_probabilities
 
 import imm_lib as imm
-from imm_lib.induced import log_sum_exp, log_sum_exp_, segment_logsumexp
+from imm_lib.sums import log_sum_exp, log_sum_exp_, segment_logsumexp
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6))
 

@@ -7,8 +7,8 @@ import torch
 
 import imm_lib as imm
 from imm_lib import checks, divergences, worth
-from imm_lib.induced import dot
 from imm_lib.premise import surprise
+from imm_lib.sums import dot, once
 from imm_lib.targets.table import CallableTarget, TableTarget
 
 
@@ -153,6 +153,6 @@ def test_surrogates_have_no_second_derivative():
     with pytest.raises(RuntimeError, match="second derivatives"):
         torch.autograd.grad(surrogate(log_q), log_q, create_graph=True)
     (once,) = torch.autograd.grad(surrogate(log_q), log_q)
-    transformed = torch.func.grad(lambda x: imm.induced.once(x.sum()))(log_q.detach())
+    transformed = torch.func.grad(lambda x: once(x.sum()))(log_q.detach())
     assert once.tolist() == [[-0.5, -0.5]]
     assert transformed.tolist() == [[1.0, 1.0]]

@@ -17,8 +17,8 @@ from imm_lib import (
     SampledNoising,
     SerializedIMM,
 )
-from imm_lib.induced import add_rows, inner, segment_logsumexp
 from imm_lib.means import ExactMean, MovingAverageMean
+from imm_lib.sums import add_rows, inner, segment_logsumexp
 
 POINTS, LABELS = 1024, 10_000
 SHORT = torch.zeros(POINTS, dtype=torch.long)

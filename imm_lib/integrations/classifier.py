@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.contexts import Contexts, GroupedContexts
 from imm_lib.integrations.tables import Coding, _few, is_frame, select
 from imm_lib.mixed import MixedContexts
@@ -193,7 +193,7 @@ class ClassifierTarget(KeepsPrecision):
             return group, np.zeros((len(group), 0))
         width = 1 + sum(self.coding.numeric)
         checks.floating("short", short, "B", width, why=", as target.encode(frame) gives it")
-        checks.resolves("short", short, len(self.coding.keys) - 1)
+        distributions.resolves("short", short, len(self.coding.keys) - 1)
         rows = short.detach().cpu().double().numpy() + 0.0  # no -0
         group, values = rows[:, 0], rows[:, 1:]
         if not (
@@ -227,7 +227,7 @@ class ClassifierTarget(KeepsPrecision):
                 f"of classes_, got {rows.shape}"
             )
         found = torch.from_numpy(rows[:, self.order])
-        checks.probabilities("model.predict_proba", found)
+        distributions.probabilities("model.predict_proba", found)
         self.table = torch.cat([self.table, found.to(self.table.device)])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.precision import KeepsPrecision
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class FinitePOMDP(NamedTuple):
             ValueError: shapes that do not fit, rows that are not distributions, or rewards that are
                 not finite.
         """
-        checks.probabilities("transition", transition, "A", "S", "S")
+        distributions.probabilities("transition", transition, "A", "S", "S")
         actions, states, _ = transition.shape
-        checks.probabilities("observation", observation, actions, states, "O")
+        distributions.probabilities("observation", observation, actions, states, "O")
         checks.finite("reward", checks.floating("reward", reward, actions, states))
         # in float64, as a discount near 1 multiplies what rows lack a thousandfold
         transition, observation = (
-            checks.normalised(table.double()) for table in (transition, observation)
+            distributions.normalised(table.double()) for table in (transition, observation)
         )
         return cls(transition, observation, reward.double())
 
@@ -109,7 +109,9 @@ class FinitePOMDP(NamedTuple):
 
     def _belief(self, belief: Tensor) -> Tensor:
         states = self.transition.shape[1]
-        return checks.normalised(checks.probabilities("belief", belief, "B", states).double())
+        return distributions.normalised(
+            distributions.probabilities("belief", belief, "B", states).double()
+        )
 
 
 class FastInformedBound(KeepsPrecision):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.precision import KeepsPrecision
 from imm_lib.targets.kneser_ney import KneserNeyBigram
 
@@ -43,7 +43,7 @@ class TableTarget(KeepsPrecision):
     def __init__(self, table: Tensor):
         super().__init__()
         _labels("target", checks.floating("target", table, "S", "Y", why=", or a callable"))
-        rows = checks.probabilities("target", table).detach()
+        rows = distributions.probabilities("target", table).detach()
         # a table in half precision stays one: its rows are normalised when they are looked up
         half = table.dtype in checks.HALF
         kept = checks.usable(table.detach()) if half else rows
@@ -52,7 +52,7 @@ class TableTarget(KeepsPrecision):
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
         rows = self.table[checks.ids("short", short, len(self.table), ("target", self.table))]
-        return checks.normalised(rows) if rows.dtype in checks.HALF else rows
+        return distributions.normalised(rows) if rows.dtype in checks.HALF else rows
 
 
 def _labels(name: str, rows: Tensor) -> None:
@@ -93,10 +93,10 @@ class CallableTarget(nn.Module):
         _labels("target(short)", rows)
         checks.same_device("target(short)", rows, "short", short)
         if not self.checked or checks.visible(rows):
-            rows = checks.probabilities("target(short)", rows)
+            rows = distributions.probabilities("target(short)", rows)
             self.checked = True
             return rows
-        return checks.normalised(checks.usable(rows))
+        return distributions.normalised(checks.usable(rows))
 
 
 class MeanTarget(KeepsPrecision):

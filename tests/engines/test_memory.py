@@ -7,7 +7,7 @@ import torch
 
 import imm_lib as imm
 from imm_lib.experiments.timing import peak_bytes
-from imm_lib.induced import log_sum_exp, log_sum_exp_
+from imm_lib.sums import log_sum_exp, log_sum_exp_
 
 SHORT, K, LABELS = 64, 4, 2000
 

@@ -26,7 +26,8 @@ WHERE = ROOT / "_build" / "mutation"
 STORE = ROOT / "tests" / "mutation"
 TESTS = {
     "divergences": ("divergences", "zeros", "mutants", "fuzz"),
-    "induced": ("induced", "mutants", "accepted", "class_weights", "segments", "bad_input", "fuzz"),
+    "induced": ("induced", "mutants", "accepted", "class_weights", "bad_input", "fuzz"),
+    "sums": ("induced", "rounding", "segments", "mutants", "accepted", "fuzz"),
     "contexts": ("contexts", "accepted", "mutants", "bad_input", "fuzz"),
     "estimators": ("estimators", "weights", "accepted", "bad_input", "fuzz"),
     "surrogates": ("estimators", "weights", "segments", "mutants", "bad_input", "fuzz"),
@@ -48,6 +49,7 @@ TESTS = {
     "coarse": ("means", "fuzz"),
     "uses": ("uses",),
     "checks": ("accepted", "bad_input", "mutants", "weights", "fuzz"),
+    "distributions": ("accepted", "bad_input", "mutants", "weights", "fuzz"),
 }
 """The modules of the core, the most important first, and where their tests are."""
 # several processes, compiled graphs (which refuse mutmut's switches), minutes, or random input

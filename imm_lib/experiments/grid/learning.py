@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.divergences import Divergence
 from imm_lib.experiments.grid.torus import Torus
 from imm_lib.induced import cross_entropy, induce
@@ -177,7 +177,7 @@ def learn(
     checks.number("lam", lam, 0)
     if target is not None:
         wanted = (torus.size, actions)
-        if checks.probabilities("target", target).shape != wanted:
+        if distributions.probabilities("target", target).shape != wanted:
             raise ValueError(f"target must be {wanted}, got {checks.describe(target)}")
         target = target.to(torus.device)
     elif lam:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from imm_lib import checks
+from imm_lib import checks, distributions
 from imm_lib.targets import FinitePOMDP
 
 MOVES = {"up": (0, 1), "down": (0, -1), "left": (-1, 0), "right": (1, 0)}
@@ -92,7 +92,7 @@ class Torus:
             raise ValueError(
                 f"policy must end in (S, A) = {(states, actions)}, got {checks.describe(policy)}"
             )
-        policy = checks.probabilities("policy", policy).double()
+        policy = distributions.probabilities("policy", policy).double()
         after, reward = self.after.T.to(policy.device), self.reward.to(policy.device)
         value = policy.new_zeros(policy.shape[:-1])
         for _ in range(checks.count("steps", steps)):
