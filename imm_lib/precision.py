@@ -16,6 +16,7 @@ class KeepsPrecision(nn.Module):
     Rows of probabilities in bfloat16 sum to 1 within a percent only, and a running average of them
     stalls: a step of less than 1/256 of the value rounds to none.
 
+    >>> import torch
     >>> module = KeepsPrecision()
     >>> module.register_buffer("table", torch.ones(2))
     >>> module.bfloat16().table.dtype, module.double().table.dtype
@@ -29,6 +30,7 @@ class KeepsPrecision(nn.Module):
         DistributedDataParallel does not replace a rank's by another's, and ``to_empty`` does not
         empty them.
 
+        >>> import torch
         >>> module = KeepsPrecision()
         >>> module.hold(points=torch.tensor([0.5]))
         >>> torch.nn.Sequential(module).double().to_empty(device="cpu")[0].points

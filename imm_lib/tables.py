@@ -63,7 +63,9 @@ class RunningTable(KeepsPrecision):
     def target_rows(self, short: Tensor) -> Tensor:
         """(G,) ids -> (G, Y) probabilities of the target, checked to be of so many labels."""
         rows = self.target(short)
-        checks.shaped("target(short)", rows, len(short), self.shape[1], why=", num_labels columns")
+        labels = self.shape[1]
+        why = f", with num_labels = {labels}"
+        checks.shaped("target(short)", rows, len(short), labels, why=why)
         return rows.to(self.table.dtype)
 
     def make_table(self, size: tuple[int, ...], num_short: int) -> None:

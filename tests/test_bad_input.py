@@ -424,7 +424,7 @@ CASES = {
             LOG_Q[:, :2].log_softmax(-1).log_softmax(1), DATA
         ),
         ValueError,
-        "target .*num_labels = 2",
+        "target.short. must be .*num_labels = 2",
     ),
     # baselines and clipping
     "reverse-KD: labels": (
