@@ -153,7 +153,12 @@ EXPERIMENTS = [
     _experiment(
         "confirmed",
         units.columns,
-        {**_TABLE_4, "normals": [[1, 2, 3], [1, 3, 3]], "steps": [3000]},
+        {
+            **_TABLE_4,
+            "runs": 4 * paper.RUNS,
+            "normals": [[1, 2, 3], [1, 3, 3]],
+            "steps": [3000],
+        },
         {"steps": [50], "sizes": [5, 20]},
         ("normals",),
         _table_columns,
