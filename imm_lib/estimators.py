@@ -106,10 +106,11 @@ class Estimator(nn.Module):
     """What matches a target by running the full model in extended contexts."""
 
     risk: Tensor | None
+    as_target: Callable[..., nn.Module] = staticmethod(as_target)
 
     def __init__(
         self,
-        target: Target | nn.Module,
+        target: Target,
         contexts: Contexts,
         divergence: Divergence | str = cross_entropy,
         group: Group = None,
@@ -117,7 +118,7 @@ class Estimator(nn.Module):
         super().__init__()
         self.divergence, self.group = as_divergence(divergence), checked_group(group)
         self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = as_target(target, contexts)
+        self.target = self.as_target(target, contexts)
 
     def mean(self, risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
         """Σ count · risk / total, which ``.risk`` then holds detached; what counts for nothing may
@@ -177,7 +178,7 @@ class Drawing(Estimator):
 
     def __init__(
         self,
-        target: Target | nn.Module,
+        target: Target,
         contexts: Contexts,
         k: int,
         generator: torch.Generator | None = None,

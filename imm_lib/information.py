@@ -107,7 +107,7 @@ def informations(
     parameters = checks.differentiable(parameters)
     contexts = checked_contexts(contexts)
     short = checks.held("short", checked_batch(short))
-    extended = checks.ids("extended", extended)
+    extended = checks.held("extended", checks.ids("extended", extended))
     checks.shaped("extended", extended, len(short))
     checks.double("short", short)  # before anything is computed
     if weight is None:

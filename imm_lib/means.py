@@ -85,8 +85,10 @@ class ExactMean(Estimator):
     tensor(0.1250)
     """
 
+    as_target = MeanTarget
+
     def __init__(self, target: Regressor | Tensor, contexts: Contexts):
-        super().__init__(MeanTarget(target, contexts), contexts, _squared)
+        super().__init__(target, contexts, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""
@@ -112,6 +114,8 @@ class SampledMean(Drawing):
         TypeError, ValueError: a bad target, contexts, k, batch or answer of ``query``.
     """
 
+    as_target = MeanTarget
+
     def __init__(
         self,
         target: Regressor | Tensor,
@@ -121,7 +125,7 @@ class SampledMean(Drawing):
     ):
         if checks.count("k", k) < 2:
             raise ValueError(f"k must be at least 2, as a variance is estimated, got {k}")
-        super().__init__(MeanTarget(target, contexts), contexts, k, generator, _squared)
+        super().__init__(target, contexts, k, generator, _squared)
 
     def forward(self, query: MeanQuery, short: Tensor) -> Tensor:
         """Mean risk over a batch of (B,) or (B, c) short contexts."""

@@ -136,7 +136,8 @@ def lead(
     target, contexts = as_target(target, contexts), checked_contexts(contexts)
     if len(short := checks.held("short", checked_batch(short))) < 2:
         raise ValueError(f"short must hold at least two pairs, got {checks.describe(short)}")
-    checks.shaped("label", checks.ids("label", label), len(short), why=", as long as short")
+    label = checks.held("label", checks.ids("label", label))
+    checks.shaped("label", label, len(short), why=", as long as short")
     checks.same_device("label", label, "short", short)
     seen = _seen(contexts, short, drop_unseen)
     if int(seen.sum()) < 2:
@@ -207,7 +208,7 @@ def surprise(rows: Tensor, label: Tensor) -> Surprise:
     True
     """
     distributions.probabilities("rows", rows, "N", "Y")
-    label = checks.ids("label", label, rows.shape[1])
+    label = checks.held("label", checks.ids("label", label, rows.shape[1]))
     checks.shaped("label", label, len(rows), why=", as long as rows")
     p = checks.double("rows", rows)
     p = p / p.sum(1, keepdim=True)

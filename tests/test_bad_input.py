@@ -419,6 +419,18 @@ CASES = {
         ValueError,
         "short .*never visited.*0",
     ),
+    "surprise: labels without values": (
+        lambda: imm.premise.surprise(TARGET, torch.zeros(len(TARGET), device="meta").long()),
+        ValueError,
+        "label must hold values",
+    ),
+    "informations: contexts without values": (
+        lambda: imm.worth.informations(
+            torch.nn.Linear(1, 2).parameters(), lambda s, e: s, GROUPED, DATA, DATA.to("meta")
+        ),
+        ValueError,
+        "extended must hold values",
+    ),
     "moving: callable's labels": (
         lambda: imm.MovingAverageIMM(lambda s: TARGET[s], 4, 2).double()(
             LOG_Q[:, :2].log_softmax(-1).log_softmax(1), DATA

@@ -1,5 +1,8 @@
 """Real-valued targets and coarser labels: estimators against each other, theory, and bad input."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -231,3 +234,24 @@ def test_a_regression_target_for_a_classifier_is_refused():
         imm.ExactIMM(lambda s: target[s], imm.GroupedContexts(short))(
             lambda s, e: values[e].log_softmax(1), short
         )
+
+
+def test_a_regressor_is_no_target_of_probabilities():
+    contexts = imm.GroupedContexts(torch.tensor([0, 1]))
+    means = ExactMean(torch.tensor([[-0.7, 2.0], [0.3, 5.0]]), contexts).target
+    moving = imm.MovingAverageIMM(means, 2, 2)
+    with pytest.raises(ValueError, match=r"target\(short\) must not be negative"):
+        moving(torch.zeros(2, 2).log_softmax(1), torch.tensor([0, 1]))
+    for kind in (imm.ExactIMM, imm.SampledIMM):
+        estimator = kind(means, contexts)
+        with pytest.raises(ValueError, match=r"target\(short\) must not be negative"):
+            estimator(lambda s, e: torch.zeros(len(e), 2).log_softmax(1), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("kind", [ExactMean, SampledMean])
+def test_an_estimator_of_means_is_copied_without_the_graph_of_its_table(kind):
+    table = torch.randn(500, 20, requires_grad=True) * 2
+    contexts = imm.GroupedContexts(torch.arange(500))
+    copied = copy.deepcopy(kind(table, contexts))
+    assert not copied.target.table.requires_grad
+    assert len(pickle.dumps(kind(table.detach(), contexts).target)) < 1.5 * table.nbytes

@@ -106,7 +106,8 @@ class MeanTarget(KeepsPrecision):
 
     def __init__(self, target: Target, contexts: object):
         super().__init__()
-        self.given = target, contexts  # a tuple: not a submodule
+        function = None if isinstance(target, Tensor) else target
+        self.given = function, contexts  # a tuple: not a submodule
         if isinstance(target, Tensor):
             table = checks.held(
                 "target", checks.values("target", target, "S", "D", why=checks.column(target))
@@ -122,11 +123,11 @@ class MeanTarget(KeepsPrecision):
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """(B, D) means."""
-        target, contexts = self.given
-        if isinstance(target, Tensor):
+        function, contexts = self.given
+        if function is None:
             beside = "target", self.table
             return self.table[checks.ids("short", short, len(self.table), beside)]
-        found = asked(target, short, contexts)
+        found = asked(function, short, contexts)
         rows = checks.values("target(short)", found, len(short), "D", why=checks.column(found))
         checks.same_device("target(short)", rows, "short", short)
         return rows
@@ -143,7 +144,7 @@ def as_target(target: Target, contexts: object = None) -> nn.Module:
     found = TableTarget(target) if isinstance(target, Tensor) else target
     if isinstance(found, TableTarget):
         check_rows(found.table, contexts)
-    if isinstance(found, TableTarget | CallableTarget | MeanTarget | KneserNeyBigram):
+    if isinstance(found, TableTarget | CallableTarget | KneserNeyBigram):
         return found
     hint = "; imm.from_sklearn makes a target of a classifier" * _is_classifier(target)
     if hint or not callable(target):
