@@ -426,7 +426,7 @@ CASES = {
     ),
     "informations: contexts without values": (
         lambda: imm.worth.informations(
-            torch.nn.Linear(1, 2).parameters(), lambda s, e: s, GROUPED, DATA, DATA.to("meta")
+            lambda s, e: s, torch.nn.Linear(1, 2).parameters(), GROUPED, DATA, DATA.to("meta")
         ),
         ValueError,
         "extended must hold values",
