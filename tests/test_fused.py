@@ -585,7 +585,9 @@ def test_a_bad_answer_of_the_target_changes_nothing(monkeypatch):
     with pytest.raises(ValueError, match=r"target\(short\) must sum to 1"):
         module(*GOOD)
     assert not module.visited.any()
-    with pytest.raises(ValueError, match=r"target\(short\) must be \(\d+, 6\), num_labels columns"):
+    with pytest.raises(
+        ValueError, match=r"target\(short\) must be \(\d+, 6\), with num_labels = 6"
+    ):
         fused(target=lambda short: torch.full((len(short), 2), 0.5))(*GOOD)
 
 

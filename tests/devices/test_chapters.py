@@ -54,7 +54,7 @@ SMALL = {
         ),
         ("for steps in (3000, 10_000)", "for steps in (3, 10)"),
         ("plane.draw(2, 20_000", "plane.draw(2, 20"),
-        ("rho, steps=1000)", "rho, steps=2)"),
+        ("for _ in range(1000):", "for _ in range(2):"),
         (
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5))',
             'logistic.train(many, "reverse-KD", logistic.ratio(1.5), steps=2)',
@@ -145,7 +145,7 @@ SMALL = {
         ("for _ in range(300):", "for _ in range(2):"),
         ("for seed in range(20):", "for seed in range(2):"),
         ("for bandwidth in (0.1, 0.3, 1.0)", "for bandwidth in (1.0,)"),
-        ("{**clinic.settings.TABLES,", '{**clinic.settings.TABLES, "steps": 2, "block": 2,'),
+        ("{**clinic.settings.TABLES,", '{**clinic.settings.TABLES, "steps": 10, "block": 2,'),
     ],
     "10": [
         ("epochs=40", "epochs=1"),

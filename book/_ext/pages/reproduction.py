@@ -188,7 +188,8 @@ searched for: it is the nearest of {tried} settings by the column of noising, an
 A plane that was searched for fits better than one chosen beforehand. On {FIRST.normal}, the
 book's first, {_told(FIRST)}.
 By all columns of shorter runs the nearest is {tuple(other.normal)} with {other.labels} labels
-redrawn at every step. No setting that was tried has the printed rise of noising from 20 to 50 points in full.
+redrawn at every step. No setting that was tried has the printed rise of noising from 20 to 50
+points in full.
 [Chapter 17](17-lambda-and-table-4.ipynb) has the search, and all columns by plane."""
 
 
