@@ -106,7 +106,7 @@ class Estimator(nn.Module):
     """What matches a target by running the full model in extended contexts."""
 
     risk: Tensor | None
-    as_target: Callable[..., nn.Module] = staticmethod(as_target)
+    _as_target: Callable[..., nn.Module] = staticmethod(as_target)
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Estimator(nn.Module):
         super().__init__()
         self.divergence, self.group = as_divergence(divergence), checked_group(group)
         self.contexts, self.risk = checked_contexts(contexts), None
-        self.target = self.as_target(target, contexts)
+        self.target = self._as_target(target, contexts)
 
     def mean(self, risk: Tensor, count: Tensor, total: Tensor | float) -> Tensor:
         """Σ count · risk / total, which ``.risk`` then holds detached; what counts for nothing may

@@ -85,7 +85,7 @@ class ExactMean(Estimator):
     tensor(0.1250)
     """
 
-    as_target = MeanTarget
+    _as_target = MeanTarget
 
     def __init__(self, target: Regressor | Tensor, contexts: Contexts):
         super().__init__(target, contexts, _squared)
@@ -114,7 +114,7 @@ class SampledMean(Drawing):
         TypeError, ValueError: a bad target, contexts, k, batch or answer of ``query``.
     """
 
-    as_target = MeanTarget
+    _as_target = MeanTarget
 
     def __init__(
         self,
