@@ -1,6 +1,8 @@
 """What the benchmarks measure with: live bytes are exact, and pieces of work are run in turns."""
 
 import platform
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -58,8 +60,10 @@ def new_pages(size):
 def test_memory_kept_is_used_again_without_new_pages():
     first, last = with_memory_kept(new_pages, 32 * 2**20)
     assert first > 1000 and last < first / 10
-    usual, again = new_pages(32 * 2**20)
-    assert again > usual / 2  # which would not be so here
+    # Not so in another new process. In this one, a hole may be there since an earlier test.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        usual, again = pool.submit(new_pages, 32 * 2**20).result()
+    assert usual > 1000 and again > usual / 2
 
 
 def test_bad_input():

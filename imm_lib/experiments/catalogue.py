@@ -45,6 +45,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-paper": "LSTMs of 1,500 units at the paper's scale (Tables 1, 5); needs a GPU",
         "language-sizes": "the same LSTMs on 1 and 10 % of the lines: where does IMM help most?",
         "language-large": "the same LSTMs on 30 % of the lines: where does IMM help most?",
+        "language-full": "LSTMs of 200 units on all of the Penn Treebank, one course of the rate",
         "language-puzzle": "why truer gradients can help less: clipping, dropout, words, steps",
         "language-rate": "the puzzle's arms with one course of the learning rate for all",
         "language-skip": "a bigram, a skip-bigram and both, on a synthetic text of four topics",

@@ -104,6 +104,17 @@ _FRONTIER = {
     },
 }
 
+# all of the text: a course of the rate that every arm shares, as in small models of the literature
+_FULL = {
+    "baseline": {},
+    "seen labels, λ = 0.2": {**_FUSED, "lam": 0.2},
+    "reverse-KD, λ = 0.2": {**_FUSED, "lam": 0.2, "labels": "none"},
+    "seen labels, λ = 1": _FUSED,
+    "reverse-KD, λ = 0.05": {**_FUSED, "lam": 0.05, "labels": "none"},
+    "baseline, dropout 0.5": {"dropout": 0.5},
+}
+_SHARED = {"width": 200, "dropout": 0.3, "epochs": 11, "falls": [6, 7, 8, 9, 10]}
+
 _TOPICS = {
     **{"corpus": "topics", "held_out": None, "sizes": [[4000, 20]]},
     "settings": {"width": 32, "scale": 0.5, "batch": 5, "unroll": 20, "epochs": 25},
@@ -142,6 +153,7 @@ EXPERIMENTS = [
     ),
     _experiment("language-sizes", _COMPARED, _PTB, sizes=[[421, 5], [4207, 2]]),
     _experiment("language-large", _COMPARED, _PTB, sizes=[[12_620, 1]]),
+    _experiment("language-full", _FULL, _PTB, settings=_SHARED, sizes=[[runs.LINES, 1]]),
     _experiment("language-puzzle", _PUZZLE, _PTB, sizes=[[1262, 2]]),
     _experiment("language-rate", _COURSE, _PTB, settings={**_SETTINGS, **_RATE}, sizes=[[1262, 2]]),
     _experiment("language-skip", _SKIP, _TOPICS),
