@@ -248,6 +248,11 @@ def test_the_suggested_weight_is_that_of_worth():
         ("map-grid", {"targets": ["best"]}, "targets must be one of"),
         ("map-grid", {"budgets": [3, 2]}, "budgets must increase"),
         ("map-text", {"tasks": [["LSTM, all", 100, 1]]}, "tasks must be one of"),
+        (
+            "map-text",
+            {"settings_by_task": {"LSTM, 100 lines": {"widht": 3}}},
+            "settings of LSTM, 100 lines must be one of .*, got 'widht'",
+        ),
         ("map-decay", {"block": 1}, "block must be at least 2"),
         ("map-frontier", {"k": [0]}, "k must be"),
         ("knowledge-means", {"lam": []}, "lam must have at least one entry"),
@@ -331,6 +336,37 @@ def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
     assert "IMM, λ = 1" not in found["methods"] and "plain" in found["methods"]
     with pytest.raises(ValueError, match="task must be one of"):
         text.run({**unit, "task": "novel"}, config, "cpu")
+
+
+def test_arms_of_a_unit_have_checkpoints_of_their_own(tmp_path):
+    from imm_lib.experiments import resume
+    from imm_lib.experiments.clinic import text
+
+    config = experiments.find("map-text").scales["ci"]
+    unit = {"task": "LSTM, 100 lines", "lines": 100, "seed": 0}
+    small = {**config, "settings": {"width": 4, "epochs": 1}}
+    with resume.beside(tmp_path / "kept"):
+        found = text.run(unit, small, torch.device("cpu"))
+    assert found["diverged"] == [] and "IMM" in found["methods"]
+
+
+def test_a_text_task_has_settings_of_its_own(monkeypatch):
+    from imm_lib.experiments.clinic import text
+    from imm_lib.experiments.clinic.settings import TEXT, TRANSFORMER
+
+    used = []
+
+    def train(key, config, device):
+        used.append(config["settings"])
+        return {"test": 9.0, "valid": 9.0, "mixture": {"test": 9.0, "valid": 9.0}} | {
+            "bigram": {"test": 9.0}
+        }
+
+    monkeypatch.setattr(text.language, "run", train)
+    for task in (TRANSFORMER, "LSTM, 1 % of PTB"):
+        text.run({"task": task, "lines": 100, "seed": 0}, {**TEXT, "reuse": False}, "cpu")
+    own = TEXT["settings_by_task"][TRANSFORMER]
+    assert used == [TEXT["settings"] | own] * 3 + [TEXT["settings"]] * 3
 
 
 def test_the_verdict_counts_wins_harm_and_regret():

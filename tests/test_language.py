@@ -459,6 +459,31 @@ def test_perplexity_and_mixture(texts, bigram):
     assert measures.perplexity(torch.full((3,), -math.inf)) == math.exp(700)
 
 
+def test_loss_by_frequency_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    law = 1 / torch.arange(1.0, 31.0) ** 1.5
+    train, other = (torch.multinomial(law, n, True, generator=generator) for n in (400, 300))
+    stream = Stream(other, 3, 4)
+    log_q = -torch.rand(len(stream.words), generator=generator)
+    words = train[:-1].tolist()
+    pairs = set(zip(words, train[1:].tolist(), strict=True))
+    loop = {}
+    for x, y, value in zip(
+        *(t.tolist() for t in (stream.words, stream.labels, log_q)), strict=True
+    ):
+        n = words.count(x)
+        level = "rare" if n < 10 else "medium" if n < 100 else "frequent"
+        name = f"{level}, {'seen' if (x, y) in pairs else 'unseen'}"
+        loop.setdefault(name, []).append(-value)
+    found = measures.by_frequency(log_q, stream, train, 30)
+    assert found.keys() == loop.keys() and len(found) == 6
+    for name, losses in loop.items():
+        assert found[name]["share"] == pytest.approx(len(losses) / len(stream.words))
+        assert found[name]["loss"] == pytest.approx(sum(losses) / len(losses))
+    whole = sum(part["share"] * part["loss"] for part in found.values())
+    assert whole == pytest.approx(-log_q.mean().item())
+
+
 def test_the_induced_bigram_is_the_mean_over_histories(texts, bigram):
     model, stream = lstm(dropout=0.5).train(), Stream(texts.train, 3, 4)
     found = measures.induced(model, stream, bigram)

@@ -55,6 +55,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "language-wikitext": "LSTMs on 3 % of WikiText-2, whose table of 33,278 words is sparse",
         "language-dropout": "dropout × λ on 1 % of the lines: does IMM help at the best dropout?",
         "language-frontier": "extended contexts × how often the term acts: quality against cost",
+        "language-frequency": "labels × memory on 1 % of the lines: at which words is the gain?",
         "language-snippets": "a transformer of three words helps one of twenty with little text",
         "language-snippets-why": "why reverse distillation won there: one difference at a time",
         "language-fidelity": "gradients of the estimators on a trained LSTM against the exact one",

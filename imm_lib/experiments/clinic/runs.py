@@ -216,9 +216,11 @@ EXPERIMENTS = [
                     ["LSTM, 10 % of PTB", 4207, 5],
                     ["LSTM, 30 % of PTB", 12_620, 5],
                     ["LSTM, 100 % of PTB", 42_068, 2],
+                    [settings.TRANSFORMER, 1262, 5],
                 ],
                 "by_task": {
-                    f"LSTM, {share} % of PTB": settings.TUNED for share in (1, 3, 10, 30, 100)
+                    **{f"LSTM, {share} % of PTB": settings.TUNED for share in (1, 3, 10, 30, 100)},
+                    settings.TRANSFORMER: settings.ONE,
                 },
             },
             "ci": {

@@ -4,6 +4,7 @@ from imm_lib import checks
 from imm_lib.experiments import options
 from imm_lib.experiments.clinic import sources, training, walks
 from imm_lib.experiments.clinic.protocol import FOLDS
+from imm_lib.experiments.language import runs as language
 from imm_lib.experiments.logistic.problem import Plane
 
 
@@ -60,12 +61,14 @@ def check_grid(config: dict) -> None:
 
 
 def check_text(config: dict) -> None:
-    """Tasks that have arms, and arms that are known."""
+    """Tasks that have arms, and arms and settings that are known."""
     options.rows("tasks", config["tasks"], 3)
     for task, lines, seeds in config["tasks"]:
         options.one_of("tasks", task, config["by_task"])
         options.each(f"arms of {task}", config["by_task"][task], config["arms"])
         whole({"lines": lines, "seeds": seeds}, "lines", "seeds")
+    for task, settings in config["settings_by_task"].items():
+        options.each(f"settings of {task}", settings, language.KNOWN)
 
 
 SIDE = {
@@ -107,6 +110,7 @@ TUNED = [
     *(f"{name}, λ = {lam:g}" for name in TERMS for lam in (0.2, 1.0, 3.0)),
 ]
 ONE = ["baseline", *(f"{name}, λ = 1" for name in TERMS)]
+TRANSFORMER = "transformer, 3 % of PTB"
 TEXT = {
     "corpus": "ptb",
     "held_out": 1000,
@@ -124,11 +128,19 @@ TEXT = {
         ["LSTM, 1 % of PTB", 421, 5],
         ["LSTM, 3 % of PTB", 1262, 5],
         ["LSTM, 10 % of PTB", 4207, 2],
+        [TRANSFORMER, 1262, 5],
     ],
+    "settings_by_task": {
+        TRANSFORMER: {
+            **{"model": "transformer", "width": 128, "dropout": 0.3, "batch": 10},
+            **{"optimiser": "adam", "lr": 2e-3, "epochs": 25},
+        }
+    },
     "by_task": {
         "LSTM, 1 % of PTB": ONE,
         "LSTM, 3 % of PTB": TUNED,
         "LSTM, 10 % of PTB": ONE,
+        TRANSFORMER: ONE,
     },
     "reuse": True,
 }

@@ -61,6 +61,8 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
         raise ValueError(
             f"task must be one of {', '.join(config['by_task'])}, got {unit['task']!r}"
         )
+    own = config["settings_by_task"].get(unit["task"], {})
+    config = {**config, "settings": {**config["settings"], **own}}
     read, numbers = [], {}
     for arm in arms:
         found = stored(unit, config, arm) if config["reuse"] else None

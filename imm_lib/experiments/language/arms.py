@@ -91,6 +91,15 @@ _DROPOUT = {
     for dropout in (0.2, 0.5, 0.65)
     for lam in (0.0, 0.5, 1.0)
 }
+_FREQUENCY = {
+    "baseline": {},
+    "reverse-KD": {**_FUSED, "labels": "none"},
+    **{
+        f"{labels} labels, memory {memory}": {**_FUSED, "labels": labels, "memory": memory}
+        for labels in ("all", "seen")
+        for memory in (3, 10, 100)
+    },
+}
 _FRONTIER = {
     "baseline": {},
     "moving average, λ = 1": {**_TABLE, "lam": 1.0},
@@ -171,5 +180,6 @@ EXPERIMENTS = [
         _WIKITEXT,
     ),
     _experiment("language-dropout", _DROPOUT, _SMALL),
+    _experiment("language-frequency", _FREQUENCY, _SMALL, sizes=[[421, 5]]),
     _experiment("language-frontier", _FRONTIER, _SMALL),
 ]

@@ -32,6 +32,38 @@ def label_log_probs(model: LanguageModel, stream: Stream) -> Tensor:
     return found
 
 
+COUNTS = (10, 100)
+"""Where "rare", "medium" and "frequent" short contexts part: occurrences in the training text."""
+
+
+def by_frequency(log_q: Tensor, stream: Stream, train: Tensor, vocab_size: int) -> dict:
+    """Where the loss lies: by how often the short context occurs in the training text, and whether
+    the pair of it and the next word does.
+
+    Args:
+        log_q: (n,) log-probabilities of the stream's labels, nats.
+        stream: the text on which the model is judged.
+        train: (m,) ids of the training text.
+        vocab_size: V.
+
+    Returns:
+        "rare, unseen", say -> its "share" of all places and its mean "loss" in nats; no key for
+        what does not occur.
+    """
+    known = torch.bincount(train[:-1], minlength=vocab_size)[stream.words]
+    pairs = torch.unique(train[:-1] * vocab_size + train[1:])
+    seen = torch.isin(stream.words * vocab_size + stream.labels, pairs)
+    level = torch.bucketize(known, torch.tensor(COUNTS, device=known.device), right=True)
+    found = {}
+    for number, name in enumerate(("rare", "medium", "frequent")):
+        for occurs, pair in ((seen, "seen"), (~seen, "unseen")):
+            here = (level == number) & occurs
+            if here.any():
+                loss = -log_q[here].double().mean().item()
+                found[f"{name}, {pair}"] = {"share": here.double().mean().item(), "loss": loss}
+    return found
+
+
 def perplexity(log_p: Tensor) -> float:
     """exp of minus the mean of log-probabilities, at most e^700."""
     return math.exp(min(-log_p.double().mean().item(), 700.0))

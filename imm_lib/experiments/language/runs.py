@@ -106,15 +106,17 @@ def _read_off(
     """Everything that is reported of the weights of the best epoch; of the induced bigram, a table
     of V x V, where it is asked for.
     """
-    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
+    size = len(corpus.vocab)
+    bigram = KneserNeyBigram.fit(corpus.train, size)
     streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
     held = {split: streams[split] for split in ("valid", "test")}
     log_q = {split: measures.label_log_probs(model, held[split]) for split in held}
     log_p = {split: bigram.log_prob(held[split].words, held[split].labels) for split in held}
     numbers = {
         **measures.mixed(log_q, log_p),
+        "places": measures.by_frequency(log_q["test"], held["test"], corpus.train, size),
         "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
-        "vocabulary": len(corpus.vocab),
+        "vocabulary": size,
         "words": len(corpus.train),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -142,7 +144,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
     corpus, term, settings = prepared(config, **unit, device=device)
     try:
-        trained = train(corpus, term, settings, resume.checkpoint("run"))
+        trained = train(corpus, term, settings, resume.checkpoint(unit["arm"]))
     except Diverged as error:
         return {"diverged": str(error)}
     numbers = _read_off(trained.model, corpus, settings, config.get("induced", True))
