@@ -170,13 +170,14 @@ def test_arrays_tensors_and_sparse_matrices():
     frame, labels = people(missing=False)
     x = frame[["age", "visits", "income"]].to_numpy()
     model = LogisticRegression(max_iter=1000).fit(x[:, [2, 0]], labels)
-    expected = model.predict_proba(x[:, [2, 0]])
     tables = [x, torch.tensor(x), scipy.sparse.csr_matrix(x), scipy.sparse.coo_array(x), frame]
     for table in tables:
         columns = ["income", "age"] if table is frame else [2, 0]
         target, _, short = imm.from_sklearn(model, table, columns)
-        assert np.array_equal(target(short).numpy(), expected)
-        assert np.array_equal(np.asarray(target.decode(short)), x[:, [2, 0]])
+        decoded = target.decode(short)
+        assert np.array_equal(np.asarray(decoded), x[:, [2, 0]])
+        # by rows and by columns a product may round otherwise, on some processors
+        assert np.array_equal(target(short).numpy(), model.predict_proba(decoded))
 
 
 def test_arrays_of_strings_objects_and_booleans():
