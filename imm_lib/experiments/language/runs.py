@@ -163,7 +163,6 @@ def check(config: dict) -> None:
     options.rows("sizes", config["sizes"], 2)
     if config["corpus"] == "ptb":
         options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
-    options.filled("arms", config["arms"])
     options.each("settings", config["settings"], KNOWN)
     for name, arm in config["arms"].items():
         try:
