@@ -241,22 +241,21 @@ class Run:
         valid = perplexity(label_log_probs(self.model, self.valid))
         if not math.isfinite(valid):
             raise Diverged(f"the validation loss is NaN after {self._where(len(self.train) - 1)}")
+        better = valid < min((entry["valid"] for entry in self.history), default=math.inf)
+        if better:
+            self.best.load_state_dict(self.model.state_dict())
         entry = {
             "train": perplexity(torch.tensor(-total / len(self.train.words))),
             "valid": valid,
             "lr": self.lr,
-        }
-        better = valid < min((e["valid"] for e in self.history), default=math.inf)
-        if better:
-            self.best.load_state_dict(self.model.state_dict())
-        if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
-            self.lr *= settings.decay
-        entry |= {
             "cpu_s": time.process_time() - cpu,
             "wall_s": time.perf_counter() - start,
-            "term": bool(late),
+            "term": late,
         }
         self.history.append(entry)
+        falls = not better if settings.falls is None else len(self.history) in settings.falls
+        if falls:
+            self.lr *= settings.decay
 
     def step(self, block: Block, state: Tensor, number: int, late: bool) -> tuple[float, Tensor]:
         """Gradients of a block into ``.grad``; the mean cross-entropy in nats, and the state after
