@@ -80,8 +80,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         "sampled, uncorrected": functools.partial(sampled, estimator=SampledNoising),
     }
     name = spec.get("term", "none")
-    if name not in known:
-        raise ValueError(f"term must be one of {', '.join(known)}, got {name!r}")
+    options.one_of("term", name, known)
     return known[name](**{key: spec[key] for key in spec if key not in KNOWN | {"term"}})
 
 

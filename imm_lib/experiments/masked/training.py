@@ -21,6 +21,7 @@ from imm_lib.experiments.masked.scores import score
 from imm_lib.experiments.masked.target import Restricted
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
+from imm_lib.experiments.options import one_of
 from imm_lib.experiments.resume import Checkpoint, identity
 
 
@@ -55,8 +56,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.arm not in ARMS:
-            raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {self.arm!r}")
+        one_of("arm", self.arm, ARMS)
         for name in ("epochs", "batch", "k"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip"):
