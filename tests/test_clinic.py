@@ -1,5 +1,7 @@
 """The benchmark: its batched trainings against the library, its protocol, and its errors."""
 
+import json
+
 import pytest
 import torch
 
@@ -331,6 +333,14 @@ def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
     assert "IMM, λ = 1" not in found["methods"] and "plain" in found["methods"]
     with pytest.raises(ValueError, match="task must be one of"):
         text.run({**unit, "task": "novel"}, config, "cpu")
+
+
+@pytest.mark.needs_data("ptb")
+def test_the_arms_of_a_text_have_checkpoints_of_their_own(tmp_path):
+    file = experiments.run(experiments.find("map-text"), "ci", where=tmp_path)
+    (unit,) = json.loads(file.read_text())["units"]
+    numbers = unit["numbers"]
+    assert numbers["diverged"] == [] and {"plain", "IMM, λ = 1"} <= numbers["methods"].keys()
 
 
 def test_the_verdict_counts_wins_harm_and_regret():

@@ -141,7 +141,7 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     """Train one arm on one seed's text, and read off everything that is reported."""
     corpus, term, settings = prepared(config, **unit, device=device)
     try:
-        trained = train(corpus, term, settings, resume.checkpoint("run"))
+        trained = train(corpus, term, settings, resume.checkpoint(unit["arm"]))
     except Diverged as error:
         return {"diverged": str(error)}
     numbers = _read_off(trained.model, corpus, settings, config.get("induced", True))
