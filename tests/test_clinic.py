@@ -1,5 +1,7 @@
 """The benchmark: its batched trainings against the library, its protocol, and its errors."""
 
+import json
+
 import pytest
 import torch
 
@@ -338,16 +340,12 @@ def test_text_reads_what_is_stored_and_trains_what_is_not(monkeypatch):
         text.run({**unit, "task": "novel"}, config, "cpu")
 
 
-def test_arms_of_a_unit_have_checkpoints_of_their_own(tmp_path):
-    from imm_lib.experiments import resume
-    from imm_lib.experiments.clinic import text
-
-    config = experiments.find("map-text").scales["ci"]
-    unit = {"task": "LSTM, 100 lines", "lines": 100, "seed": 0}
-    small = {**config, "settings": {"width": 4, "epochs": 1}}
-    with resume.beside(tmp_path / "kept"):
-        found = text.run(unit, small, torch.device("cpu"))
-    assert found["diverged"] == [] and "IMM" in found["methods"]
+@pytest.mark.needs_data("ptb")
+def test_the_arms_of_a_text_have_checkpoints_of_their_own(tmp_path):
+    file = experiments.run(experiments.find("map-text"), "ci", where=tmp_path)
+    (unit,) = json.loads(file.read_text())["units"]
+    numbers = unit["numbers"]
+    assert numbers["diverged"] == [] and {"plain", "IMM, λ = 1"} <= numbers["methods"].keys()
 
 
 def test_a_text_task_has_settings_of_its_own(monkeypatch):

@@ -107,6 +107,33 @@ def test_a_checkpoint_that_is_none_says_so(tmp_path):
         resume.load(tmp_path / "other.pt")
 
 
+def test_a_checkpoint_goes_on_with_all_that_is_random(tmp_path):
+    file, parts = tmp_path / "run.pt", [torch.nn.Linear(2, 2)]
+    sources = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    kept = resume.Checkpoint(file, {"lr": 0.1, "text": "a"}, parts, torch.device("cpu"), sources)
+    assert kept.read() is None
+    with torch.random.fork_rng(devices=[]):
+        kept.write({"epochs": 3})
+        weight = parts[0].weight.detach().clone()
+        drawn = [torch.rand(3), *(torch.rand(3, generator=source) for source in sources)]
+        torch.nn.init.zeros_(parts[0].weight)
+        assert kept.read() == {"epochs": 3}
+        assert torch.equal(parts[0].weight, weight)
+        again = [torch.rand(3), *(torch.rand(3, generator=source) for source in sources)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+    torch.nn.init.zeros_(parts[0].weight)
+    other = resume.Checkpoint(file, {"lr": 0.1, "text": "b"}, parts, torch.device("cpu"), sources)
+    words = r"checkpoint must be of text = 'b', got run\.pt of another text, 'a'"
+    with pytest.raises(ValueError, match=words):
+        other.read()
+    for content in ({"epochs": 3}, torch.zeros(3)):
+        resume.save(file, content)
+        with pytest.raises(ValueError, match="checkpoint must be one of a training"):
+            kept.read()
+    assert not parts[0].weight.any()
+    resume.Checkpoint(None, {}, parts, torch.device("cpu")).write(3)
+
+
 def test_what_was_begun_is_not_discarded_unasked(tmp_path):
     """A checkpoint of hours, with no unit finished yet."""
 

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from imm_lib import results
 from imm_lib.experiments.resume import identity
@@ -47,32 +48,23 @@ def locked(where: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-        os.close(handle)
+        handle.close()
         with contextlib.suppress(OSError):  # the last one leaves no empty folder
             lock.parent.rmdir()
 
 
-def _acquire(lock: Path) -> int | None:
-    """A handle that holds the lock; None if its file went while it was waited for."""
+def _acquire(lock: Path) -> IO[bytes] | None:
+    """An open file that holds the lock; None if it went while it was waited for."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:
-        return None
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.stat(lock)):
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
+        handle = closing.enter_context(lock.open("ab"))
+        with contextlib.suppress(ImportError):  # Windows has no such locks
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+            closing.pop_all()
             return handle
-    except FileNotFoundError:
-        pass
-    except OSError:
-        os.close(handle)
-        raise
-    os.close(handle)
     return None
 
 

@@ -48,8 +48,7 @@ EMPTY = ("bandwidth", "cross_validated", "other_bandwidths", "tasks")
 
 def check_scale(experiment: Experiment, scale: str) -> None:
     """Raise ValueError, listing the known ones, unless the experiment has that scale."""
-    if scale not in experiment.scales:
-        raise ValueError(f"scale must be one of {', '.join(experiment.scales)}, got {scale!r}")
+    one_of("scale", scale, experiment.scales)
 
 
 def adjusted(experiment: Experiment, scale: str, changes: dict) -> Experiment:

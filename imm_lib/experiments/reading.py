@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from imm_lib import results
+from imm_lib.experiments.options import one_of
 from imm_lib.experiments.table import Row, down, entries, fitted, rows
 
 __all__ = ["Reading", "Spread", "lacking", "listed", "paired", "rows", "show", "spread", "summary"]
@@ -119,8 +120,8 @@ def paired(
             f"column must be of {', '.join(known)}, got {column!r}{_deeper(result, column, where)}"
         )
     last = dict.fromkeys(case[-1] for case in runs)
-    if against is not None and against not in last:
-        raise ValueError(f"against must be one of {', '.join(map(str, last))}, got {against!r}")
+    if against is not None:
+        one_of("against", against, last)
     readings = {}
     for case, own in runs.items():
         readings[case] = _reading(own, runs.get((*case[:-1], against), {}))

@@ -8,12 +8,17 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from imm_lib import results
 from imm_lib.experiments.catalogue import CATALOGUE
+
+if TYPE_CHECKING:
+    import torch
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of the unit at work", default=None)
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,3 +120,64 @@ def load(file: Path) -> dict:
         raise ValueError(
             f"checkpoint must be a file that train has written, got {file.name}: {error}"
         ) from None
+
+
+@dataclass
+class Checkpoint:
+    """What a training needs to go on, bit by bit, where it was killed.
+
+    Attributes:
+        file: where it is written; None for nowhere.
+        identity: by name, what a training that goes on has in common with the one that wrote.
+        parts: what has states of its own: the model, its optimiser and so on.
+        device: where they are; torch's generators there and on the CPU are kept with them.
+        sources: the training's own generators.
+    """
+
+    file: Path | None
+    identity: dict
+    parts: Sequence[Any]
+    device: torch.device
+    sources: Sequence[torch.Generator] = ()
+
+    def write(self, progress: Any) -> None:
+        """Keep the states, and what the training has come to so far."""
+        import torch
+
+        if self.file is None:
+            return
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        state = {
+            "identity": self.identity,
+            "parts": [part.state_dict() for part in self.parts],
+            "random": [source.get_state() for source in self.sources],
+            "torch": [torch.get_rng_state(), *cuda],
+            "progress": progress,
+        }
+        save(self.file, state)
+
+    def read(self) -> Any:
+        """Put the states back; what had been come to, None where there is no file. Raises
+        ValueError, before anything changes, for a file that another training has written.
+        """
+        import torch
+
+        if self.file is None or not self.file.is_file():
+            return None
+        state, name = load(self.file), self.file.name
+        if not isinstance(state, dict) or "identity" not in state:
+            raise ValueError(f"checkpoint must be one of a training, got {name} without identity")
+        for field, value in self.identity.items():
+            if (other := state["identity"].get(field)) != value:
+                raise ValueError(
+                    f"checkpoint must be of {field} = {value!r}, got {name} of another {field}, "
+                    f"{other!r}"
+                )
+        for part, value in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(value)
+        for source, value in zip(self.sources, state["random"], strict=True):
+            source.set_state(value)
+        torch.set_rng_state(state["torch"][0])
+        for value in state["torch"][1:]:
+            torch.cuda.set_rng_state(value, self.device)
+        return state["progress"]

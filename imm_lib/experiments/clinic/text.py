@@ -12,6 +12,7 @@ import torch
 
 from imm_lib import results
 from imm_lib.experiments.language import runs as language
+from imm_lib.experiments.options import one_of
 
 STORED = ("language-methods", "language-sizes", "language-large")
 """Results whose runs may be read."""
@@ -56,21 +57,17 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
     Raises:
         ValueError: a task whose size has no arms.
     """
-    arms = config["by_task"].get(unit["task"])
-    if arms is None:
-        raise ValueError(
-            f"task must be one of {', '.join(config['by_task'])}, got {unit['task']!r}"
-        )
+    one_of("task", unit["task"], config["by_task"])
     own = config["settings_by_task"].get(unit["task"], {})
     config = {**config, "settings": {**config["settings"], **own}}
     read, numbers = [], {}
-    for arm in arms:
+    for arm in config["by_task"][unit["task"]]:
         found = stored(unit, config, arm) if config["reuse"] else None
         read += [arm] if found is not None else []
         key = {"arm": arm, "lines": unit["lines"], "seed": unit["seed"]}
         numbers[arm] = found if found is not None else language.run(key, config, device)
     usable = {arm: n for arm, n in numbers.items() if "diverged" not in n}
-    return {"methods": _methods(usable), "read": read, "diverged": sorted(set(arms) - set(usable))}
+    return {"methods": _methods(usable), "read": read, "diverged": sorted(numbers.keys() - usable)}
 
 
 def _methods(numbers: dict[str, dict]) -> dict[str, dict]:

@@ -125,11 +125,8 @@ def _settings(config: dict, seed: int) -> list[dict]:
 
 def _check(config: dict) -> None:
     """Every setting's words and numbers, and targets that exist."""
-    options.filled("epochs", config["epochs"])
     for name in config.get("targets", ()):
         _check_target("targets", name)
-    options.filled("targets", config.get("targets", ARMS))
-    options.filled("settings", config.get("settings", ARMS))
     for i, setting in enumerate(config.get("settings", ())):
         at = f"settings/{i}"
         options.each(

@@ -159,7 +159,6 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def check(config: dict) -> None:
     """Raise ValueError for an unknown corpus, or settings that no training has."""
-    options.filled("texts", config["texts"])
     for name, case in config["texts"].items():
         options.one_of(f"texts/{name}/corpus", case["corpus"], (*data.SOURCES, "topics"))
         options.each(f"texts/{name}/settings", case["settings"], runs.KNOWN)

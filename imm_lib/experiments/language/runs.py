@@ -80,8 +80,7 @@ def build(spec: dict, corpus: data.Corpus, settings: Settings, seed: int) -> ter
         "sampled, uncorrected": functools.partial(sampled, estimator=SampledNoising),
     }
     name = spec.get("term", "none")
-    if name not in known:
-        raise ValueError(f"term must be one of {', '.join(known)}, got {name!r}")
+    options.one_of("term", name, known)
     return known[name](**{key: spec[key] for key in spec if key not in KNOWN | {"term"}})
 
 
@@ -165,7 +164,6 @@ def check(config: dict) -> None:
     options.rows("sizes", config["sizes"], 2)
     if config["corpus"] == "ptb":
         options.at_most("sizes", [lines for lines, _ in config["sizes"]], LINES)
-    options.filled("arms", config["arms"])
     options.each("settings", config["settings"], KNOWN)
     for name, arm in config["arms"].items():
         try:

@@ -209,7 +209,6 @@ def run(unit: dict, config: dict, device: torch.device) -> dict:
 
 def check(config: dict) -> None:
     """Raise ValueError for an unknown term, or settings that no training has."""
-    options.filled("arms", config["arms"])
     for name, arm in config["arms"].items():
         options.one_of(
             f"arms/{name}/term", arm.get("term"), ("none", "IMM", "reverse-KD", "bigram")

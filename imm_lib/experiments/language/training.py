@@ -28,7 +28,7 @@ from imm_lib.experiments.language.terms import Term
 from imm_lib.experiments.language.text import Block, Stream
 from imm_lib.experiments.options import one_of
 from imm_lib.experiments.progress import bar
-from imm_lib.experiments.resume import load, save
+from imm_lib.experiments.resume import Checkpoint
 
 
 class Diverged(RuntimeError):
@@ -182,10 +182,6 @@ def _description(term: Term) -> str:
     return "; ".join(found)
 
 
-HELD = ("model", "best", "term", "optimiser")
-"""The parts of a run that have states of their own."""
-
-
 class Run:
     """A training run: all that a checkpoint holds, and how an epoch changes it."""
 
@@ -206,13 +202,18 @@ class Run:
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), settings.lr)
         self.lr, self.acted = settings.lr, 0  # blocks in which the term has acted
         self.history: list[dict] = []
-        self.key = {
+        self.identity = {
             **dataclasses.asdict(settings),
             "vocabulary": len(texts.vocab),
             "text": zlib.crc32(texts.train.cpu().numpy().tobytes()),
             "term": _description(term),
         }
-        del self.key["epochs"]  # a run can be gone on with
+        del self.identity["epochs"]  # a run can be gone on with
+
+    @property
+    def progress(self) -> dict:
+        """Its course so far, by attribute."""
+        return {"lr": self.lr, "acted": self.acted, "history": self.history}
 
     @property
     def over(self) -> bool:
@@ -240,22 +241,21 @@ class Run:
         valid = perplexity(label_log_probs(self.model, self.valid))
         if not math.isfinite(valid):
             raise Diverged(f"the validation loss is NaN after {self._where(len(self.train) - 1)}")
+        better = valid < min((entry["valid"] for entry in self.history), default=math.inf)
+        if better:
+            self.best.load_state_dict(self.model.state_dict())
         entry = {
             "train": perplexity(torch.tensor(-total / len(self.train.words))),
             "valid": valid,
             "lr": self.lr,
-        }
-        better = valid < min((e["valid"] for e in self.history), default=math.inf)
-        if better:
-            self.best.load_state_dict(self.model.state_dict())
-        if (len(self.history) + 1 in settings.falls) if settings.falls is not None else not better:
-            self.lr *= settings.decay
-        entry |= {
             "cpu_s": time.process_time() - cpu,
             "wall_s": time.perf_counter() - start,
-            "term": bool(late),
+            "term": late,
         }
         self.history.append(entry)
+        falls = not better if settings.falls is None else len(self.history) in settings.falls
+        if falls:
+            self.lr *= settings.decay
 
     def step(self, block: Block, state: Tensor, number: int, late: bool) -> tuple[float, Tensor]:
         """Gradients of a block into ``.grad``; the mean cross-entropy in nats, and the state after
@@ -296,34 +296,6 @@ class Run:
             "the term start later; the last whole epoch's checkpoint is kept"
         )
 
-    def state(self) -> dict:
-        """What a checkpoint holds."""
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return {
-            **{name: getattr(self, name).state_dict() for name in HELD},
-            "key": self.key,
-            "random": [torch.get_rng_state(), *cuda],
-            "progress": {"lr": self.lr, "history": self.history, "acted": self.acted},
-        }
-
-    def restore(self, state: dict, name: str) -> None:
-        """Go on from a checkpoint; raises ValueError, before anything changes, for one of another
-        run.
-        """
-        if not isinstance(state, dict) or "key" not in state:
-            raise ValueError(f"checkpoint must be one of a training run, got {name} without a key")
-        for field, value in self.key.items():
-            if (other := state["key"].get(field)) != value:
-                raise ValueError(
-                    f"checkpoint must be of {field} = {value!r}, got {name} of {other!r}"
-                )
-        for part in HELD:
-            getattr(self, part).load_state_dict(state[part])
-        torch.set_rng_state(state["random"][0])
-        for cuda in state["random"][1:]:
-            torch.cuda.set_rng_state(cuda, self.device)
-        vars(self).update(state["progress"])
-
 
 def train(
     texts: data.Corpus,
@@ -353,15 +325,15 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         run = Run(texts, term or Term(), settings)
-        if checkpoint is not None and checkpoint.is_file():
-            run.restore(load(checkpoint), checkpoint.name)
+        parts = run.model, run.best, run.term, run.optimiser
+        kept = Checkpoint(checkpoint, run.identity, parts, device)
+        vars(run).update(kept.read() or {})
         with bar(
             total=settings.epochs, initial=len(run.history), unit="epoch", leave=False, disable=None
         ) as progress:
             while not run.over:
                 run.epoch()
-                if checkpoint is not None:
-                    save(checkpoint, run.state())
+                kept.write(run.progress)
                 progress.update()
                 progress.set_postfix(valid=f"{run.history[-1]['valid']:.1f}", lr=f"{run.lr:g}")
     return Trained(run.best.eval(), run.history, run.model.eval())

@@ -35,8 +35,6 @@ def _check(config: dict) -> None:
         options.at_most(name, config.get(name), LARGEST)
     for name in ("shifts", "parts"):
         options.at_most(name, config.get(name), 1)
-    for name in ("lrs", "rhos", "coins", "parts", "shifts", "periods", "momenta"):
-        options.filled(name, config.get(name, [0]))
     options.each("methods", config.get("methods", METHODS), METHODS)
 
 

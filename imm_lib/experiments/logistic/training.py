@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from imm_lib import checks
 from imm_lib.experiments.logistic import terms
 from imm_lib.experiments.logistic.problem import Data
+from imm_lib.experiments.options import one_of
 from imm_lib.induced import imm_risk
 
 METHODS = {
@@ -58,8 +59,7 @@ def descend(
     """The weights after each step of :func:`train`, without end: (4, R), one tensor that every step
     overwrites.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    one_of("method", method, METHODS)
     rho, lr = _ratios(rho, data), checks.number("lr", lr, 0, open_low=True)
     n, runs = data.short.shape
     term = _build(method, data, options)

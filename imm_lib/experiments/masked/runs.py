@@ -8,7 +8,6 @@ from dataclasses import fields
 
 import torch
 
-from imm_lib import checks
 from imm_lib.experiments import Experiment, options, resume
 from imm_lib.experiments.masked import readings, tasks, training
 from imm_lib.experiments.masked.encoder import DEFAULT
@@ -77,7 +76,7 @@ def _task(unit: dict, config: dict, device: torch.device) -> dict:
 
 
 def _arms(config: dict, seed: int) -> list[dict]:
-    seeds = range(seed, seed + checks.count("seeds", config["seeds"]))
+    seeds = range(seed, seed + config["seeds"])
     return [
         {"task": task, "arm": arm, "seed": s}
         for task in config["tasks"]

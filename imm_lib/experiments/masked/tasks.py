@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imm_lib import files, folders, results
+from imm_lib.experiments.options import one_of
 
 SPLITS = ("train", "dev")
 
@@ -106,8 +107,7 @@ TASKS = {
 
 def named(name: str) -> Task:
     """The task of that name; raises ValueError for an unknown one."""
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    one_of("task", name, TASKS)
     return TASKS[name]
 
 
@@ -162,8 +162,7 @@ def load(name: str, split: str) -> list[Example]:
             belong into its column.
     """
     task = named(name)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    one_of("split", split, SPLITS)
     path = files.find(_file(task, split)) or _download(name, split)
     examples = read(path, task)
     return _halves(examples)[SPLITS.index(split)] if task.halves else examples

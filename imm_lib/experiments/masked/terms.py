@@ -14,6 +14,7 @@ from imm_lib.estimators import SampledIMM
 from imm_lib.experiments.masked.encoder import Batch, MaskedLM
 from imm_lib.experiments.masked.prefixes import Prefixes
 from imm_lib.experiments.masked.target import Restricted, unigram
+from imm_lib.experiments.options import one_of
 from imm_lib.experiments.training import without_dropout
 
 ARMS = ("base", "MLM", "MLM + IMM", "MLM + noising", "MLM + unigram")
@@ -72,8 +73,7 @@ class Causal(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        if arm not in ARMS[2:]:
-            raise ValueError(f"arm must be one of {', '.join(ARMS[2:])}, got {arm!r}")
+        one_of("arm", arm, ARMS[2:])
         kind = SampledNoising if arm == "MLM + noising" else SampledIMM
         goal: Callable[[Tensor], Tensor] = target
         if arm == "MLM + unigram":

@@ -3,7 +3,6 @@ head.
 """
 
 import dataclasses
-import hashlib
 import math
 import statistics
 import time
@@ -22,7 +21,8 @@ from imm_lib.experiments.masked.scores import score
 from imm_lib.experiments.masked.target import Restricted
 from imm_lib.experiments.masked.tasks import Example
 from imm_lib.experiments.masked.terms import ARMS, Causal, masked_words
-from imm_lib.experiments.resume import load, save
+from imm_lib.experiments.options import one_of
+from imm_lib.experiments.resume import Checkpoint, identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +56,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.arm not in ARMS:
-            raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {self.arm!r}")
+        one_of("arm", self.arm, ARMS)
         for name in ("epochs", "batch", "k"):
             checks.count(name, getattr(self, name))
         for name in ("lr", "clip"):
             checks.number(name, getattr(self, name), 0, open_low=True)
         for name in ("mlm", "lam", "places"):
             checks.number(name, getattr(self, name), 0)
-
-
-def _digest(content: bytes) -> str:
-    """Of what is learned from, so that no checkpoint goes on with something else."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Run:
@@ -91,9 +85,12 @@ class Run:
         settings: Settings,
     ):
         self.name, self.settings = name, settings
-        shapes = [list(parameter.shape) for parameter in model.parameters()]
-        self.identity = {"task": name, "settings": dataclasses.asdict(settings), "shapes": shapes}
-        self.identity["train"] = _digest(repr([tuple(example) for example in train]).encode())
+        self.identity = {
+            **dataclasses.asdict(settings),
+            "task": name,
+            "train": identity(train),
+            "shapes": identity([parameter.shape for parameter in model.parameters()]),
+        }
         self.model = model.for_task(len(tasks.TASKS[name].labels))
         self.sequences = self.model.encode(train)
         self.label = torch.tensor([example.label for example in train])
@@ -174,51 +171,6 @@ class Run:
         return found
 
 
-class Checkpoint:
-    """What a training needs to go on bit by bit where it was killed.
-
-    Args:
-        file: where it is written; None for nowhere.
-        identity: what a run that goes on must have in common with the one that wrote.
-        parts: the model, its optimiser and its schedule.
-        sources: the generators; torch's own are kept with them.
-    """
-
-    def __init__(
-        self, file: Path | None, identity: dict, parts: tuple, sources: list[torch.Generator]
-    ):
-        self.file, self.identity, self.parts, self.sources = file, identity, parts, sources
-
-    def write(self, history: list) -> None:
-        """Keep the states, and what has been noted."""
-        if self.file is not None:
-            state = {"identity": self.identity, "history": history}
-            state["parts"] = [part.state_dict() for part in self.parts]
-            state["random"] = [source.get_state() for source in self.sources]
-            state["dropout"] = [torch.get_rng_state(), torch.cuda.get_rng_state_all()]
-            save(self.file, state)
-
-    def read(self) -> list:
-        """Put the states back, if there is a file; what had been noted. Raises ValueError for a
-        file of another identity.
-        """
-        if self.file is None or not self.file.is_file():
-            return []
-        state = load(self.file)
-        other = state.get("identity") or {}
-        if differing := [key for key, value in self.identity.items() if other.get(key) != value]:
-            raise ValueError(
-                f"checkpoint must be of the same run, got one of another {', '.join(differing)}"
-            )
-        for part, value in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(value)
-        for source, value in zip(self.sources, state["random"], strict=True):
-            source.set_state(value)
-        torch.set_rng_state(state["dropout"][0])
-        torch.cuda.set_rng_state_all(state["dropout"][1])
-        return state["history"]
-
-
 @torch.no_grad()
 def predict(model: MaskedLM, examples: list[Example], batch: int = 64) -> Tensor:
     """(N, C) log-probabilities of the labels of each example."""
@@ -260,8 +212,9 @@ def fine_tune(
         torch.manual_seed(settings.seed)
         run = Run(model, name, train, target, settings)
         parts = run.model, run.optimiser, run.schedule
-        kept = Checkpoint(checkpoint, run.identity, parts, run.sources)
-        run.history = kept.read()
+        device = next(run.model.parameters()).device
+        kept = Checkpoint(checkpoint, run.identity, parts, device, run.sources)
+        run.history = kept.read() or []
         while len(run.history) < settings.epochs:
             run.epoch()
             kept.write(run.history)
@@ -300,12 +253,16 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, len(parts), pct_start=0.1
     )
-    text = _digest(torch.cat([ids for ids, _ in sequences]).numpy().tobytes())
-    identity = {**dataclasses.asdict(settings), "text": text}
-    kept = Checkpoint(checkpoint, identity, (model, optimiser, schedule), [generator])
+    kept = Checkpoint(
+        checkpoint,
+        {**dataclasses.asdict(settings), "text": identity([ids.tolist() for ids, _ in sequences])},
+        (model, optimiser, schedule),
+        next(model.parameters()).device,
+        [generator],
+    )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
-        losses = kept.read()
+        losses = kept.read() or []
         model.train()
         for part in parts[len(losses) :]:
             loss = masked_words(
