@@ -159,7 +159,7 @@ class FusedIMM(RunningTable):
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and self.labels != "none":
-            check_visited(self.visited, short, "in train mode")
+            check_visited(self.visited, short, "in train mode", batch.counted)
         with torch.no_grad():
             moves = lam > 0 and self.moves(hidden)
             steps = self._steps(short, batch.counted, head.room, moves and self.group is None)

@@ -216,7 +216,9 @@ class SerializedIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
-        check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
+        if weight is not None:
+            weight = distributions.point_weights(weight, short)
+        check_visited(self.visited, short, "by a refresh; call .refresh(...) first", weight)
         return self._surrogate(log_q, log_q_frozen, short, weight)
 
 
