@@ -230,16 +230,19 @@ def generator(value: object) -> torch.Generator | None:
     return value
 
 
-def array(name: str, value: Any) -> Any:
-    """A NumPy array of integers as an int64 tensor, anything else as it is; raises TypeError for an
-    array of others.
+def integers(name: str, value: Any) -> Tensor:
+    """``value``, a tensor or NumPy array of any integer dtype, as int64: in an unsigned one -100 is
+    another number, and an index of uint8 is a mask. Raises TypeError.
     """
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype.kind not in "iu":
-        came = f"a {value.dtype} array of shape {value.shape}"
-        raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
-    return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
+        return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    whole = not (tensor(name, value).is_floating_point() or value.is_complex())
+    if not whole or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
+    return usable(value).long()
 
 
 def ids(
@@ -252,12 +255,8 @@ def ids(
     TypeError for another dtype, ValueError for another shape, device or (CPU only) an id out of
     range.
     """
-    value = array(name, value)
-    whole = not (tensor(name, value).is_floating_point() or value.is_complex())
-    if not whole or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
+    value = integers(name, value)
     shaped(name, value, "N", why=", 1-D")
-    value = usable(value).long()  # first, for torch has no minimum of unsigned dtypes
     if visible(value):
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):

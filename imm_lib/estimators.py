@@ -31,7 +31,6 @@ from imm_lib.sums import add_rows, log_sum_exp, segment_logsumexp
 from imm_lib.targets.table import Target, as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def checked_contexts(contexts: Contexts) -> Contexts:
@@ -45,15 +44,15 @@ def checked_contexts(contexts: Contexts) -> Contexts:
 
 
 def checked_batch(short: Tensor, name: str = "short") -> Tensor:
-    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little
-    can be looked up, as int64. Raises TypeError or ValueError.
+    """``short``, if it is a non-empty batch of ids, which then are int64, or of real values. Raises
+    TypeError or ValueError.
     """
     if checks.tensor(name, short).dim() < 1 or short.numel() == 0:
         raise ValueError(f"{name} must be a non-empty batch, got {checks.describe(short)}")
     real = short.dtype in checks.FLOATS or not (short.is_floating_point() or short.is_complex())
     if not real or short.dtype == torch.bool:
         raise TypeError(f"{name} must hold ids or real values, got {checks.describe(short)}")
-    return short.long() if short.dtype in UNSIGNED else short
+    return short if short.is_floating_point() else short.long()
 
 
 def distinct(
