@@ -252,7 +252,9 @@ class Batch(NamedTuple):
             if (
                 group is None
                 and checks.visible(weights)
-                and not (weights.amin() >= 0 and 0 < share.sum() < math.inf)
+                and not (
+                    weights.amin() >= 0 and torch.finfo(share.dtype).tiny <= share.sum() < math.inf
+                )
             ):
                 raise ValueError(
                     "label_weights must be finite, not negative, and positive for some label of "

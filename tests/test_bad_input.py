@@ -110,6 +110,16 @@ CASES = {
         ValueError,
         "weight must be finite.*resolves",
     ),
+    **{
+        f"weights: float64 of {size:g} for a model of float32": (
+            lambda size=size: imm.ReverseKD(TARGET)(
+                LOG_Q.float(), DATA, torch.full((len(DATA),), size, dtype=torch.float64)
+            ),
+            ValueError,
+            "weight must be finite.*float32 resolves",
+        )
+        for size in (1e-50, 1e50)
+    },
     "informations: extended of floats": (
         lambda: informations(
             lambda s, e: LOG_Q[e.long()],

@@ -544,6 +544,13 @@ def test_bad_options_are_refused(options, kind, message):
         fused()(*GOOD, **options)
 
 
+@pytest.mark.parametrize("size", [1e-42, 1e-50, 1e50])
+def test_label_weights_that_the_table_cannot_hold_are_refused(size):
+    module, given = imm.FusedIMM(TARGET, S, Y), [x.detach().float() for x in layer()]
+    with pytest.raises(ValueError, match="label_weights must be finite"):
+        module(*given, *batch(), label_weights=torch.full((Y,), size, dtype=torch.float64))
+
+
 def test_a_weight_of_other_labels_is_refused():
     with pytest.raises(ValueError, match=r"weight must be .*, with num_labels rows"):
         fused()(GOOD[0], GOOD[1][:3], None, *GOOD[3:])
