@@ -40,6 +40,15 @@ def transformed(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def lasting(x: Tensor) -> Tensor:
+    """``x`` without what torch.func's transforms wrap it in, which is of no use after them; of vmap
+    the whole batch.
+    """
+    while transformed(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs this: a checkpoint's second forward pass, for instance."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -121,7 +121,7 @@ class _TableIMM(RunningTable):
             found = ratio.mul_(pull_rows)
             pulled[part.points] = found if weight is None else found.masked_fill_(share == 0, 0.0)
             risk = risk + self._sum_of_risks(counted, target, table)
-        self.risk = risk / total
+        self.risk = checks.lasting(risk / total)
         log_q = accumulator(log_q)
         scale = len(log_q) * distributed.ranks(self.group) / total
         return once(weighted(log_q, pulled.to(log_q.dtype)) * scale)

@@ -2,7 +2,9 @@
 states, threads.
 """
 
+import copy
 import math
+import pickle
 import threading
 
 import numpy as np
@@ -232,6 +234,28 @@ def test_a_surrogate_of_means_has_no_second_derivative():
         torch.autograd.grad(surrogate, values, create_graph=True)
     with pytest.raises(ValueError, match=r"eval mode under torch\.func"):
         torch.func.grad(lambda v: MovingAverageMean(ROWS, 2, 2)(v, SHORT))(values)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["exact", "distilled", "averaged", "means"])
+def test_the_risk_outlives_a_transform(name):
+    """Of vmap it is that of every model."""
+    average, means = imm.MovingAverageIMM(ROWS, 2, 2), MovingAverageMean(ROWS, 2, 2)
+    average(LOG_Q, SHORT), means(LOG_Q, SHORT), average.eval(), means.eval()
+    exact, distilled = imm.ExactIMM(ROWS, GROUPED), imm.ReverseKD(ROWS)
+    term, call = {
+        "exact": (exact, lambda log_q: exact(lambda s, e: log_q[e], SHORT)),
+        "distilled": (distilled, lambda log_q: distilled(log_q, SHORT)),
+        "averaged": (average, lambda log_q: average(log_q, SHORT)),
+        "means": (means, lambda log_q: means(log_q, SHORT)),
+    }[name]
+    call(LOG_Q)
+    expected = term.risk
+    torch.func.grad(call)(LOG_Q)
+    assert term.risk.item() == expected.item() == copy.deepcopy(term).risk.item()
+    torch.vmap(call)(torch.stack([LOG_Q, LOG_Q]))
+    kept = pickle.loads(pickle.dumps(term)).risk
+    torch.testing.assert_close(kept, expected.expand_as(kept))
 
 
 # threads, and numbers at their ends
