@@ -8,7 +8,7 @@ W = Σ_y P̂ Q/Q̂, the gradient of cross-entropy + λ IMM by the logits is (1 +
 
 import math
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,11 @@ class FusedIMM(RunningTable):
         if self.labels == "seen":
             self._register_pairs()  # in the new precision
         return self
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        if self.labels == "seen" and self.table.dtype != self.gamma.dtype:
+            self._register_pairs()  # assigned in another precision
 
     def forward(
         self,

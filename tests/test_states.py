@@ -201,6 +201,19 @@ def test_a_state_in_half_precision_makes_no_table_in_it(place):
     assert state["table"].dtype == torch.bfloat16  # the caller's own
 
 
+@pytest.mark.parametrize("labels", ["all", "seen"])
+def test_a_state_may_be_assigned_in_double_precision(labels):
+    bigram = imm.KneserNeyBigram.fit(SHORT, 2)
+    given = LOG_Q, torch.eye(2), None, torch.ones(5, dtype=torch.long), SHORT
+    term = imm.FusedIMM(bigram, 2, 2, labels=labels)
+    term(*given)
+    state = copy.deepcopy(term).double().state_dict()
+    other = imm.FusedIMM(bigram, 2, 2, labels=labels)
+    other.load_state_dict(state, assign=True)
+    assert other.table.dtype == torch.float64
+    torch.testing.assert_close(other(*given).float(), term(*given))
+
+
 def test_a_row_of_means_without_a_visit_is_no_number():
     average = MovingAverageMean(torch.zeros(2, 1), 2)
     average(torch.tensor([[4.0]]), torch.tensor([1]))
