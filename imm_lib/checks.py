@@ -17,11 +17,14 @@ from torch import Tensor
 
 
 def describe(value: object) -> str:
-    """A short account of what came: dtype, shape and device of a tensor, else its ``repr``."""
+    """A short account of what came: dtype, shape and device of a tensor, else its ``repr``, if that
+    is short and one line.
+    """
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+    told = repr(value)
+    return told if len(told) < 80 and "\n" not in told else f"a {type(value).__name__}"
 
 
 def visible(x: Tensor) -> bool:

@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from worlds import PairModel, random_log_q, random_probabilities
@@ -70,6 +71,11 @@ CASES = {
         lambda: imm.GroupedContexts([0, 1]),
         TypeError,
         "short .*Tensor.*\\[0, 1\\]",
+    ),
+    "grouped: a column": (
+        lambda: imm.GroupedContexts(pd.Series([0, 1])),
+        TypeError,
+        "short must be a torch.Tensor, got a Series$",
     ),
     "grouped: negative id": (
         lambda: imm.GroupedContexts(torch.tensor([0, -1])),
