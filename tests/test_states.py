@@ -240,6 +240,21 @@ def test_a_table_of_means_moves_once_under_a_checkpoint():
     torch.testing.assert_close(run(True), run(False))
 
 
+@pytest.mark.parametrize("build", [imm.SampledIMM, imm.SampledNoising, SampledMean])
+def test_a_checkpoint_draws_the_same_contexts_again(build):
+    def run(wrapped):
+        torch.manual_seed(0)
+        net, inputs = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.double)
+        term = build(ROWS.double(), GROUPED, k=2, generator=torch.Generator().manual_seed(0))
+        step = lambda x: term(lambda s, e: net(x[e]).log_softmax(-1), SHORT)  # noqa: E731
+        for _ in range(2):
+            loss = checkpoint(step, inputs, use_reentrant=False) if wrapped else step(inputs)
+            loss.backward()
+        return loss.detach(), net.weight.grad, term.state_dict()["generator"]
+
+    torch.testing.assert_close(run(True), run(False))
+
+
 def test_a_surrogate_of_means_has_no_second_derivative():
     values = torch.ones(5, 2, requires_grad=True)
     surrogate = MovingAverageMean(ROWS, 2, 2)(values, SHORT)
