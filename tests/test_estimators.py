@@ -548,6 +548,15 @@ def test_a_table_that_was_changed_in_place_is_checked_again(dtype):
     torch.testing.assert_close(term.double()(log_q, DATA), after, rtol=1e-6, atol=0)
 
 
+def test_a_cast_is_no_change(monkeypatch):
+    rows = TARGET.clone().mul_(1)
+    term, looked = imm.ReverseKD(rows), []
+    monkeypatch.setattr(imm.distributions, "probabilities", lambda *_: looked.append(1))
+    term(random_log_q(N, Y), DATA)
+    term.float()(random_log_q(N, Y).float(), DATA)
+    assert not looked
+
+
 def test_a_table_of_means_that_was_changed_in_place_is_checked_again():
     rows = torch.zeros(S, 2)
     term = ExactMean(rows, imm.GroupedContexts(DATA, S))

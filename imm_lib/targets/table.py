@@ -50,6 +50,14 @@ class _Given(KeepsPrecision):
     def _checked(self, table: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        table = getattr(self, "table", None)
+        known = table is not None and _version(table) == self.seen
+        super()._apply(fn, recurse)
+        if known:  # a move or a cast changes nothing
+            self.seen = _version(self.table)
+        return self
+
     def rows(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, ...) rows of the table."""
         if (now := _version(self.table)) is not None and now != self.seen:
