@@ -10,7 +10,7 @@ from imm_lib.checks import accumulator
 from imm_lib.contexts import Contexts
 from imm_lib.distributed import Group, checked_group
 from imm_lib.divergences import Divergence
-from imm_lib.estimators import Drawing, Query, Target, answers
+from imm_lib.estimators import Drawing, Query, Target, answers, checked_batch
 from imm_lib.induced import cross_entropy
 from imm_lib.sums import log_sum_exp, weighted
 from imm_lib.targets.table import as_target
@@ -53,7 +53,7 @@ class SampledNoising(Drawing):
 
 def _pair(target: nn.Module, log_q: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
     """Checked target rows and log-probabilities, both (B, Y) and in the dtype to accumulate in."""
-    rows = target(checks.tensor("short", short))
+    rows = target(checked_batch(short))
     hint = checks.coarser(log_q, rows.shape[1])
     log_q = accumulator(distributions.log_distributions("log_q", log_q, *rows.shape, why=hint))
     checks.same_device("log_q", log_q, "target", rows)

@@ -17,11 +17,14 @@ from torch import Tensor
 
 
 def describe(value: object) -> str:
-    """A short account of what came: dtype, shape and device of a tensor, else its ``repr``."""
+    """A short account of what came: dtype, shape and device of a tensor, else its ``repr``, if that
+    is short and one line.
+    """
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+    told = repr(value)
+    return told if len(told) < 80 and "\n" not in told else f"a {type(value).__name__}"
 
 
 def visible(x: Tensor) -> bool:
@@ -38,6 +41,15 @@ def visible(x: Tensor) -> bool:
 def transformed(x: Tensor) -> bool:
     """Whether one of torch.func's transforms is looking."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def lasting(x: Tensor) -> Tensor:
+    """``x`` without what torch.func's transforms wrap it in, which is of no use after them; of vmap
+    the whole batch.
+    """
+    while transformed(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def in_backward() -> bool:
@@ -230,16 +242,19 @@ def generator(value: object) -> torch.Generator | None:
     return value
 
 
-def array(name: str, value: Any) -> Any:
-    """A NumPy array of integers as an int64 tensor, anything else as it is; raises TypeError for an
-    array of others.
+def integers(name: str, value: Any) -> Tensor:
+    """``value``, a tensor or NumPy array of any integer dtype, as int64: in an unsigned one -100 is
+    another number, and an index of uint8 is a mask. Raises TypeError.
     """
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype.kind not in "iu":
-        came = f"a {value.dtype} array of shape {value.shape}"
-        raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
-    return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            came = f"a {value.dtype} array of shape {value.shape}"
+            raise TypeError(f"{name} must be an integer tensor of ids, got {came}")
+        return torch.from_numpy(value.astype(np.int64))  # a copy, as a mapped file is read-only
+    whole = not (tensor(name, value).is_floating_point() or value.is_complex())
+    if not whole or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
+    return usable(value).long()
 
 
 def ids(
@@ -252,12 +267,8 @@ def ids(
     TypeError for another dtype, ValueError for another shape, device or (CPU only) an id out of
     range.
     """
-    value = array(name, value)
-    whole = not (tensor(name, value).is_floating_point() or value.is_complex())
-    if not whole or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be an integer tensor of ids, got {describe(value)}")
+    value = integers(name, value)
     shaped(name, value, "N", why=", 1-D")
-    value = usable(value).long()  # first, for torch has no minimum of unsigned dtypes
     if visible(value):
         low, high = value.min().item(), value.max().item()
         if low < 0 or (size is not None and high >= size):

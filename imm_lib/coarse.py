@@ -31,7 +31,7 @@ def coarsen(log_q: Tensor, labels: Tensor) -> Tensor:
     >>> coarsen(log_q, torch.tensor([0, 1, 1])).exp()
     tensor([0.5000, 0.5000])
     """
-    distributions.log_probabilities("log_q", log_q, ..., "Y")
+    log_q = checks.accumulator(distributions.log_probabilities("log_q", log_q, ..., "Y"))
     labels = checks.held("labels", checks.ids("labels", labels, beside=("log_q", log_q)))
     checks.shaped("labels", labels, log_q.shape[-1], why=", to map each label, leaving none out")
     size = int(labels.max()) + 1

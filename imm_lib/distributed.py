@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imm_lib import checks
+
 Group = dist.ProcessGroup | None
 
 
@@ -53,8 +55,10 @@ def _reduced(value: Tensor, group: Group, operation: dist.ReduceOp.RedOpType) ->
 
 
 def mean(value: Tensor, group: Group) -> Tensor:
-    """The mean of the ranks' scalars: of what estimators return, the value for the joint batch."""
-    return value if group is None else summed(value, group) / ranks(group)
+    """The mean of the ranks' scalars: of what estimators return, the value for the joint batch, to
+    be kept.
+    """
+    return checks.lasting(value) if group is None else summed(value, group) / ranks(group)
 
 
 def share(count: int, like: Tensor, group: Group) -> Tensor | float:

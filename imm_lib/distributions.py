@@ -3,7 +3,6 @@
 What holds of all checks is said in :mod:`imm_lib.checks`.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -123,7 +122,7 @@ def log_weights(name: str, value: Any, k: int) -> Tensor:
 
 def point_weights(value: Any, short: Tensor) -> Tensor:
     """``value``, if it is (B,) weights of the data points of ``short``, (CPU only) finite, not
-    negative and not all 0.
+    negative and not all 0, with a sum that float32 holds, in which a model may count with them.
 
     Raises TypeError or ValueError.
     """
@@ -133,10 +132,10 @@ def point_weights(value: Any, short: Tensor) -> Tensor:
     value = checks.accumulator(value)
     if checks.visible(value):
         low, total = value.min().item(), value.sum().item()
-        # the inverse of a subnormal sum is infinite
-        if not (low >= 0 and torch.finfo(value.dtype).tiny <= total < math.inf):
+        single = torch.finfo(torch.float32)  # the inverse of a subnormal sum is infinite
+        if not (low >= 0 and single.tiny <= total <= single.max):
             raise ValueError(
-                f"weight must be finite, not negative and not all 0, with a sum that {value.dtype} "
+                "weight must be finite, not negative and not all 0, with a sum that float32 "
                 f"resolves, got a minimum of {low:g} and a sum of {total:g}"
             )
     return value

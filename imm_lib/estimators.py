@@ -31,7 +31,6 @@ from imm_lib.sums import add_rows, log_sum_exp, segment_logsumexp
 from imm_lib.targets.table import Target, as_target
 
 Query = Callable[[Tensor, Tensor], Tensor]
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def checked_contexts(contexts: Contexts) -> Contexts:
@@ -45,15 +44,15 @@ def checked_contexts(contexts: Contexts) -> Contexts:
 
 
 def checked_batch(short: Tensor, name: str = "short") -> Tensor:
-    """``short``, if it is a non-empty batch of ids or real values; unsigned ids, by which little
-    can be looked up, as int64. Raises TypeError or ValueError.
+    """``short``, if it is a non-empty batch of ids, which then are int64, or of real values. Raises
+    TypeError or ValueError.
     """
     if checks.tensor(name, short).dim() < 1 or short.numel() == 0:
         raise ValueError(f"{name} must be a non-empty batch, got {checks.describe(short)}")
     real = short.dtype in checks.FLOATS or not (short.is_floating_point() or short.is_complex())
     if not real or short.dtype == torch.bool:
         raise TypeError(f"{name} must hold ids or real values, got {checks.describe(short)}")
-    return short.long() if short.dtype in UNSIGNED else short
+    return short if short.is_floating_point() else short.long()
 
 
 def distinct(
@@ -176,6 +175,8 @@ class Drawing(Estimator):
     ``state_dict``.
     """
 
+    begun: Tensor | None = None  # the state of its generator before the last draw
+
     def __init__(
         self,
         target: Target,
@@ -203,12 +204,11 @@ class Drawing(Estimator):
         if self.group is not None:
             asked, count, total = distinct(short, self.group, weight)
             rows = self.target(asked)
-            return asked, rows, self.contexts.sample(asked, self.k, self.generator), count, total
+            return asked, rows, self._sample(asked), count, total
         asked, inverse, count = groups(checked_batch(short))
         rows, total = self.target(asked), float(len(short))
         spare = asked[-1:].expand(len(short) - len(asked), *asked.shape[1:])
-        drawn = self.contexts.sample(torch.cat([asked, spare]), self.k, self.generator)
-        extended = drawn[: len(asked)]
+        extended = self._sample(torch.cat([asked, spare]))[: len(asked)]
         if weight is None:
             return asked, rows, extended, count, total
         weight = distributions.point_weights(weight, short)
@@ -217,6 +217,23 @@ class Drawing(Estimator):
             some = count > 0
             asked, rows, extended, count = asked[some], rows[some], extended[some], count[some]
         return asked, rows, extended, count, weight.sum()
+
+    def _sample(self, short: Tensor) -> Tensor:
+        """(B, k) extended contexts; at a checkpoint's second forward pass those of the last call,
+        which torch sees to for its default generators alone.
+        """
+        if self.generator is None or torch.compiler.is_compiling():
+            return self.contexts.sample(short, self.k, self.generator)
+        now = self.generator.get_state()
+        if again := checks.in_backward() and self.begun is not None:
+            self.generator.set_state(self.begun)
+        else:
+            self.begun = now
+        try:
+            return self.contexts.sample(short, self.k, self.generator)
+        finally:
+            if again:
+                self.generator.set_state(now)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

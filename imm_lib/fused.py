@@ -8,7 +8,7 @@ W = Σ_y P̂ Q/Q̂, the gradient of cross-entropy + λ IMM by the logits is (1 +
 
 import math
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,11 @@ class FusedIMM(RunningTable):
             self._register_pairs()  # in the new precision
         return self
 
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        if self.labels == "seen" and self.table.dtype != self.gamma.dtype:
+            self._register_pairs()  # assigned in another precision
+
     def forward(
         self,
         hidden: Tensor,
@@ -159,7 +164,7 @@ class FusedIMM(RunningTable):
         short = self._short(head, short)
         batch = Batch.of(head, labels, ignore_index, label_weights, self.group)
         if lam and not self.training and self.labels != "none":
-            check_visited(self.visited, short, "in train mode")
+            check_visited(self.visited, short, "in train mode", batch.counted)
         with torch.no_grad():
             moves = lam > 0 and self.moves(hidden)
             steps = self._steps(short, batch.counted, head.room, moves and self.group is None)

@@ -234,8 +234,9 @@ class Batch(NamedTuple):
         if isinstance(ignored, bool) or not isinstance(ignored, Integral):
             raise TypeError(f"ignore_index must be an int, got {checks.describe(ignored)}")
         size, points = len(head.weight), len(head.hidden)
-        labels = checks.array("labels", labels)
-        checks.shaped("labels", checks.tensor("labels", labels), points)
+        if not -(2**63) <= ignored < 2**63:
+            raise ValueError(f"ignore_index must be a number of int64, got {ignored}")
+        labels = checks.shaped("labels", checks.integers("labels", labels), points)
         checks.same_device("labels", labels, "hidden", head.hidden)
         asked = labels != ignored
         everywhere = checks.visible(labels) and bool(asked.all())
@@ -251,7 +252,9 @@ class Batch(NamedTuple):
             if (
                 group is None
                 and checks.visible(weights)
-                and not (weights.amin() >= 0 and 0 < share.sum() < math.inf)
+                and not (
+                    weights.amin() >= 0 and torch.finfo(share.dtype).tiny <= share.sum() < math.inf
+                )
             ):
                 raise ValueError(
                     "label_weights must be finite, not negative, and positive for some label of "

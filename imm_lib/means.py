@@ -183,7 +183,7 @@ class MovingAverageMean(RunningTable):
         else:
             check_visited(self.visited, short, "in train mode")
         error = self.table[short].to(values) - rows
-        self.risk = error.square().sum(1).mean() / 2
+        self.risk = checks.lasting(error.square().sum(1).mean() / 2)
         return once((error * values).sum(1).mean())
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ class KeepsPrecision(nn.Module):
         """
         for name, value in data.items():
             setattr(self, name, value)
-        self._held = (*getattr(self, "_held", ()), *data)
+        self._held = tuple(dict.fromkeys((*getattr(self, "_held", ()), *data)))
 
     def held(self) -> Iterator[Tensor]:
         """The tensors that :meth:`hold` keeps."""

@@ -121,7 +121,7 @@ class _TableIMM(RunningTable):
             found = ratio.mul_(pull_rows)
             pulled[part.points] = found if weight is None else found.masked_fill_(share == 0, 0.0)
             risk = risk + self._sum_of_risks(counted, target, table)
-        self.risk = risk / total
+        self.risk = checks.lasting(risk / total)
         log_q = accumulator(log_q)
         scale = len(log_q) * distributed.ranks(self.group) / total
         return once(weighted(log_q, pulled.to(log_q.dtype)) * scale)
@@ -216,7 +216,9 @@ class SerializedIMM(_TableIMM):
         """
         log_q, short = self._batch(log_q, short)
         log_q_frozen, _ = self._batch(log_q_frozen, short, "log_q_frozen")
-        check_visited(self.visited, short, "by a refresh; call .refresh(...) first")
+        if weight is not None:
+            weight = distributions.point_weights(weight, short)
+        check_visited(self.visited, short, "by a refresh; call .refresh(...) first", weight)
         return self._surrogate(log_q, log_q_frozen, short, weight)
 
 

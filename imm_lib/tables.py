@@ -95,10 +95,15 @@ class RunningTable(KeepsPrecision):
         return self.training and not checks.in_backward()
 
 
-def check_visited(visited: Tensor, short: Tensor, when: str) -> None:
-    """Raise ValueError for short contexts of a CPU that the table does not have yet."""
-    if checks.visible(short) and not visited[short].all():
-        unseen = short[~visited[short]][0].item()
+def check_visited(visited: Tensor, short: Tensor, when: str, counts: Tensor | None = None) -> None:
+    """Raise ValueError for short contexts of a CPU that the table does not have yet, but for those
+    of data points that ``counts`` (B,) has 0 for.
+    """
+    if not checks.visible(short):
+        return
+    unknown = ~visited[short] if counts is None else ~visited[short] & (counts > 0)
+    if unknown.any():
+        unseen = short[unknown][0].item()
         raise ValueError(f"short has a context that was never visited {when}: {unseen}")
 
 

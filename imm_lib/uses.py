@@ -268,6 +268,7 @@ def compare(
     parameters = checks.differentiable(parameters)
     target = as_target(target)
     matrices = informations(query, parameters, contexts, short, extended)
+    short, extended = checked_batch(short), checks.ids("extended", extended)
     n, width = checks.count("n", len(short) if n is None else n), len(matrices[0])
     decay = torch.as_tensor(decay, dtype=torch.float64)
     if decay.shape not in ((), (width,)) or not (decay.isfinite() & (decay >= 0)).all():

@@ -331,3 +331,36 @@ def test_the_ends_of_the_uniform_draw(monkeypatch):
             torch, "rand", lambda *shape, u=u, **options: torch.full(shape, u, dtype=torch.float64)
         )
         assert contexts.sample(torch.tensor([0]), 1).item() == expected
+
+
+# ids of any integer dtype
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint64]
+)
+def test_ids_of_any_dtype_look_up_what_they_name(dtype):
+    """An index of uint8 is a mask, whose single row would stand for every data point."""
+    short, label, net = torch.tensor([0, 1]), torch.tensor([1, 0]), PairModel(2, 2, 3)
+    contexts, rows = imm.GroupedContexts(short), random_probabilities(2, 3)
+    target = lambda short: rows[short]  # noqa: E731
+
+    def everything(kind):
+        own, answers = short.to(kind), random_log_q(2, 3)
+        lead = imm.premise.lead(net, contexts, target, own, label.to(kind))
+        parameters = [net.short, net.extended]
+        uses = imm.worth.compare(
+            net, parameters, contexts, own, own, target, (own, label.to(kind)), damping=1.0
+        )
+        return [
+            imm.ExactIMM(target, contexts)(net, own),
+            imm.SampledIMM(target, contexts, k=1)(net, own),
+            imm.SampledNoising(target, contexts, k=1)(net, own),
+            imm.ReverseKD(target)(answers, own),
+            imm.Interpolation(target, 0.5)(answers, own),
+            imm.MovingAverageIMM(target, 2, 3).double()(answers, own),
+            torch.tensor([lead.ahead, uses.risk("IMM", 0.5)]),
+        ]
+
+    for found, expected in zip(everything(dtype), everything(torch.int64), strict=True):
+        torch.testing.assert_close(found, expected)

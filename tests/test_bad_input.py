@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from worlds import PairModel, random_log_q, random_probabilities
@@ -71,6 +72,11 @@ CASES = {
         TypeError,
         "short .*Tensor.*\\[0, 1\\]",
     ),
+    "grouped: a column": (
+        lambda: imm.GroupedContexts(pd.Series([0, 1])),
+        TypeError,
+        "short must be a torch.Tensor, got a Series$",
+    ),
     "grouped: negative id": (
         lambda: imm.GroupedContexts(torch.tensor([0, -1])),
         ValueError,
@@ -110,6 +116,16 @@ CASES = {
         ValueError,
         "weight must be finite.*resolves",
     ),
+    **{
+        f"weights: float64 of {size:g} for a model of float32": (
+            lambda size=size: imm.ReverseKD(TARGET)(
+                LOG_Q.float(), DATA, torch.full((len(DATA),), size, dtype=torch.float64)
+            ),
+            ValueError,
+            "weight must be finite.*float32 resolves",
+        )
+        for size in (1e-50, 1e50)
+    },
     "informations: extended of floats": (
         lambda: informations(
             lambda s, e: LOG_Q[e.long()],

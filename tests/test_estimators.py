@@ -4,6 +4,7 @@ refreshing.
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from worlds import (
 )
 
 import imm_lib as imm
+from imm_lib.means import ExactMean
 
 S, N, Y = 3, 8, 4
 DATA = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0])
@@ -525,6 +527,56 @@ def test_a_target_is_checked_at_every_answer_on_a_cpu():
     rows[1] *= 2
     with pytest.raises(ValueError, match=r"target\(short\) must sum to 1"):
         term(random_log_q(N, Y), DATA)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_table_that_was_changed_in_place_is_checked_again(dtype):
+    first, second = TARGET.to(dtype), TARGET.flip(1).to(dtype)
+    log_q = random_log_q(N, Y)
+    rows = first.clone()
+    term = imm.ReverseKD(rows)
+    before = term(log_q, DATA)
+    rows.copy_(second)
+    after = imm.ReverseKD(second)(log_q, DATA)
+    assert term(log_q, DATA) == copy.deepcopy(term)(log_q, DATA) == after != before
+    rows[1] *= 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match="target must sum to 1"):
+            term(log_q, DATA)
+    rows[1] /= 2
+    assert pickle.loads(pickle.dumps(term))(log_q, DATA) == after
+    torch.testing.assert_close(term.double()(log_q, DATA), after, rtol=1e-6, atol=0)
+
+
+def test_a_cast_is_no_change(monkeypatch):
+    rows = TARGET.clone().mul_(1)
+    term, looked = imm.ReverseKD(rows), []
+    monkeypatch.setattr(imm.distributions, "probabilities", lambda *_: looked.append(1))
+    term(random_log_q(N, Y), DATA)
+    term.float()(random_log_q(N, Y).float(), DATA)
+    assert not looked
+
+
+def test_a_table_of_means_that_was_changed_in_place_is_checked_again():
+    rows = torch.zeros(S, 2)
+    term = ExactMean(rows, imm.GroupedContexts(DATA, S))
+    ones = lambda short, extended: torch.ones(len(extended), 2)  # noqa: E731
+    assert term(ones, DATA) == 1
+    rows += 1
+    assert term(ones, DATA) == 0
+    rows[0] = math.nan
+    with pytest.raises(ValueError, match="target must be finite"):
+        term(ones, DATA)
+
+
+def test_a_table_of_half_precision_is_still_normalised_when_it_is_cast():
+    rows = random_probabilities(S, 50).bfloat16()
+    for cast in (nn.Module.float, nn.Module.double):
+        term = imm.ReverseKD(rows)
+        expected = term.target(DATA)
+        found = cast(nn.ModuleList([term]))[0].target(DATA)
+        torch.testing.assert_close(found.float(), expected)
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found.sum(1)))
 
 
 def test_a_bad_target_leaves_the_generator_alone():

@@ -549,3 +549,14 @@ def test_other_rows_are_not_cut_to_the_training_rows_types(dtype, as_array):
     other = asked if as_array else pd.DataFrame({"visits": asked[:, 0]})
     found = target(target.encode(other)).numpy()
     np.testing.assert_allclose(found, model.predict_proba(asked), rtol=1e-6)
+
+
+def test_of_nothing_there_is_nothing():
+    target, _, short = imm.from_sklearn(AGE, FRAME, "age")
+    empty = target.decode(short[:0])
+    pd.testing.assert_frame_equal(empty, FRAME[["age"]][:0])
+    assert len(empty) == 0 and target.label_ids([]).dtype == torch.long
+    array = FRAME[["visits"]].to_numpy() // 4
+    model = LogisticRegression().fit(array, LABELS)
+    target, _, short = imm.from_sklearn(model, array, 0, categorical=0)  # a position, as columns
+    assert target.decode(short[:0]).shape == (0, 1) and short.dtype == torch.long

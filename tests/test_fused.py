@@ -530,6 +530,7 @@ def test_bad_input_is_refused(name):
         ({"lam": math.nan}, ValueError, "lam must be a finite number in"),
         ({"lam": torch.tensor(1.0)}, TypeError, "lam must be a real number"),
         ({"ignore_index": None}, TypeError, "ignore_index must be an int"),
+        ({"ignore_index": 2**70}, ValueError, "ignore_index must be a number of int64, got"),
         ({"label_weights": [1.0] * Y}, TypeError, "label_weights must be a torch.Tensor"),
         ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int"),
         ({"label_weights": torch.ones(2)}, ValueError, "label_weights must be .6,."),
@@ -541,6 +542,13 @@ def test_bad_input_is_refused(name):
 def test_bad_options_are_refused(options, kind, message):
     with pytest.raises(kind, match=message):
         fused()(*GOOD, **options)
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-50, 1e50])
+def test_label_weights_that_the_table_cannot_hold_are_refused(size):
+    module, given = imm.FusedIMM(TARGET, S, Y), [x.detach().float() for x in layer()]
+    with pytest.raises(ValueError, match="label_weights must be finite"):
+        module(*given, *batch(), label_weights=torch.full((Y,), size, dtype=torch.float64))
 
 
 def test_a_weight_of_other_labels_is_refused():
@@ -635,3 +643,34 @@ def test_the_sampled_risk_refuses_what_does_not_fit():
         term(lambda _, e: hidden[e], torch.arange(S), weight[:3], None)
     with pytest.raises(ValueError, match="hidden must be finite"):
         term(lambda _, e: hidden[e] * math.nan, torch.arange(S), weight, bias)
+
+
+@pytest.mark.parametrize("labels", ["all", "seen", "none"])
+def test_ignored_points_may_be_of_contexts_that_were_never_visited(labels):
+    module, (hidden, weight, bias), (label, short) = fused(labels), layer(), batch()
+    padding = short == 0
+    assert padding.any()
+    label[padding] = -100
+    some = ~padding
+    module(hidden[some], weight, bias, label[some], short[some])
+    module.eval()
+    inputs = hidden, weight, bias
+    expected = module(hidden[some], weight, bias, label[some], short[some])
+    parts = expected.detach(), module.risk, *torch.autograd.grad(expected, inputs)
+    found = module(hidden, weight, bias, label, short)
+    assert_same([found.detach(), module.risk, *torch.autograd.grad(found, inputs)], list(parts))
+    label[padding.nonzero()[0]] = 1
+    if labels != "none":
+        with pytest.raises(ValueError, match="never visited in train mode: 0"):
+            module(hidden, weight, bias, label, short)
+
+
+@pytest.mark.parametrize("dtype, label", [(torch.uint8, 156), (torch.uint16, 65_436)])
+def test_no_unsigned_label_is_taken_for_an_ignored_one(dtype, label):
+    """-100 as a number of an unsigned dtype."""
+    labels, short = torch.tensor([label, 0]), torch.tensor([0, 0])
+    hidden, weight = torch.randn(2, 3), torch.randn(label + 1, 3)
+    module = imm.FusedIMM(torch.full((1, label + 1), 1 / (label + 1)), 1, label + 1)
+    module(hidden, weight, None, labels.to(dtype), short)
+    expected = F.cross_entropy(hidden @ weight.T, labels)
+    torch.testing.assert_close(module.cross_entropy, expected)

@@ -255,3 +255,10 @@ def test_an_estimator_of_means_is_copied_without_the_graph_of_its_table(kind):
     copied = copy.deepcopy(kind(table, contexts))
     assert not copied.target.table.requires_grad
     assert len(pickle.dumps(kind(table.detach(), contexts).target)) < 1.5 * table.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_merged_in_float32(dtype):
+    log_q = torch.randn(2, 1000).log_softmax(-1).to(dtype)
+    mapping = torch.arange(1000) % 2
+    torch.testing.assert_close(coarsen(log_q, mapping), coarsen(log_q.float(), mapping))

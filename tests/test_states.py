@@ -2,7 +2,9 @@
 states, threads.
 """
 
+import copy
 import math
+import pickle
 import threading
 
 import numpy as np
@@ -199,6 +201,19 @@ def test_a_state_in_half_precision_makes_no_table_in_it(place):
     assert state["table"].dtype == torch.bfloat16  # the caller's own
 
 
+@pytest.mark.parametrize("labels", ["all", "seen"])
+def test_a_state_may_be_assigned_in_double_precision(labels):
+    bigram = imm.KneserNeyBigram.fit(SHORT, 2)
+    given = LOG_Q, torch.eye(2), None, torch.ones(5, dtype=torch.long), SHORT
+    term = imm.FusedIMM(bigram, 2, 2, labels=labels)
+    term(*given)
+    state = copy.deepcopy(term).double().state_dict()
+    other = imm.FusedIMM(bigram, 2, 2, labels=labels)
+    other.load_state_dict(state, assign=True)
+    assert other.table.dtype == torch.float64
+    torch.testing.assert_close(other(*given).float(), term(*given))
+
+
 def test_a_row_of_means_without_a_visit_is_no_number():
     average = MovingAverageMean(torch.zeros(2, 1), 2)
     average(torch.tensor([[4.0]]), torch.tensor([1]))
@@ -225,6 +240,21 @@ def test_a_table_of_means_moves_once_under_a_checkpoint():
     torch.testing.assert_close(run(True), run(False))
 
 
+@pytest.mark.parametrize("build", [imm.SampledIMM, imm.SampledNoising, SampledMean])
+def test_a_checkpoint_draws_the_same_contexts_again(build):
+    def run(wrapped):
+        torch.manual_seed(0)
+        net, inputs = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.double)
+        term = build(ROWS.double(), GROUPED, k=2, generator=torch.Generator().manual_seed(0))
+        step = lambda x: term(lambda s, e: net(x[e]).log_softmax(-1), SHORT)  # noqa: E731
+        for _ in range(2):
+            loss = checkpoint(step, inputs, use_reentrant=False) if wrapped else step(inputs)
+            loss.backward()
+        return loss.detach(), net.weight.grad, term.state_dict()["generator"]
+
+    torch.testing.assert_close(run(True), run(False))
+
+
 def test_a_surrogate_of_means_has_no_second_derivative():
     values = torch.ones(5, 2, requires_grad=True)
     surrogate = MovingAverageMean(ROWS, 2, 2)(values, SHORT)
@@ -232,6 +262,28 @@ def test_a_surrogate_of_means_has_no_second_derivative():
         torch.autograd.grad(surrogate, values, create_graph=True)
     with pytest.raises(ValueError, match=r"eval mode under torch\.func"):
         torch.func.grad(lambda v: MovingAverageMean(ROWS, 2, 2)(v, SHORT))(values)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["exact", "distilled", "averaged", "means"])
+def test_the_risk_outlives_a_transform(name):
+    """Of vmap it is that of every model."""
+    average, means = imm.MovingAverageIMM(ROWS, 2, 2), MovingAverageMean(ROWS, 2, 2)
+    average(LOG_Q, SHORT), means(LOG_Q, SHORT), average.eval(), means.eval()
+    exact, distilled = imm.ExactIMM(ROWS, GROUPED), imm.ReverseKD(ROWS)
+    term, call = {
+        "exact": (exact, lambda log_q: exact(lambda s, e: log_q[e], SHORT)),
+        "distilled": (distilled, lambda log_q: distilled(log_q, SHORT)),
+        "averaged": (average, lambda log_q: average(log_q, SHORT)),
+        "means": (means, lambda log_q: means(log_q, SHORT)),
+    }[name]
+    call(LOG_Q)
+    expected = term.risk
+    torch.func.grad(call)(LOG_Q)
+    assert term.risk.item() == expected.item() == copy.deepcopy(term).risk.item()
+    torch.vmap(call)(torch.stack([LOG_Q, LOG_Q]))
+    kept = pickle.loads(pickle.dumps(term)).risk
+    torch.testing.assert_close(kept, expected.expand_as(kept))
 
 
 # threads, and numbers at their ends

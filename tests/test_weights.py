@@ -200,3 +200,19 @@ def test_before_any_visit_there_is_nothing_to_evaluate():
     term = imm.MovingAverageIMM(TARGET, S, Y).double().eval()
     with pytest.raises(ValueError, match="never visited in train mode"):
         term(random_log_q(2, Y), torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("divergence", ["cross-entropy", "Jensen-Shannon", "reverse KL"])
+def test_what_counts_for_nothing_needs_no_refresh(divergence):
+    """Padding, of a short context that the data do not have."""
+    some = SHORT != 1
+    term = imm.SerializedIMM(TARGET, S, Y, divergence).double()
+    frozen, log_q = random_log_q(6, Y), random_log_q(6, Y, seed=3).requires_grad_()
+    term.refresh([(frozen[some], SHORT[some])])
+    term(log_q[some], SHORT[some], frozen[some]).backward()
+    expected, risk = log_q.grad, term.risk
+    log_q.grad = None
+    term(log_q, SHORT, frozen, weight=some.double()).backward()
+    assert_same([log_q.grad, term.risk], [expected, risk])
+    with pytest.raises(ValueError, match=r"never visited by a refresh.*: 1"):
+        term(log_q, SHORT, frozen, weight=torch.ones(6))

@@ -82,7 +82,7 @@ def from_sklearn(
     columns = [column.item() if isinstance(column, np.generic) else column for column in columns]
     if not columns or len(set(columns)) < len(columns):
         raise ValueError(f"columns must name different columns, at least one, got {columns!r}")
-    if isinstance(categorical, str):
+    if isinstance(categorical, str) or not isinstance(categorical, Iterable):
         categorical = [categorical]
     labels = _labels(model, classes)
     _fits(model, frame, columns)
@@ -174,6 +174,8 @@ class ClassifierTarget(KeepsPrecision):
 
     def decode(self, short: Tensor) -> Any:
         """The columns that short contexts stand for, as a DataFrame or an array like ``frame``."""
+        if checks.tensor("short", short).dim() > 0 and len(short) == 0:
+            return self.coding.empty.copy()
         return self.coding.decode(*self._parts(short))
 
     def label_ids(self, labels: Any) -> Tensor:
@@ -184,7 +186,7 @@ class ClassifierTarget(KeepsPrecision):
         values = list(labels.tolist() if hasattr(labels, "tolist") else labels)
         if unknown := {label for label in values if label not in number}:
             raise ValueError(f"labels must be among {_few(self.classes)}, got {_few(unknown)}")
-        return torch.tensor([number[label] for label in values])
+        return torch.tensor([number[label] for label in values], dtype=torch.long)
 
     def _parts(self, short: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(B,) combinations of categories and (B, d) numbers."""

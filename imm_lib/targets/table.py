@@ -33,25 +33,68 @@ def asked(function: Callable[[Tensor], Tensor], short: Tensor, contexts: object 
             part.training = True
 
 
-class TableTarget(KeepsPrecision):
-    """A (S, Y) table of P̂(y|s), checked once, when it is built. Not in ``state_dict``: it is
-    given, not learnt.
+class _Given(KeepsPrecision):
+    """A table that is given, not learnt: checked when it is built, and again at the next call where
+    it was changed in place. Not in ``state_dict``.
     """
 
     table: Tensor
+    seen: int | None = None  # the version of the table that was checked
+
+    def keep(self, table: Tensor) -> None:
+        """Check a table and keep what is used of it; raises TypeError or ValueError."""
+        kept = self._checked(table)
+        self.hold(table=kept)
+        self.seen = _version(kept)
+
+    def _checked(self, table: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        table = getattr(self, "table", None)
+        known = table is not None and _version(table) == self.seen
+        super()._apply(fn, recurse)
+        if known:  # a move or a cast changes nothing
+            self.seen = _version(self.table)
+        return self
+
+    def rows(self, short: Tensor) -> Tensor:
+        """(B,) ids -> (B, ...) rows of the table."""
+        if (now := _version(self.table)) is not None and now != self.seen:
+            self.keep(self.table)
+        return self.table[checks.ids("short", short, len(self.table), ("target", self.table))]
+
+
+def _version(table: Tensor) -> int | None:
+    """How often the values were changed in place; None where nobody counts or may look."""
+    if torch.compiler.is_compiling() or table.is_inference() or table.is_meta:
+        return None
+    return table._version
+
+
+class TableTarget(_Given):
+    """A (S, Y) table of P̂(y|s)."""
 
     def __init__(self, table: Tensor):
         super().__init__()
         _labels("target", checks.floating("target", table, "S", "Y", why=", or a callable"))
+        self.keep(table)
+
+    def _checked(self, table: Tensor) -> Tensor:
         rows = distributions.probabilities("target", table).detach()
         # a table in half precision stays one: its rows are normalised when they are looked up
-        half = table.dtype in checks.HALF
-        kept = checks.usable(table.detach()) if half else rows
-        self.hold(table=kept)
+        return checks.usable(table.detach()) if table.dtype in checks.HALF else rows
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        half = self.table.dtype in checks.HALF
+        super()._apply(fn, recurse)
+        if half and self.table.dtype not in checks.HALF:  # where rows are taken to sum to 1
+            self.table = distributions.normalised(self.table)
+        return self
 
     def forward(self, short: Tensor) -> Tensor:
         """(B,) ids -> (B, Y) rows of the table."""
-        rows = self.table[checks.ids("short", short, len(self.table), ("target", self.table))]
+        rows = self.rows(short)
         return distributions.normalised(rows) if rows.dtype in checks.HALF else rows
 
 
@@ -99,34 +142,32 @@ class CallableTarget(nn.Module):
         return distributions.normalised(checks.usable(rows))
 
 
-class MeanTarget(KeepsPrecision):
+class MeanTarget(_Given):
     """A restricted regressor, its answers looked at; a table moves with the estimator."""
-
-    table: Tensor
 
     def __init__(self, target: Target, contexts: object):
         super().__init__()
         function = None if isinstance(target, Tensor) else target
         self.given = function, contexts  # a tuple: not a submodule
         if isinstance(target, Tensor):
-            table = checks.held(
-                "target", checks.values("target", target, "S", "D", why=checks.column(target))
-            ).detach()
-            check_rows(table, contexts)
-            self.hold(table=table)
+            self.keep(target)
+            check_rows(self.table, contexts)
         elif not callable(target):
             raise TypeError(
                 "target must be a (S, D) table or a callable short -> (B, D), got "
                 f"{checks.describe(target)}"
             )
 
+    def _checked(self, table: Tensor) -> Tensor:
+        found = checks.values("target", table, "S", "D", why=checks.column(table))
+        return checks.held("target", found).detach()
+
     @torch.no_grad()
     def forward(self, short: Tensor) -> Tensor:
         """(B, D) means."""
         function, contexts = self.given
         if function is None:
-            beside = "target", self.table
-            return self.table[checks.ids("short", short, len(self.table), beside)]
+            return self.rows(short)
         found = asked(function, short, contexts)
         rows = checks.values("target(short)", found, len(short), "D", why=checks.column(found))
         checks.same_device("target(short)", rows, "short", short)
