@@ -174,8 +174,8 @@ def test_arrays_tensors_and_sparse_matrices():
     for table in tables:
         columns = ["income", "age"] if table is frame else [2, 0]
         target, _, short = imm.from_sklearn(model, table, columns)
-        decoded = target.decode(short)
-        assert np.array_equal(np.asarray(decoded), x[:, [2, 0]])
+        decoded = np.asarray(target.decode(short))
+        assert np.array_equal(decoded, x[:, [2, 0]])
         # by rows and by columns a product may round otherwise, on some processors
         assert np.array_equal(target(short).numpy(), model.predict_proba(decoded))
 
