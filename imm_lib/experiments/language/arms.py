@@ -120,7 +120,6 @@ _FULL = {
     "reverse-KD, λ = 0.2": {**_FUSED, "lam": 0.2, "labels": "none"},
     "seen labels, λ = 1": _FUSED,
     "reverse-KD, λ = 0.05": {**_FUSED, "lam": 0.05, "labels": "none"},
-    "baseline, dropout 0.5": {"dropout": 0.5},
 }
 _SHARED = {"width": 200, "dropout": 0.3, "epochs": 11, "falls": [6, 7, 8, 9, 10]}
 
