@@ -277,14 +277,17 @@ def _table_4() -> Iterator[str]:
 
 def _all_text() -> Iterator[str]:
     if result := stored("language-full"):
-        found = {row["arm"]: (row["test"], row["mixture/test"]) for row in rows(result)}
+        found = {}
+        for row in rows(result):
+            arm = row["arm"].replace("reverse-KD", "reverse distillation")
+            found[arm] = row["test"], row["mixture/test"]
         plain = found.pop("baseline")
-        alone = ", ".join(f"{arm}: {values[0]:.1f}" for arm, values in found.items())
+        alone = ", ".join(f"{values[0]:.1f} ({arm})" for arm, values in found.items())
         best = min(found, key=lambda arm: found[arm][1])
         yield (
-            f"The LSTM on all of the text, one run each, test perplexity: plain {plain[0]:.1f}, "
-            f"{alone}. Mixed with the bigram, plain training has {plain[1]:.1f}, and the best of "
-            f"these, {best}, {found[best][1]:.1f}. {_link('21-cost-and-fidelity')}."
+            f"The LSTM on all of the text, one run each, test perplexity: {plain[0]:.1f} "
+            f"(plain), {alone}. Mixed with the bigram, plain training has {plain[1]:.1f}, and the "
+            f"best of these, {best}, {found[best][1]:.1f}. {_link('21-cost-and-fidelity')}."
         )
 
 
