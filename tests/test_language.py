@@ -475,7 +475,7 @@ def test_loss_by_frequency_against_a_loop():
         level = "rare" if n < 10 else "medium" if n < 100 else "frequent"
         name = f"{level}, {'seen' if (x, y) in pairs else 'unseen'}"
         loop.setdefault(name, []).append(-value)
-    found = measures.by_frequency(log_q, stream, train, 30)
+    found = measures.by_frequency(log_q, stream, train, imm.KneserNeyBigram.fit(train, 30))
     assert found.keys() == loop.keys() and len(found) == 6
     for name, losses in loop.items():
         assert found[name]["share"] == pytest.approx(len(losses) / len(stream.words))

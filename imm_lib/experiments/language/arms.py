@@ -113,7 +113,7 @@ _FRONTIER = {
     },
 }
 
-# all of the text: a course of the rate that every arm shares, as in small models of the literature
+# all of the text, with one course of the rate for every arm
 _FULL = {
     "baseline": {},
     "seen labels, λ = 0.2": {**_FUSED, "lam": 0.2},

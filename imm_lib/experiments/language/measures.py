@@ -36,7 +36,7 @@ COUNTS = (10, 100)
 """Where "rare", "medium" and "frequent" short contexts part: occurrences in the training text."""
 
 
-def by_frequency(log_q: Tensor, stream: Stream, train: Tensor, vocab_size: int) -> dict:
+def by_frequency(log_q: Tensor, stream: Stream, train: Tensor, bigram: KneserNeyBigram) -> dict:
     """Where the loss lies: by how often the short context occurs in the training text, and whether
     the pair of it and the next word does.
 
@@ -44,15 +44,14 @@ def by_frequency(log_q: Tensor, stream: Stream, train: Tensor, vocab_size: int) 
         log_q: (n,) log-probabilities of the stream's labels, nats.
         stream: the text on which the model is judged.
         train: (m,) ids of the training text.
-        vocab_size: V.
+        bigram: of this text; its keys are the pairs that occur.
 
     Returns:
         "rare, unseen", say -> its "share" of all places and its mean "loss" in nats; no key for
         what does not occur.
     """
-    known = torch.bincount(train[:-1], minlength=vocab_size)[stream.words]
-    pairs = torch.unique(train[:-1] * vocab_size + train[1:])
-    seen = torch.isin(stream.words * vocab_size + stream.labels, pairs)
+    known = torch.bincount(train[:-1], minlength=bigram.vocab_size)[stream.words]
+    seen = torch.isin(stream.words * bigram.vocab_size + stream.labels, bigram.keys)
     level = torch.bucketize(known, torch.tensor(COUNTS, device=known.device), right=True)
     found = {}
     for number, name in enumerate(("rare", "medium", "frequent")):

@@ -105,17 +105,16 @@ def _read_off(
     """Everything that is reported of the weights of the best epoch; of the induced bigram, a table
     of V x V, where it is asked for.
     """
-    size = len(corpus.vocab)
-    bigram = KneserNeyBigram.fit(corpus.train, size)
+    bigram = KneserNeyBigram.fit(corpus.train, len(corpus.vocab))
     streams = {s: Stream(getattr(corpus, s), settings.batch, settings.unroll) for s in data.SPLITS}
     held = {split: streams[split] for split in ("valid", "test")}
     log_q = {split: measures.label_log_probs(model, held[split]) for split in held}
     log_p = {split: bigram.log_prob(held[split].words, held[split].labels) for split in held}
     numbers = {
         **measures.mixed(log_q, log_p),
-        "places": measures.by_frequency(log_q["test"], held["test"], corpus.train, size),
+        "places": measures.by_frequency(log_q["test"], held["test"], corpus.train, bigram),
         "bigram": {s: bigram.perplexity(getattr(corpus, s)) for s in data.SPLITS},
-        "vocabulary": size,
+        "vocabulary": len(corpus.vocab),
         "words": len(corpus.train),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
