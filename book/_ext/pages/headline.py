@@ -165,7 +165,7 @@ def _seen() -> Iterator[Line]:
     other, dense = loss["reverse-KD, λ = 1"], loss["all labels, λ = 1"]
     lead = _less(ours, other)
     yield Line(
-        f"The same LSTM with λ = 1 for all, {len(ours)} seeds, test perplexity less plain "
+        f"The LSTM on 3 % with λ = 1 for all, {len(ours)} seeds, test perplexity less plain "
         "training's: the moving average of chapter 14, corrected at the labels that occurred, "
         f"{_signed(_less(ours, plain), 1)}, and kept as a whole table "
         f"{_signed(_less(dense, plain), 1)}; reverse distillation "
@@ -285,7 +285,7 @@ def _all_text() -> Iterator[str]:
         alone = ", ".join(f"{values[0]:.1f} ({arm})" for arm, values in found.items())
         best = min(found, key=lambda arm: found[arm][1])
         yield (
-            f"The LSTM on all of the text, one run each, test perplexity: {plain[0]:.1f} "
+            f"An LSTM on all of the Penn Treebank, one run each, test perplexity: {plain[0]:.1f} "
             f"(plain), {alone}. Mixed with the bigram, plain training has {plain[1]:.1f}, and the "
             f"best of these, {best}, {found[best][1]:.1f}. {_link('21-cost-and-fidelity')}."
         )
