@@ -73,7 +73,7 @@ LEADING = {
         "A walker on the grid by a policy that knows one coordinate, 50 trials"
     ),
     "LSTM, 3 % of PTB": "An LSTM on 3 % of the Penn Treebank",
-    "transformer, 3 % of PTB": "A transformer on the same text",
+    "transformer, 3 % of PTB": "A transformer on the same 3 %",
 }
 """Of every source of the map its smallest size, by a linear model if there is one, whatever it
 says; of the text the size on which the weights were tuned.
@@ -165,7 +165,7 @@ def _seen() -> Iterator[Line]:
     other, dense = loss["reverse-KD, λ = 1"], loss["all labels, λ = 1"]
     lead = _less(ours, other)
     yield Line(
-        f"The LSTM on 3 % with λ = 1 for all, {len(ours)} seeds, test perplexity less plain "
+        f"The LSTM again, with λ = 1 for all, {len(ours)} seeds, test perplexity less plain "
         "training's: the moving average of chapter 14, corrected at the labels that occurred, "
         f"{_signed(_less(ours, plain), 1)}, and kept as a whole table "
         f"{_signed(_less(dense, plain), 1)}; reverse distillation "
